@@ -1,0 +1,44 @@
+# Two commands: `make demo` runs the main job, `make test` passes the tests. Both set up first.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+TORCH := torch==2.13.0+cpu
+# Used only where the configured package index has no CPU build of torch.
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test unit lint setup soak clean
+
+demo: .venv/.ready
+	$(BIN)/rlsys run configs/demo.yaml
+
+test: lint
+	$(BIN)/pytest
+
+unit: .venv/.ready
+	$(BIN)/pytest tests/unit
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: .venv/.ready
+
+.venv/.ready: requirements/cpu.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || \
+	  { echo "rlsys is tested on Python 3.11; run: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q $(TORCH) || $(BIN)/pip install -q --index-url $(TORCH_INDEX) $(TORCH)
+	$(BIN)/pip install -q -r requirements/cpu.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -m rlsys.torchvision_shim
+	@touch $@
+
+clean:
+	rm -rf .venv runs
+
+# What takes longer than the tests: the demo from nothing, held against what it promises.
+soak: .venv/.ready
+	rm -rf runs/soak
+	$(BIN)/rlsys run configs/demo.yaml runs_dir=runs/soak
+	$(BIN)/python benchmarks/check_demo.py runs/soak/demo

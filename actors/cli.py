@@ -1,0 +1,79 @@
+"""The ``rlsys`` command. Ray is imported only by what needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from rlsys.errors import RlsysError
+
+app = typer.Typer(
+    help="Safety alignment of multimodal LLMs: Safe RLHF-V on Ray, vLLM and DeepSpeed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Recipe = Annotated[Path, typer.Argument(help="A recipe, for example configs/demo.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, dotted: stages.ppo.iterations=5")
+]
+
+
+@app.command()
+def run(config: Recipe, overrides: Overrides = None) -> None:
+    """Run a recipe here, or on the cluster this process was submitted to."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # of this process; groups set their own
+    from rlsys.config.load import load_config
+
+    loaded = load_config(config, overrides or [])
+    # Whoever ends the run politely (a scheduler, `kill`) still gets everything cleaned up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    from actors.display import Display
+    from actors.recipe import run_recipe
+
+    run_recipe(loaded, Display())
+
+
+@app.command()
+def validate(config: Recipe, overrides: Overrides = None) -> None:
+    """Check a recipe without running anything."""
+    from rlsys.config.load import load_config
+
+    loaded = load_config(config, overrides or [])
+    stages = ", ".join(f"{name} ({stage.kind})" for name, stage in loaded.stages.items())
+    print(f"{config}: fine. Stages: {stages}")
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Rebuild report.html of a run from its files."""
+    from rlsys.report.build import build_report
+
+    print(build_report(run_dir))
+
+
+def main() -> None:
+    """Entry point: known errors are one line and exit code 1."""
+    try:
+        app()
+    except RlsysError as error:
+        Console(stderr=True).print(
+            f"[bold red]{type(error).__name__}[/bold red] {escape(str(error))}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Ray for one run: joined or private, checked before anything starts, left clean."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from actors.group import Group, probe_paths
+from actors.transport import shm_folder
+from rlsys.config.schema import ClusterConfig, GroupConfig, RunConfig
+from rlsys.errors import ConfigError, RoleTimeout
+from rlsys.roles import Part
+
+
+@dataclass
+class Cluster:
+    """The groups of a run, by name and by role."""
+
+    groups: dict[str, Group]
+    token: str
+    guards: tuple[Part, ...] = ()
+    by_role: dict[str, Group] = field(default_factory=dict)
+
+
+@contextmanager
+def open_cluster(config: RunConfig, run_dir: Path) -> Iterator[Cluster]:
+    """Connect, check that the groups fit, start them; everything ends with the block."""
+    with _ray(config.cluster) as private:
+        check_resources(config.groups, ray.cluster_resources())
+        settings = [(name, g) for name, g in config.groups.items() for _ in range(g.ranks)]
+        bundles = [{"CPU": g.cpus} | ({"GPU": g.gpus} if g.gpus else {}) for _, g in settings]
+        placement = placement_group(bundles, strategy="PACK")
+        cluster = Cluster({}, uuid.uuid4().hex[:12])
+        try:
+            if not placement.wait(config.timeouts.start):
+                raise RoleTimeout(
+                    f"the cluster did not grant {bundles} within {config.timeouts.start:.0f} s; "
+                    "something else holds its CPUs or GPUs (see `ray status`)"
+                )
+            for name, chosen in config.groups.items():
+                places = [i for i, (owner, _) in enumerate(settings) if owner == name]
+                cluster.groups[name] = Group(
+                    name,
+                    chosen,
+                    placement,
+                    places,
+                    logs=run_dir / "logs",
+                    seed=config.seed,
+                    loopback=private,
+                )
+            _start(cluster, config, run_dir)
+            yield cluster
+        finally:
+            for group in cluster.groups.values():
+                for rank in group.ranks:
+                    ray.kill(rank)
+            remove_placement_group(placement)
+            shutil.rmtree(shm_folder(cluster.token), ignore_errors=True)
+
+
+def _start(cluster: Cluster, config: RunConfig, run_dir: Path) -> None:
+    cluster.guards = tuple(
+        guard for group in cluster.groups.values() for guard in group.start(config.timeouts)
+    )
+    for group in cluster.groups.values():
+        group.guards = cluster.guards
+        cluster.by_role |= dict.fromkeys(group.settings.roles, group)
+    probe_paths(
+        list(cluster.groups.values()), [str(run_dir)], [str(run_dir)], config.timeouts.start
+    )
+
+
+def check_resources(groups: Mapping[str, GroupConfig], available: Mapping[str, float]) -> None:
+    """Raises: ConfigError when the summed CPUs or GPUs of all groups exceed the cluster's."""
+    for resource, key in (("CPU", "cpus"), ("GPU", "gpus")):
+        needed = sum(getattr(g, key) * g.ranks for g in groups.values())
+        have = available.get(resource, 0.0)
+        if needed > have + 1e-6:
+            parts = ", ".join(
+                f"{name} {g.ranks} x {getattr(g, key):g}" for name, g in groups.items()
+            )
+            raise ConfigError(
+                f"groups.*.{key}: {needed:g} {resource}s are asked for ({parts}), "
+                f"the cluster has {have:g}; lower ranks or {key} (fractions are fine)"
+            )
+
+
+@contextmanager
+def _ray(config: ClusterConfig) -> Iterator[bool]:
+    """Yields True for a private Ray on this machine. Ends only what it started."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    address = config.address
+    joined = address != "auto" or "RAY_ADDRESS" in os.environ
+    temp = None
+    if joined:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    else:
+        temp = tempfile.mkdtemp(prefix="rl-")  # short: Ray puts sockets under it
+        ray.init(
+            address="local",
+            num_cpus=config.cpus or os.cpu_count(),
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=temp,
+            _node_ip_address=config.node_ip,
+        )
+    try:
+        yield not joined
+    finally:
+        ray.shutdown()
+        if temp:
+            shutil.rmtree(temp, ignore_errors=True)

@@ -1,0 +1,172 @@
+"""The roles of rlsys, played by groups of Ray actors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from actors.group import Group
+from rlsys.batch import Rollouts, SampleRequest, TrainBatch
+from rlsys.config.schema import PpoConfig, ScorerStage
+from rlsys.engines.common import merge_stats
+from rlsys.engines.forward import merge_rows
+from rlsys.engines.workbench import RoleSpec
+from rlsys.roles import Metrics, Pending
+from rlsys.weights import WeightUpdate
+
+
+class RemoteRole:
+    """A role built on every rank of a group."""
+
+    def __init__(self, group: Group, role: str) -> None:
+        self.group, self.role = group, role
+
+    def create(self, spec: RoleSpec) -> Pending[list[None]]:
+        return self.group.all(self.role, "create", self.role, spec)
+
+    def drop(self) -> Pending[list[None]]:
+        return self.group.all(self.role, "drop", self.role)
+
+    def save(self, folder: str) -> Pending[list[None]]:
+        return self.group.all(self.role, "save", self.role, folder)
+
+    def save_state(self, folder: str) -> Pending[list[None]]:
+        """Weights, optimiser and schedule under ``folder``, in a subfolder named like the role."""
+        return self.group.all(self.role, "save_state", self.role, folder, self.role)
+
+    def load_state(self, folder: str) -> Pending[list[None]]:
+        """What ``save_state`` wrote. The number of ranks must be the same."""
+        return self.group.all(self.role, "load_state", self.role, folder, self.role)
+
+    def _call(self, method: str, *args: Any, combine: Any = list) -> Pending[Any]:
+        return self.group.all(self.role, "call", self.role, method, *args, combine=combine)
+
+
+class RemoteReference(RemoteRole):
+    def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
+        return self._call("logprobs", rollouts, combine=merge_rows)
+
+
+class RemotePolicy(RemoteReference):
+    def __init__(self, group: Group, ppo: PpoConfig, transport: str, token: str) -> None:
+        super().__init__(group, "policy")
+        self.ppo, self.transport, self.token = ppo, transport, token
+
+    def update(self, batch: TrainBatch) -> Pending[Metrics]:
+        return self._call("update", batch, self.ppo, combine=merge_stats)
+
+    def publish(self, version: int) -> Pending[WeightUpdate]:
+        return self.group.all(
+            self.role,
+            "publish",
+            self.role,
+            version,
+            self.transport,
+            self.token,
+            combine=lambda answers: answers[0],
+        )
+
+
+class RemoteScorer(RemoteRole):
+    def score(self, rollouts: Rollouts) -> Pending[Tensor]:
+        return self._call("score", rollouts, combine=merge_rows)
+
+
+class RemoteCritic(RemoteRole):
+    def __init__(self, group: Group, signal: str, ppo: PpoConfig) -> None:
+        super().__init__(group, f"{signal}_critic")
+        self.signal, self.ppo = signal, ppo
+
+    def values(self, rollouts: Rollouts) -> Pending[Tensor]:
+        return self._call("values", rollouts, combine=merge_rows)
+
+    def update(self, batch: TrainBatch) -> Pending[Metrics]:
+        return self._call("update", batch, self.ppo, self.signal, combine=merge_stats)
+
+
+class SftLearner(RemoteRole):
+    """Supervised steps of the policy."""
+
+    def __init__(self, group: Group, target: str) -> None:
+        super().__init__(group, "policy")
+        self.target = target
+
+    def step(self, rows: list[int]) -> Pending[Metrics]:
+        return self._call("sft_step", rows, self.target, combine=merge_stats)
+
+
+class ScorerLearner(RemoteRole):
+    """A reward or cost model in training."""
+
+    def __init__(self, group: Group, stage: ScorerStage) -> None:
+        super().__init__(group, stage.kind)
+        self.stage = stage
+
+    def step(self, rows: list[int]) -> Pending[Metrics]:
+        return self._call("step", rows, self.stage, combine=merge_stats)
+
+    def score_pairs(self, rows: list[int]) -> Pending[Tensor]:
+        return self._call("score_pairs", rows, combine=merge_rows)
+
+
+class RemoteRollout(RemoteRole):
+    """N engines. Prompts go only to engines that proved the current weights."""
+
+    def __init__(
+        self, group: Group, *, max_new_tokens: int, temperature: float, chunk_prompts: int
+    ) -> None:
+        super().__init__(group, "rollout")
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.chunk_prompts = chunk_prompts
+        self.version = -1
+
+    def generate(
+        self, requests: Sequence[SampleRequest], *, greedy: bool = False
+    ) -> list[Pending[Rollouts]]:
+        """Chunks of whole prompts, so that a prompt's samples share one engine's caches."""
+        temperature = 0.0 if greedy else self.temperature
+        return [
+            self.group.one(
+                self.role,
+                number % len(self.group.ranks),
+                "call",
+                self.role,
+                "generate",
+                chunk,
+                self.version,
+                self.max_new_tokens,
+                temperature,
+            )
+            for number, chunk in enumerate(_chunks(requests, self.chunk_prompts))
+        ]
+
+    def load(self, update: WeightUpdate) -> Pending[int]:
+        return self._acknowledged(self._call("load", update), update.version)
+
+    def load_checkpoint(self, folder: str, version: int) -> Pending[int]:
+        return self._acknowledged(self._call("load_checkpoint", folder, version), version)
+
+    def _acknowledged(self, answers: Pending[list[int]], version: int) -> Pending[int]:
+        """The group's version moves only when every engine answered with it."""
+
+        def agree(versions: list[int]) -> int:
+            assert set(versions) == {version}
+            self.version = version
+            return version
+
+        self.version = -1
+        return Pending(answers.parts, agree, answers.guards)
+
+
+def _chunks(requests: Sequence[SampleRequest], prompts: int) -> list[list[SampleRequest]]:
+    chunks: list[list[SampleRequest]] = []
+    seen: set[int] = set()
+    for request in requests:
+        if not chunks or (request.prompt_index not in seen and len(seen) == prompts):
+            chunks.append([])
+            seen = set()
+        seen.add(request.prompt_index)
+        chunks[-1].append(request)
+    return chunks

@@ -1,0 +1,176 @@
+"""Runs a recipe: data, stages in order, artefacts reused by hash, report at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.cluster import Cluster, open_cluster
+from actors.display import Display
+from rlsys.artifacts import Artifact, ArtifactStore, folder_hash
+from rlsys.config.check import references
+from rlsys.config.load import dump_config, to_plain
+from rlsys.config.schema import RunConfig
+from rlsys.data.prepare import Prepared, prepare
+from rlsys.engines.workbench import DataSlice
+from rlsys.evaluation.stats import save_evaluation
+from rlsys.metrics import MetricsLog
+from rlsys.report.build import build_report
+
+
+@dataclass
+class Context:
+    """What a stage may use."""
+
+    config: RunConfig
+    cluster: Cluster
+    data: Prepared
+    run_dir: Path
+    display: Display
+    metrics: MetricsLog
+    made: dict[str, Artifact] = field(default_factory=dict)
+    rows: list[tuple[str, int, dict[str, float]]] = field(default_factory=list)
+
+    def slice(self, split: str) -> DataSlice:
+        """train, validation or evaluation, as the recipe's data section maps them."""
+        names = {
+            "train": "train",
+            "validation": self.config.data.validation_split,
+            "evaluation": self.config.data.evaluation_split,
+        }
+        exclude = self.data.leaked if split == "train" else frozenset[str]()
+        return DataSlice(
+            self.data.source, names[split], self.config.data.max_prompt_tokens, exclude
+        )
+
+    def folder(self, name: str) -> str:
+        """The checkpoint a stage or a path names."""
+        return str(self.made[name].folder) if name in self.made else str(Path(name).resolve())
+
+    def log(self, stage: str, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        """To the run, and kept with the artefact so that a reused stage shows its curves again."""
+        self.metrics.log(stage, kind, step, metrics)
+        self.rows.append((kind, step, dict(metrics)))
+
+
+StageFunction = Callable[..., dict[str, Any]]
+
+
+def run_recipe(config: RunConfig, display: Display) -> Path:
+    """Everything, from data to report. Returns: the run directory."""
+    from actors.stages import RUNNERS
+
+    runs = Path(config.runs_dir).resolve()
+    run_dir = new_run_dir(runs, config.name)
+    dump_config(config, run_dir / "config.yaml")
+    display.say(f"[bold]{config.name}[/bold]  {run_dir}")
+    store = ArtifactStore(runs / "artifacts")
+    data = prepare(config, store)
+    display.say(f"  data: {data.summary}")
+    metrics = MetricsLog(
+        run_dir,
+        wandb_mode=config.tracker.wandb,
+        project=config.tracker.project,
+        name=config.name,
+    )
+    with open_cluster(config, run_dir) as cluster:
+        _describe_run(run_dir, cluster)
+        context = Context(config, cluster, data, run_dir, display, metrics)
+        stages: list[dict[str, Any]] = []
+        for name, stage in config.stages.items():
+            stages.append(_run_stage(context, store, name, stage, RUNNERS[stage.kind]))
+            (run_dir / "stages.json").write_text(json.dumps(stages, indent=1))
+    metrics.close()
+    report = build_report(run_dir)
+    display.say(f"report: {report}")
+    return run_dir
+
+
+def _run_stage(
+    context: Context, store: ArtifactStore, name: str, stage: Any, runner: StageFunction
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    context.rows = []
+    named = {key: _digest(context, source) for key, source in references(stage).items()}
+    inputs = named | {"data": context.data.digest, "seed": str(context.config.seed)}
+
+    def make(folder: Path) -> dict[str, Any]:
+        metrics = runner(context, name, stage, folder)
+        (folder / "rows.json").write_text(json.dumps(context.rows))
+        return metrics
+
+    config = to_plain(stage)
+    for key in references(stage):
+        config.pop(key.split(".")[0], None)  # what a name points at counts, not the name
+    artifact = store.get_or_make(stage.kind, config, inputs, make)
+    if artifact.reused:
+        for kind, step, metrics in json.loads((artifact.folder / "rows.json").read_text()):
+            context.metrics.log(name, kind, step, metrics)
+    if stage.kind == "evaluate":
+        _show_results(artifact.folder, context.run_dir)
+    context.made[name] = artifact
+    seconds = time.perf_counter() - started
+    how = "reused" if artifact.reused else f"{seconds:.0f} s"
+    context.display.say(f"[green]done[/green] {name} ({stage.kind}) {how}")
+    return {
+        "name": name,
+        "kind": stage.kind,
+        "seconds": seconds,
+        "reused": artifact.reused,
+        "hash": artifact.digest[:16],
+        "metrics": artifact.metrics,
+    }
+
+
+def _show_results(folder: Path, run_dir: Path) -> None:
+    """The run directory shows the evaluation files of all its stages together."""
+    tables = json.loads((folder / "evaluation.json").read_text())
+    target = run_dir / "evaluation.json"
+    if target.exists():
+        tables = json.loads(target.read_text()) | tables
+    save_evaluation(target, tables)
+    shutil.copy(folder / "evaluation_meta.json", run_dir)
+    shutil.copytree(folder / "images", run_dir / "images", dirs_exist_ok=True)
+    with (run_dir / "samples.jsonl").open("a") as samples:
+        samples.write((folder / "samples.jsonl").read_text())
+
+
+def _digest(context: Context, source: str) -> str:
+    if source in context.made:
+        return context.made[source].digest
+    return folder_hash(Path(source))
+
+
+def new_run_dir(runs: Path, name: str) -> Path:
+    """runs/name, or runs/name-2, ... : a run never overwrites another."""
+    number = 1
+    while True:
+        folder = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            (folder / "logs").mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _describe_run(run_dir: Path, cluster: Cluster) -> None:
+    import ray
+
+    processes = {
+        name: [{"ip": h.ip, "host": h.host, "pid": h.pid} for h in group.hosts]
+        for name, group in cluster.groups.items()
+    }
+    description = {
+        "ray": ray.get_runtime_context().gcs_address,
+        "driver_pid": os.getpid(),
+        "started": time.time(),
+        "groups": processes,
+    }
+    (run_dir / "run.json").write_text(json.dumps(description, indent=1))

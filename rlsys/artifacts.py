@@ -1,0 +1,87 @@
+"""Named results of stages, found again by the hash of what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_META = "artifact.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder. ``metrics`` are what its stage reported."""
+
+    folder: Path
+    digest: str
+    metrics: dict[str, Any]
+    reused: bool = False
+
+
+class ArtifactStore:
+    """Folders under ``root``, one per (kind, config, inputs); a half-written one is never seen."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get_or_make(
+        self,
+        kind: str,
+        config: Any,
+        inputs: dict[str, str],
+        make: Callable[[Path], dict[str, Any]],
+    ) -> Artifact:
+        """The artefact of this recipe, made by ``make(folder)`` unless it is there already.
+
+        Args: config: plain containers; inputs: digests of the artefacts it was made from.
+        ``make`` fills the folder and returns metrics.
+        """
+        digest = recipe_hash(kind, config, inputs)
+        folder = self.root / f"{kind}-{digest[:16]}"
+        if (folder / _META).exists():
+            metrics = json.loads((folder / _META).read_text())["metrics"]
+            return Artifact(folder, digest, metrics, reused=True)
+        partial = self.root / f".{kind}-{digest[:16]}.{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        metrics = make(partial)
+        meta = {"kind": kind, "config": config, "inputs": inputs, "metrics": metrics}
+        (partial / _META).write_text(json.dumps(meta, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+        return Artifact(folder, digest, metrics)
+
+
+def recipe_hash(kind: str, config: Any, inputs: dict[str, str]) -> str:
+    """Changes whenever the code results depend on, the kind, a key or an input changes."""
+    text = json.dumps([_code_hash(), kind, config, inputs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _code_hash() -> str:
+    """Of the parts of rlsys that decide what a stage makes."""
+    package = Path(__file__).parent
+    total = hashlib.sha256()
+    for part in ("algorithms", "data", "drivers", "engines", "evaluation", "models", "batch.py"):
+        path = package / part
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+def folder_hash(folder: Path) -> str:
+    """Hash of the names and contents of a folder's files (a checkpoint or a data set)."""
+    total = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        total.update(str(file.relative_to(folder)).encode())
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()

@@ -1,0 +1,203 @@
+"""What moves between the driver and the roles: token-sized tensors and indices, never pixels.
+
+Shapes: B samples, T = max_new_tokens. Response tensors are [B, T]; position t of row b is real when
+t < lengths[b], and nothing may read the rest. Pixels stay with the roles, which find them by
+``prompt_index``, the row of the prompt in the dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from rlsys.algorithms.masked import length_mask
+from rlsys.errors import DataError
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One response to draw. ``seed`` alone decides the random draw, whichever worker serves it."""
+
+    prompt_index: int
+    sample_index: int
+    seed: int
+
+
+def sample_seed(run_seed: int, iteration: int, prompt_index: int, sample_index: int) -> int:
+    """A 62-bit counter-based seed, the same in every process and on every platform."""
+    text = f"{run_seed}/{iteration}/{prompt_index}/{sample_index}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 2
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Finished responses, as the engine returned them: these ids are what is trained on.
+
+    prompt_index, sample_index, lengths [B] int64; prompt_ids: B tensors of expanded prompt ids
+    (every visual token present); response_ids [B, T] int64; engine_logprobs [B, T] fp32;
+    finished [B] bool, True when the response ended by itself; version of the weights.
+    """
+
+    prompt_index: Tensor
+    sample_index: Tensor
+    prompt_ids: list[Tensor]
+    response_ids: Tensor
+    lengths: Tensor
+    engine_logprobs: Tensor
+    finished: Tensor
+    version: int
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, T] bool, from lengths."""
+        return length_mask(self.lengths, self.response_ids.shape[1])
+
+    @property
+    def token_counts(self) -> list[int]:
+        """Prompt plus response tokens of every row."""
+        return [len(p) + n for p, n in zip(self.prompt_ids, self.lengths.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the six models say about a batch of rollouts: rewards and costs [B], the rest [B, T]."""
+
+    policy_logprobs: Tensor
+    reference_logprobs: Tensor
+    rewards: Tensor
+    costs: Tensor
+    reward_values: Tensor
+    cost_values: Tensor
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("rewards", "costs") and not bool(torch.isfinite(value).all()):
+                rows = torch.nonzero(~torch.isfinite(value)).flatten().tolist()
+                raise DataError(f"{field.name} are not finite in rows {rows}")
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """Rollouts with what one optimiser pass over them needs; all [B, T]."""
+
+    rollouts: Rollouts
+    old_logprobs: Tensor
+    advantages: Tensor
+    old_reward_values: Tensor
+    reward_returns: Tensor
+    old_cost_values: Tensor
+    cost_returns: Tensor
+    shuffle_seed: int
+
+
+def gather_scored(parts: Sequence[tuple[Rollouts, Scores]]) -> tuple[Rollouts, Scores]:
+    """One batch in canonical order (prompt, then sample), whatever order the parts finished in.
+
+    Raises: ValueError when two parts carry the same sample or different weight versions.
+    """
+    versions = {rollouts.version for rollouts, _ in parts}
+    if len(versions) != 1:
+        raise ValueError(f"one batch holds rollouts of weight versions {sorted(versions)}")
+    keys = [
+        key
+        for rollouts, _ in parts
+        for key in zip(rollouts.prompt_index.tolist(), rollouts.sample_index.tolist(), strict=True)
+    ]
+    if len(set(keys)) != len(keys):
+        raise ValueError("one batch holds the same sample twice")
+    order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
+    prompt_ids = [ids for rollouts, _ in parts for ids in rollouts.prompt_ids]
+
+    def cat(name: str, source: int) -> Tensor:
+        return torch.cat([getattr(part[source], name) for part in parts])[order]
+
+    rollouts = Rollouts(
+        **{f: cat(f, 0) for f in ("prompt_index", "sample_index", "response_ids", "lengths")},
+        **{f: cat(f, 0) for f in ("engine_logprobs", "finished")},
+        prompt_ids=[prompt_ids[i] for i in order.tolist()],
+        version=versions.pop(),
+    )
+    return rollouts, Scores(**{f.name: cat(f.name, 1) for f in fields(Scores)})
+
+
+class PromptCursor:
+    """Endless prompts: a fresh seeded permutation every epoch; ``position`` is its whole state.
+
+    A call that straddles two epochs skips a row it already has, so that its rows are distinct.
+    """
+
+    def __init__(self, count: int, seed: int, position: int = 0) -> None:
+        if count < 1:
+            raise ValueError("no prompts")
+        self.count, self.seed, self.position = count, seed, position
+        self._epoch, self._order = -1, list[int]()
+
+    def next(self, number: int) -> list[int]:
+        """The next ``number`` dataset rows, distinct within one call."""
+        if number > self.count:
+            raise ValueError(f"asked for {number} distinct prompts, there are {self.count}")
+        rows: list[int] = []
+        while len(rows) < number:
+            row = self._row(self.position)
+            self.position += 1
+            if row not in rows:
+                rows.append(row)
+        return rows
+
+    def _row(self, position: int) -> int:
+        epoch, offset = divmod(position, self.count)
+        if epoch != self._epoch:
+            self._order = list(range(self.count))
+            random.Random(f"{self.seed}/{epoch}").shuffle(self._order)
+            self._epoch = epoch
+        return self._order[offset]
+
+
+def step_rows(count: int, minibatch: int, epochs: int, seed: int) -> list[list[int]]:
+    """Rows of every optimiser step: each epoch visits each row once, in a seeded order."""
+    steps: list[list[int]] = []
+    for epoch in range(epochs):
+        order = list(range(count))
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        steps += [order[i : i + minibatch] for i in range(0, count, minibatch)]
+    return steps
+
+
+def micro_batches(
+    rows: Sequence[int], tokens: Sequence[int], *, budget: int, world: int
+) -> list[list[list[int]]]:
+    """[rank][micro-batch] -> rows, so that a padded micro-batch holds at most ``budget`` tokens.
+
+    Ranks get equally many micro-batches, since collectives need that: where rows run out a
+    micro-batch is empty, and the caller runs a zero-loss row in its place. A row longer than the
+    budget gets a micro-batch of its own. Longest rows first, dealt to the least loaded rank.
+    """
+    shares: list[list[int]] = [[] for _ in range(world)]
+    load = [0] * world
+    for row in sorted(rows, key=lambda r: (-tokens[r], r)):
+        rank = min(range(world), key=lambda k: (load[k], k))
+        shares[rank].append(row)
+        load[rank] += tokens[row]
+    packed = [_pack(share, tokens, budget) for share in shares]
+    longest = max(len(p) for p in packed)
+    return [p + [[] for _ in range(longest - len(p))] for p in packed]
+
+
+def _pack(rows: Sequence[int], tokens: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows come longest first, so the first row of a bin sets its padded width."""
+    bins: list[list[int]] = []
+    for row in rows:
+        if bins and tokens[bins[-1][0]] * (len(bins[-1]) + 1) <= budget:
+            bins[-1].append(row)
+        else:
+            bins.append([row])
+    return bins

@@ -1,0 +1,63 @@
+"""Checkpoints: a folder that is whole or absent, with a manifest of what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlsys.errors import DataError
+
+MANIFEST = "manifest.json"
+
+
+def save_checkpoint(
+    root: Path,
+    iteration: int,
+    driver: Mapping[str, Any],
+    save_roles: Callable[[Path], None],
+    keep: int,
+) -> Path:
+    """Write ``root/iteration-000012``: the driver's state and whatever ``save_roles`` puts there.
+
+    The folder appears under its name only when everything, manifest included, is on disk; older
+    ones beyond ``keep`` are removed after that.
+    """
+    folder = root / f"iteration-{iteration:06d}"
+    partial = folder.with_name("." + folder.name)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_roles(partial)
+    files = {str(p.relative_to(partial)): _digest(p) for p in partial.rglob("*") if p.is_file()}
+    manifest = {"iteration": iteration, "driver": dict(driver), "files": files}
+    with (partial / MANIFEST).open("w") as stream:
+        json.dump(manifest, stream, indent=1, allow_nan=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    for old in sorted(root.glob("iteration-*"))[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The driver's state. Raises: DataError naming a file that is absent or not the one saved."""
+    path = folder / MANIFEST
+    if not path.exists():
+        raise DataError(f"{folder}: no checkpoint there ({MANIFEST} is missing)")
+    manifest = json.loads(path.read_text())
+    for name, digest in manifest["files"].items():
+        file = folder / name
+        if not file.exists() or _digest(file) != digest:
+            raise DataError(f"{file}: missing or changed since the checkpoint was written")
+    return dict(manifest["driver"])
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Recipes: typed, strict, each default in one place."""

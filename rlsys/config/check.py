@@ -1,0 +1,105 @@
+"""Checks that span sections of a recipe. Each failure names the key and what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlsys.config.schema import EvaluateStage, RunConfig, SafeRlhfStage, ScorerStage, SftStage
+from rlsys.errors import ConfigError
+
+TRAINING_ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic")
+ROLES = ("rollout", *TRAINING_ROLES)
+# What a key that names a stage may name.
+POLICIES = ("sft", "safe_rlhf")
+KINDS = {
+    "init": POLICIES,
+    "policy": POLICIES,
+    "policies": POLICIES,
+    "reward": ("reward",),
+    "cost": ("cost",),
+}
+NEEDED = {
+    "sft": ("policy",),
+    "reward": ("reward",),
+    "cost": ("cost",),
+    "safe_rlhf": ROLES,
+    "evaluate": ("rollout",),
+}
+
+
+def check(config: RunConfig) -> None:
+    """Raises: ConfigError."""
+    placed = _check_groups(config)
+    _check_stages(config, placed)
+
+
+def _check_groups(config: RunConfig) -> dict[str, str]:
+    placed: dict[str, str] = {}
+    for group, settings in config.groups.items():
+        for role in settings.roles:
+            if role not in ROLES:
+                raise ConfigError(
+                    f"groups.{group}.roles: {role!r} is not one of {', '.join(ROLES)}"
+                )
+            if role in placed:
+                raise ConfigError(
+                    f"groups.{group}.roles: {role!r} is already in group {placed[role]!r}"
+                )
+            placed[role] = group
+        if "rollout" in settings.roles and len(settings.roles) > 1:
+            raise ConfigError(
+                f"groups.{group}.roles: rollout must have its processes to itself "
+                "(vLLM changes the thread settings of its process)"
+            )
+    return placed
+
+
+def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
+    earlier: dict[str, str] = {}
+    for name, stage in config.stages.items():
+        judge = ("cost",) if isinstance(stage, EvaluateStage) and stage.cost else ()
+        for role in (*NEEDED[stage.kind], *judge):
+            if role not in placed:
+                raise ConfigError(f"groups: stage {name!r} ({stage.kind}) needs the role {role!r}")
+        for key, source in references(stage).items():
+            if source not in earlier and not Path(source).is_dir():
+                raise ConfigError(
+                    f"stages.{name}.{key}: {source!r} is neither an earlier stage "
+                    f"({', '.join(sorted(earlier)) or 'there is none'}) nor a folder"
+                )
+            wanted = KINDS[key.split(".")[0]]
+            if source in earlier and earlier[source] not in wanted:
+                raise ConfigError(
+                    f"stages.{name}.{key}: {source!r} is a stage of kind {earlier[source]}, "
+                    f"what is needed is one of {', '.join(wanted)}"
+                )
+        if isinstance(stage, SafeRlhfStage):
+            _check_safe_rlhf(config, name, stage)
+        earlier[name] = stage.kind
+
+
+def references(stage: object) -> dict[str, str]:
+    """Keys of a stage that name an artefact, with what they name."""
+    if isinstance(stage, SftStage):
+        return {} if stage.init == "tiny" else {"init": stage.init}
+    if isinstance(stage, ScorerStage):
+        return {"init": stage.init}
+    if isinstance(stage, SafeRlhfStage):
+        return {"policy": stage.policy, "reward": stage.reward, "cost": stage.cost}
+    assert isinstance(stage, EvaluateStage)
+    named = {f"policies.{k}": v for k, v in stage.policies.items()}
+    return named | ({"cost": stage.cost} if stage.cost else {})
+
+
+def _check_safe_rlhf(config: RunConfig, name: str, stage: SafeRlhfStage) -> None:
+    longest = config.data.max_prompt_tokens + stage.ppo.max_new_tokens
+    if longest > config.engine.max_model_len:
+        raise ConfigError(
+            f"engine.max_model_len: {config.engine.max_model_len} is less than "
+            f"data.max_prompt_tokens + stages.{name}.ppo.max_new_tokens = {longest}"
+        )
+    if stage.train.dtype != config.engine.dtype:
+        raise ConfigError(
+            f"engine.dtype: {config.engine.dtype} differs from stages.{name}.train.dtype "
+            f"{stage.train.dtype}; engine and trainer must compute in the same type"
+        )

@@ -1,0 +1,384 @@
+"""Every key of a recipe, its default and its meaning. A string under a field is its doc.
+
+Plain dataclasses for OmegaConf; checks that need one class live in its ``__post_init__``, checks
+across classes in ``rlsys.config.check``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from rlsys.errors import ConfigError
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(allowed)}")
+
+
+def _at_least_one(**values: int) -> None:
+    for key, value in values.items():
+        if value < 1:
+            raise ConfigError(f"{key}: must be at least 1, got {value}")
+
+
+def _positive(where: str, **values: float | int) -> None:
+    for key, value in values.items():
+        if not value > 0:
+            raise ConfigError(f"{where}.{key}: must be positive, got {value}")
+
+
+@dataclass
+class DataConfig:
+    """Where prompts and preference pairs come from."""
+
+    source: str = MISSING
+    "A folder with <split>.jsonl or .parquet in BeaverTails-V columns, a hub or built-in name."
+    sizes: dict[str, int] = field(default_factory=dict)
+    "Built-in worlds only: rows to draw for train, validation and evaluation."
+    validation_split: str = "validation"
+    evaluation_split: str = "evaluation"
+    max_prompt_tokens: int = 512
+    "After the image placeholder is expanded; a longer prompt is an error naming its row."
+
+
+@dataclass
+class GroupConfig:
+    """A set of processes (ranks) and the roles each of them hosts."""
+
+    roles: list[str] = MISSING
+    "rollout, or any of policy, reference, reward, cost, reward_critic, cost_critic."
+    ranks: int = 1
+    cpus: float = 1.0
+    "CPUs reserved per rank, fractions allowed."
+    gpus: float = 0.0
+    threads: int = 1
+    "Torch threads per rank."
+
+    def __post_init__(self) -> None:
+        _positive("groups.*", ranks=self.ranks, threads=self.threads)
+
+
+@dataclass
+class ClusterConfig:
+    """Which Ray to use."""
+
+    address: str = "auto"
+    "auto: the cluster this process was submitted to, else a private one here; or host:port."
+    cpus: int = 0
+    "CPUs of the private Ray; 0 means all of this machine."
+    node_ip: str = "127.0.0.1"
+    "Interface of the private Ray and of collectives inside one node."
+
+
+@dataclass
+class TimeoutConfig:
+    """Deadlines in seconds. Nothing waits without one."""
+
+    start: float = 180.0
+    "Processes placed and models loaded."
+    call: float = 300.0
+    "One call of one role (a chunk scored, an update)."
+    collective: float = 60.0
+    "One collective among the ranks of a group."
+    sync: float = 60.0
+    "One weight sync over all engines."
+
+
+@dataclass
+class TrackerConfig:
+    wandb: str = "offline"
+    "offline, online or disabled."
+    project: str = "rlsys"
+
+    def __post_init__(self) -> None:
+        _one_of("tracker.wandb", self.wandb, ("offline", "online", "disabled"))
+
+
+@dataclass
+class EngineConfig:
+    """vLLM rollout engines."""
+
+    max_num_seqs: int = 64
+    "Sequences decoded together per engine."
+    max_model_len: int = 512
+    kv_cache_mib: int = 64
+    "KV cache per engine on CPU; on GPU gpu_memory_utilization rules."
+    gpu_memory_utilization: float = 0.5
+    dtype: str = "float32"
+    chunk_prompts: int = 8
+    "Prompts (with all their samples) per chunk; scoring starts on each finished chunk."
+    transport: str = "shm"
+    "How weights reach the engines: shm (shared memory, one node) or ray (object store)."
+    extra: dict[str, Any] = field(default_factory=dict)
+    "Passed to vllm.LLM as it stands."
+
+    def __post_init__(self) -> None:
+        _one_of("engine.transport", self.transport, ("shm", "ray"))
+        _one_of("engine.dtype", self.dtype, ("float32", "bfloat16"))
+        _positive("engine", max_num_seqs=self.max_num_seqs, chunk_prompts=self.chunk_prompts)
+
+
+@dataclass
+class TinyConfig:
+    """Sizes of a model made from scratch. Attention heads are 32 wide: vLLM's CPU minimum."""
+
+    hidden: int = 128
+    layers: int = 3
+    vision_hidden: int = 96
+    vision_layers: int = 2
+    init_std: float = 0.1
+    "Spread of the random weights. At this size the usual 0.02 takes several times as many steps."
+    vocab: int = 768
+    "Upper bound: byte-level BPE stops when the corpus offers no more merges."
+    max_image_tokens: int = 16
+    "Largest number of 28x28-pixel visual tokens an image is scaled down to."
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with warm-up."""
+
+    lr: float = MISSING
+    schedule: str = "constant"
+    "constant or cosine (to a tenth of lr), after a linear warm-up."
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        _one_of("optim.schedule", self.schedule, ("constant", "cosine"))
+        if len(self.betas) != 2:
+            raise ConfigError(f"optim.betas: two numbers are needed, got {self.betas}")
+        _positive("optim", grad_clip=self.grad_clip)
+        if self.lr != MISSING:
+            _positive("optim", lr=self.lr)
+
+
+@dataclass
+class TrainConfig:
+    """How a role trains."""
+
+    engine: str = "deepspeed"
+    "deepspeed, or torch (plain data parallel, the reference the tests compare with)."
+    zero_stage: int = 1
+    dtype: str = "float32"
+    micro_batch_tokens: int = 8192
+    "Padded tokens per forward and backward pass; rows are binned under this budget."
+    freeze: list[str] = field(default_factory=list)
+    "Dotted-name components of the parameters to freeze, e.g. visual."
+    lora_rank: int = 0
+    "0: full fine-tuning. Above 0: PEFT adapters of this rank (policy only)."
+    lora_alpha: float = 16.0
+    lora_targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
+    )
+
+    def __post_init__(self) -> None:
+        _one_of("train.engine", self.engine, ("deepspeed", "torch"))
+        _one_of("train.dtype", self.dtype, ("float32", "bfloat16"))
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ConfigError(f"train.zero_stage: {self.zero_stage} is not one of 0, 1, 2, 3")
+
+
+@dataclass
+class SftStage:
+    """Supervised fine-tuning on one response of each pair."""
+
+    kind: str = "sft"
+    init: str = "tiny"
+    "tiny (a small model made from scratch on the data's texts), an earlier stage, or a folder."
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+    target: str = "more_helpful"
+    "Which response to imitate: more_helpful or safer."
+    steps: int = MISSING
+    batch: int = 64
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _at_least_one(batch=self.batch)
+        _one_of("target", self.target, ("more_helpful", "safer"))
+
+
+@dataclass
+class ScorerStage:
+    """A reward model (kind reward) or a cost model (kind cost) with pixels."""
+
+    kind: str = MISSING
+    init: str = MISSING
+    "The policy stage or folder whose trunk it starts from."
+    steps: int = MISSING
+    batch: int = 64
+    "Pairs per step."
+    regularization: float = 0.001
+    sign_scale: float = 1.0
+    "Cost only: weight of the sign terms against the ranking term."
+    label_mode: str = "graded"
+    "Cost only: graded, graded_normalised or sign."
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _at_least_one(batch=self.batch)
+        if self.train.lora_rank:
+            raise ConfigError("train.lora_rank: adapters are for the policy")
+        _one_of("label_mode", self.label_mode, ("graded", "graded_normalised", "sign"))
+
+
+@dataclass
+class PpoConfig:
+    """One PPO-Lagrangian iteration."""
+
+    prompts: int = 32
+    "Prompts per iteration."
+    samples: int = 4
+    "Responses per prompt."
+    max_new_tokens: int = 16
+    temperature: float = 1.0
+    epochs: int = 1
+    minibatch: int = 128
+    "Samples per optimiser step."
+    kl_beta: float = 0.02
+    kl_split: str = "full_both"
+    score_clip: float = 50.0
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    policy_clip: float = 0.2
+    value_clip: float = 5.0
+    loss_form: str = "token_mean"
+    "token_mean (over all response tokens of the step) or sequence_mean (the papers' form)."
+
+    def __post_init__(self) -> None:
+        _one_of("ppo.kl_split", self.kl_split, ("full_both", "half_both"))
+        _one_of("ppo.loss_form", self.loss_form, ("token_mean", "sequence_mean"))
+        _positive("ppo", prompts=self.prompts, samples=self.samples, epochs=self.epochs)
+        _positive("ppo", minibatch=self.minibatch, max_new_tokens=self.max_new_tokens)
+        _positive("ppo", temperature=self.temperature)
+
+
+@dataclass
+class LagrangeConfig:
+    """The multiplier."""
+
+    rule: str = "log_sgd"
+    "log_sgd (Safe RLHF) or projected (Safe RLHF-V, eq. 8)."
+    init: float = 1.0
+    lr: float = 0.1
+    floor: float = 0.001
+    cap: float = 20.0
+    window: int = 128
+    "Episodes whose mean cost the multiplier answers to, over all ranks."
+    threshold: str = "auto"
+    "A number in the cost model's units, or auto: from `budget` on labelled validation answers."
+    budget: float = 0.05
+    "auto only: the share of unsafe answers the threshold stands for."
+    delay: int = 0
+    "Iterations before the multiplier first moves."
+
+    def __post_init__(self) -> None:
+        _one_of("lagrange.rule", self.rule, ("log_sgd", "projected"))
+        _positive("lagrange", window=self.window)
+        if not 0 <= self.floor <= self.init <= self.cap:
+            raise ConfigError(
+                f"lagrange: need 0 <= floor <= init <= cap, "
+                f"got {self.floor}, {self.init}, {self.cap}"
+            )
+        if self.threshold != "auto":
+            try:
+                usable = math.isfinite(float(self.threshold))
+            except ValueError:
+                usable = False
+            if not usable:
+                raise ConfigError(
+                    f"lagrange.threshold: {self.threshold!r} is neither a number nor auto"
+                )
+
+
+@dataclass
+class GapConfig:
+    """Engine against trainer, on the same tokens."""
+
+    warn: float = 1e-4
+    "Largest accepted difference of log-probabilities, nats; fp32 on both sides meets 1e-4."
+    stop_factor: float = 10.0
+    "Times `warn`: the run stops."
+
+
+@dataclass
+class SafeRlhfStage:
+    """PPO-Lagrangian (Safe RLHF-V)."""
+
+    kind: str = "safe_rlhf"
+    policy: str = MISSING
+    "Start policy and reference: a stage or a folder."
+    reward: str = MISSING
+    cost: str = MISSING
+    iterations: int = MISSING
+    ppo: PpoConfig = field(default_factory=PpoConfig)
+    lagrange: LagrangeConfig = field(default_factory=LagrangeConfig)
+    gap: GapConfig = field(default_factory=GapConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    critic_optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    critic_train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint_every: int = 0
+    "Iterations between checkpoints; 0: only the final policy is kept."
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        _at_least_one(keep_checkpoints=self.keep_checkpoints)
+        if self.critic_train.lora_rank:
+            raise ConfigError("critic_train.lora_rank: adapters are for the policy")
+
+
+@dataclass
+class EvaluateStage:
+    """Greedy answers to the evaluation split, judged."""
+
+    kind: str = "evaluate"
+    policies: dict[str, str] = MISSING
+    "Name in the report -> stage or folder."
+    cost: str = ""
+    "Cost model that judges safety where the data has no oracle of its own."
+    limit: int = 0
+    "Prompts to evaluate; 0: all."
+    max_new_tokens: int = 16
+
+
+STAGES = {
+    "sft": SftStage,
+    "reward": ScorerStage,
+    "cost": ScorerStage,
+    "safe_rlhf": SafeRlhfStage,
+    "evaluate": EvaluateStage,
+}
+AnyStage = SftStage | ScorerStage | SafeRlhfStage | EvaluateStage
+
+
+@dataclass
+class RunConfig:
+    """A whole recipe."""
+
+    name: str = MISSING
+    seed: int = 0
+    runs_dir: str = "runs"
+    "Run directories and reusable artefacts go here."
+    data: DataConfig = field(default_factory=DataConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    groups: dict[str, GroupConfig] = MISSING
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    stages: dict[str, Any] = MISSING
+    "Name -> stage; run in the order written."
+
+    def __post_init__(self) -> None:
+        if self.name != MISSING and not re.fullmatch(r"[\w.-]+", self.name):
+            raise ConfigError(f"name: {self.name!r} must be letters, digits, dots and dashes")

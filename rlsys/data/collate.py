@@ -1,0 +1,82 @@
+"""Ragged prompts and responses to one padded batch, padding at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlsys.data.encoder import PromptEncoder
+from rlsys.errors import DataError
+
+
+@dataclass(frozen=True)
+class Collated:
+    """Inputs of a VLM (as ``rlsys.models.heads.run_trunk`` takes them) and where its responses lie.
+
+    states [B, T]: position whose output predicts response token t; tokens [B, T]: those tokens;
+    ends [B, 1]: position of the last token. Entries beyond a row's length point at real positions
+    and mean nothing.
+    """
+
+    inputs: dict[str, Any]
+    states: Tensor
+    tokens: Tensor
+    ends: Tensor
+
+
+def collate(
+    encoder: PromptEncoder,
+    prompt_index: Sequence[int],
+    prompt_ids: Sequence[Tensor] | None,
+    responses: Sequence[Tensor],
+    width: int | None = None,
+) -> Collated:
+    """Args: prompt_ids: the ids the sampler expanded, checked against the encoder's own (None: use
+    those); responses: 1-d, at least one token each; width: T, default the longest response.
+    Raises: DataError when a prompt was expanded differently or a response is empty.
+    """
+    prompts = encoder.prompts(prompt_index)
+    if prompt_ids is not None:
+        for index, mine, given in zip(prompt_index, prompts, prompt_ids, strict=True):
+            if not torch.equal(mine.expanded, given):
+                raise DataError(
+                    f"row {encoder.records[index].id}: the engine expanded the prompt to "
+                    f"{len(given)} tokens, the trainer to {len(mine.expanded)}, or to other ids"
+                )
+    starts = torch.tensor([len(p.expanded) for p in prompts])
+    counts = torch.tensor([len(r) for r in responses])
+    if bool((counts < 1).any()):
+        raise DataError(
+            f"row {encoder.records[prompt_index[int(counts.argmin())]].id}: empty response"
+        )
+    length = int((starts + counts).max())
+    width = int(counts.max()) if width is None else width
+    ids = torch.full((len(prompts), length), encoder.tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    # Padding holds a token that may be sampled, so that its log-probability is finite.
+    tokens = torch.full((len(prompts), width), encoder.tokenizer.eos_token_id)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        filled = torch.cat([prompt.expanded, response])
+        ids[row, : len(filled)] = filled
+        mask[row, : len(filled)] = 1
+        tokens[row, : len(response)] = response
+    place = {index: number for number, index in enumerate(dict.fromkeys(prompt_index))}
+    first = {index: prompt for index, prompt in zip(prompt_index, prompts, strict=True)}
+    distinct = [first[index] for index in place]
+    steps = torch.arange(width)[None, :].minimum(counts[:, None] - 1)
+    return Collated(
+        inputs={
+            "input_ids": ids,
+            "attention_mask": mask,
+            "mm_token_type_ids": (ids == encoder.image_token_id).int(),
+            "pixels": {k: torch.cat([p.pixels[k] for p in distinct]) for k in distinct[0].pixels},
+            "image_index": torch.tensor([place[i] for i in prompt_index]),
+        },
+        states=starts[:, None] - 1 + steps,
+        tokens=tokens,
+        ends=(starts + counts - 1)[:, None],
+    )

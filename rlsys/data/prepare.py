@@ -1,0 +1,72 @@
+"""The data of a run: a built-in world drawn once, a folder, or a hub; checked before any work."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlsys.artifacts import ArtifactStore, folder_hash
+from rlsys.config.schema import RunConfig
+from rlsys.data.records import Records, leaked_ids, load_records
+from rlsys.data.worlds import WORLDS
+from rlsys.errors import ConfigError
+from rlsys.evaluation.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``source`` is what ``load_records`` reads; ``leaked`` the training ids to leave out."""
+
+    source: str
+    digest: str
+    leaked: frozenset[str]
+    oracle: Callable[[Mapping[str, Any], str], Verdict] | None
+    train: Records
+    validation: Records
+    evaluation: Records
+    summary: str
+
+
+def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
+    """Draw or read all three splits. Raises: DataError, ConfigError."""
+    data = config.data
+    source, oracle = data.source, None
+    if source in WORLDS:
+        world = WORLDS[source]
+        missing = {"train", "validation", "evaluation"} - data.sizes.keys()
+        if missing:
+            raise ConfigError(f"data.sizes: {source} needs the number of rows for {min(missing)}")
+
+        def draw(folder: Path) -> dict[str, Any]:
+            world.write(folder, sizes=data.sizes, seed=config.seed)
+            return {}
+
+        drawn = store.get_or_make(
+            "data", {"world": source, "sizes": data.sizes, "seed": config.seed}, {}, draw
+        )
+        source, digest, oracle = str(drawn.folder), drawn.digest, world.judge
+    elif data.sizes:
+        raise ConfigError("data.sizes: only built-in worlds draw rows; remove it")
+    else:
+        folder = Path(source)
+        digest = folder_hash(folder) if folder.is_dir() else source
+        source = str(folder.resolve()) if folder.is_dir() else source
+    evaluation = load_records(source, data.evaluation_split)
+    train = load_records(source, "train")
+    leaked = leaked_ids(train, evaluation)
+    train = load_records(source, "train", exclude=leaked) if leaked else train
+    validation = load_records(source, data.validation_split)
+    splits = {"train": train, "validation": validation, "evaluation": evaluation}
+    return Prepared(source, digest, leaked, oracle, **splits, summary=_summary(splits))
+
+
+def _summary(splits: dict[str, Records]) -> str:
+    sizes = ", ".join(f"{len(records)} {name}" for name, records in splits.items())
+    rejected: Counter[str] = Counter()
+    for records in splits.values():
+        rejected += records.rejected
+    reasons = "; ".join(f"{n} x {reason}" for reason, n in rejected.most_common())
+    return f"{sizes}" + (f"; rejected {reasons}" if reasons else "")

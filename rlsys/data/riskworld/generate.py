@@ -1,0 +1,193 @@
+"""Splits of the world as rows in the columns of BeaverTails-V, with images beside them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from rlsys.data.riskworld.draw import draw
+from rlsys.data.riskworld.language import (
+    REFUSALS,
+    garbled,
+    partial_answer,
+    right_answer,
+    right_redirect,
+    wrong_redirect,
+)
+from rlsys.data.riskworld.oracle import judge_scene, more_helpful, safer
+from rlsys.data.riskworld.scene import COLOURS, FAMILIES, HAZARDS, ICONS, RISKS, WORDS, Scene
+from rlsys.errors import ConfigError
+
+SPLITS = ("train", "validation", "evaluation")
+SHARES = {"none": 0.4, "image": 0.15, "text": 0.15, "both": 0.15, "joint": 0.15}
+# Naming the picture is where icons and words are learned, so the training split asks for it often.
+TRAIN_SHARES = {"none": 0.49, "image": 0.12, "text": 0.12, "both": 0.12, "joint": 0.15}
+# Every row of these places of risk has a harmless twin: the same question beside another picture.
+# Without it the question alone would tell, more often than not, whether to decline.
+TWINNED = ("joint", "image")
+
+# Weights of the pairs of answers, in percent. Two pairs in five on harmful prompts, one in thirty
+# on harmless ones, have no compliant answer: a policy tuned on the more helpful answers then mostly
+# complies, and declines often enough, and in the right places, for learning to build on.
+HARMFUL_PAIRS = {
+    ("right", "partial"): 18,
+    ("right", "redirect"): 20,
+    ("right", "wrong_redirect"): 8,
+    ("right", "refusal"): 8,
+    ("right", "garbled"): 3,
+    ("partial", "redirect"): 1.2,
+    ("partial", "wrong_redirect"): 1,
+    ("partial", "refusal"): 1.3,
+    ("partial", "garbled"): 0.8,
+    ("redirect", "wrong_redirect"): 12,
+    ("redirect", "refusal"): 16,
+    ("redirect", "garbled"): 8,
+    ("wrong_redirect", "refusal"): 0.7,
+    ("wrong_redirect", "garbled"): 0.5,
+    ("refusal", "garbled"): 1.5,
+}
+HARMLESS_PAIRS = {
+    ("right", "partial"): 25,
+    ("right", "wrong_redirect"): 29,
+    ("right", "refusal"): 27,
+    ("right", "garbled"): 7,
+    ("partial", "wrong_redirect"): 1.3,
+    ("partial", "refusal"): 1.3,
+    ("partial", "garbled"): 0.9,
+    ("wrong_redirect", "refusal"): 1,
+    ("wrong_redirect", "garbled"): 0.4,
+    ("refusal", "garbled"): 1.2,
+}
+
+
+def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
+    """Write ``folder/<split>.jsonl`` and ``folder/images/<split>-00000.png``.
+
+    The same seed and sizes give the same bytes. Combinations of picture and instruction in the
+    evaluation split are in no other split. A row whose risk is in the picture, or in picture and
+    text together, shares the value of ``twin`` with a harmless row that asks the same about
+    another picture; the other harmless rows ask to name what is shown.
+    Args: sizes: rows per split, keys among train, validation and evaluation.
+    Raises: ConfigError for another split or a size below 20.
+    """
+    for split, size in sizes.items():
+        if split not in SPLITS:
+            raise ConfigError(f"sizes: {split!r} is not one of {', '.join(SPLITS)}")
+        if size < 20:
+            raise ConfigError(f"sizes.{split}: at least 20 rows, got {size}")
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for split, size in sizes.items():
+        rng = Random(f"riskworld/{seed}/{split}")
+        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            for number, (scene, twin) in enumerate(_scenes(split, size, rng)):
+                name = f"{split}-{number:05d}"
+                draw(scene, rng.getrandbits(32)).save(
+                    folder / "images" / f"{name}.png", compress_level=1
+                )
+                file.write(json.dumps(_row(name, scene, twin, rng)) + "\n")
+
+
+def _row(name: str, scene: Scene, twin: str, rng: Random) -> dict[str, Any]:
+    answers = _pair(scene, rng)
+    verdicts = [judge_scene(scene, answer) for answer in answers]
+    hazard = HAZARDS[next(iter(scene.hazards))] if scene.hazards else None
+    row: dict[str, Any] = {
+        "id": name,
+        "image": f"images/{name}.png",
+        "question": scene.question,
+        "category": hazard.category if hazard else "none",
+        "image_severity": scene.severity,
+        "more_helpful_response_id": str(more_helpful(scene, answers) + 1),
+        "safer_response_id": str(safer(scene, answers) + 1),
+        "risk": scene.risk,
+        "risk_category_9": hazard.nine if hazard else "none",
+        "twin": twin,
+        "scene": scene.to_json(),
+    }
+    for number, (answer, verdict) in enumerate(zip(answers, verdicts, strict=True), 1):
+        row[f"response_{number}"] = answer
+        row[f"response_{number}_from"] = "riskworld"
+        row[f"is_response_{number}_safe"] = "yes" if verdict.harmless_rate >= 0 else "no"
+        row[f"response_{number}_harmless_rate"] = verdict.harmless_rate
+        row[f"response_{number}_helpful_rate"] = verdict.helpful_rate
+    return row
+
+
+def _pair(scene: Scene, rng: Random) -> tuple[str, str]:
+    weights = HARMFUL_PAIRS if scene.hazards else HARMLESS_PAIRS
+    kinds = list(rng.choices(list(weights), list(weights.values()))[0])
+    rng.shuffle(kinds)
+    return _answer(kinds[0], scene, rng), _answer(kinds[1], scene, rng)
+
+
+def _answer(kind: str, scene: Scene, rng: Random) -> str:
+    if kind == "right":
+        return right_answer(scene)
+    if kind == "partial":
+        return partial_answer(scene, rng)
+    if kind == "redirect":
+        return right_redirect(scene)
+    if kind == "wrong_redirect":
+        return wrong_redirect(scene, rng)
+    return rng.choice(REFUSALS) if kind == "refusal" else garbled(rng)
+
+
+def _scenes(split: str, size: int, rng: Random) -> list[tuple[Scene, str]]:
+    """Scenes with their twin id, in random order, its split's share of each place of risk."""
+    pools = _pools(held_out=split == "evaluation")
+    shares = TRAIN_SHARES if split == "train" else SHARES
+    counts = {risk: round(share * size) for risk, share in shares.items() if risk != "none"}
+    chosen: list[tuple[Scene, str]] = []
+    for risk, count in counts.items():
+        for number in range(count):
+            scene = _draw_one(pools[risk], rng)
+            name = f"{risk}-{number:05d}" if risk in TWINNED else ""
+            chosen.append((scene, name))
+            if name:
+                chosen.append((_twin(scene, pools["none"], rng), name))
+    naming = pools["none"][("name",)]
+    chosen += [(rng.choice(naming), "") for _ in range(size - len(chosen))]
+    rng.shuffle(chosen)
+    return chosen
+
+
+Pool = dict[tuple[str, ...], list[Scene]]
+
+
+def _pools(*, held_out: bool) -> dict[str, Pool]:
+    """Per place of risk, scenes grouped so that every family and every cue is equally likely."""
+    pools: dict[str, Pool] = {risk: defaultdict(list) for risk in RISKS}
+    for scene in _all_scenes():
+        cues = scene.risky_things + scene.triggers
+        # One cue per picture: what an answer must notice is never said twice.
+        if scene.held_out == held_out and len(cues) <= 1 and len(scene.shown) <= 1:
+            pools[scene.risk][(scene.family, *cues)].append(scene)
+    return pools
+
+
+def _all_scenes() -> Iterator[Scene]:
+    for colour, icon, word in product(COLOURS, ICONS, WORDS):
+        for name, family in FAMILIES.items():
+            for paraphrase in range(len(family.questions)):
+                yield Scene(colour, icon, word, name, paraphrase)
+
+
+def _draw_one(pool: Pool, rng: Random) -> Scene:
+    return rng.choice(pool[rng.choice(list(pool))])
+
+
+def _twin(scene: Scene, harmless: Pool, rng: Random) -> Scene:
+    """A harmless scene with the same question; the picture differs in as little as possible."""
+    same = [s for s in harmless[(scene.family,)] if s.paraphrase == scene.paraphrase]
+
+    def changes(other: Scene) -> int:
+        parts = ("colour", "icon", "word")
+        return sum(getattr(other, part) != getattr(scene, part) for part in parts)
+
+    least = min(map(changes, same))
+    return rng.choice([other for other in same if changes(other) == least])

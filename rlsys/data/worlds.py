@@ -1,0 +1,26 @@
+"""Built-in data sources that draw themselves and judge answers. The one place that lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlsys.data import riskworld
+from rlsys.evaluation.verdict import Verdict
+
+
+class Write(Protocol):
+    def __call__(self, folder: Path, *, sizes: dict[str, int], seed: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class World:
+    """``write`` draws a folder in BeaverTails-V columns; ``judge`` is its oracle."""
+
+    write: Write
+    judge: Callable[[Mapping[str, Any], str], Verdict]
+
+
+WORLDS = {"riskworld": World(riskworld.write, riskworld.judge)}

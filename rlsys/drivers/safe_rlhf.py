@@ -1,0 +1,116 @@
+"""PPO-Lagrangian with pixels: Safe RLHF-V (arXiv 2503.17682), after Safe RLHF (arXiv 2310.12773).
+
+    maximise E[R(x, y)]  subject to  E[C(x, y)] <= d
+
+One iteration, as in the paper's box: 1 sample, 2 score, 3 step the multiplier, 4 shape, estimate
+and mix advantages, 5 update policy and both critics, 6 sync weights, 7 report.
+"""
+
+from __future__ import annotations
+
+import time
+
+from rlsys.algorithms.advantages import gae, mix_advantages
+from rlsys.algorithms.kl import k1
+from rlsys.algorithms.lagrange import LAMBDA_RULES
+from rlsys.algorithms.shaping import kl_coefficient, shape_rewards
+from rlsys.batch import Rollouts, SampleRequest, Scores, TrainBatch, gather_scored, sample_seed
+from rlsys.config.schema import TimeoutConfig
+from rlsys.drivers.safe_rlhf_state import Report, SafeRlhfRun, SafeRlhfState, describe
+from rlsys.roles import Roles, as_completed
+
+
+def safe_rlhf(roles: Roles, state: SafeRlhfState, run: SafeRlhfRun, report: Report) -> None:
+    """Run iterations up to ``run.iterations``. ``report`` logs, checkpoints and shows progress."""
+    while state.iteration < run.iterations:
+        started = time.perf_counter()
+        rollouts, scores = sample_and_score(roles, state, run)  # 1, 2
+        metrics = describe(rollouts, scores, run)
+        step_multiplier(state, scores, run)  # 3
+        batch = estimate(rollouts, scores, state, run)  # 4
+        with state.timed("update"):  # 5
+            updates = {
+                "policy": roles.policy.update(batch),
+                "reward_critic": roles.reward_critic.update(batch),
+                "cost_critic": roles.cost_critic.update(batch),
+            }
+            for name, pending in updates.items():
+                stats = pending.result(run.timeouts.call)
+                metrics |= {f"{name}/{key}": value for key, value in stats.items()}
+        with state.timed("sync"):  # 6
+            sync_weights(roles, state.iteration + 1, run.timeouts)
+        state.iteration += 1
+        state.timings["time/iteration"] = time.perf_counter() - started
+        metrics["samples_per_s"] = len(rollouts) / state.timings["time/iteration"]
+        metrics |= {"lambda": state.lam, "cost_window": sum(state.window) / len(state.window)}
+        report(state, metrics | state.timings, rollouts, scores)  # 7
+
+
+def sample_and_score(
+    roles: Roles, state: SafeRlhfState, run: SafeRlhfRun
+) -> tuple[Rollouts, Scores]:
+    """Draw responses; every finished chunk goes to all six models at once, while others decode."""
+    limit = run.timeouts.call
+    prompts = state.cursor.next(run.ppo.prompts)
+    requests = [
+        SampleRequest(p, s, sample_seed(run.seed, state.iteration, p, s))
+        for p in prompts
+        for s in range(run.ppo.samples)
+    ]
+    scoring = []
+    with state.timed("sample"):
+        for chunk in as_completed(roles.rollout.generate(requests), limit):
+            answers = {
+                "policy_logprobs": roles.policy.logprobs(chunk),
+                "reference_logprobs": roles.reference.logprobs(chunk),
+                "rewards": roles.reward.score(chunk),
+                "costs": roles.cost.score(chunk),
+                "reward_values": roles.reward_critic.values(chunk),
+                "cost_values": roles.cost_critic.values(chunk),
+            }
+            scoring.append((chunk, answers))
+    with state.timed("score"):
+        parts = [
+            (chunk, Scores(**{name: pending.result(limit) for name, pending in answers.items()}))
+            for chunk, answers in scoring
+        ]
+    return gather_scored(parts)
+
+
+def step_multiplier(state: SafeRlhfState, scores: Scores, run: SafeRlhfRun) -> None:
+    """Once per iteration, on the mean of the last ``window`` episode costs over all ranks."""
+    state.window.extend(scores.costs.tolist())
+    if state.iteration >= run.lagrange.delay:
+        rule, mean_cost = LAMBDA_RULES[run.lagrange.rule], sum(state.window) / len(state.window)
+        limits = {"floor": run.lagrange.floor, "cap": run.lagrange.cap}
+        state.lam = rule(state.lam, mean_cost, run.threshold, lr=run.lagrange.lr, **limits)
+
+
+def estimate(
+    rollouts: Rollouts, scores: Scores, state: SafeRlhfState, run: SafeRlhfRun
+) -> TrainBatch:
+    """KL into reward and cost with opposite signs, GAE on each, one mixed advantage."""
+    ppo, lengths = run.ppo, rollouts.lengths
+    kl = k1(scores.policy_logprobs, scores.reference_logprobs).masked_fill(~rollouts.mask, 0.0)
+    shaping = {"beta": kl_coefficient(ppo.kl_beta, ppo.kl_split), "clip": ppo.score_clip}
+    rewards = shape_rewards(scores.rewards, kl, lengths, kl_sign=-1, **shaping)
+    costs = shape_rewards(scores.costs, kl, lengths, kl_sign=+1, **shaping)
+    discount = {"gamma": ppo.gamma, "lam": ppo.gae_lambda}
+    reward_advantages, reward_returns = gae(rewards, scores.reward_values, lengths, **discount)
+    cost_advantages, cost_returns = gae(costs, scores.cost_values, lengths, **discount)
+    return TrainBatch(
+        rollouts=rollouts,
+        old_logprobs=scores.policy_logprobs,
+        advantages=mix_advantages(reward_advantages, cost_advantages, state.lam),
+        old_reward_values=scores.reward_values,
+        reward_returns=reward_returns,
+        old_cost_values=scores.cost_values,
+        cost_returns=cost_returns,
+        shuffle_seed=sample_seed(run.seed, state.iteration, -1, -1),
+    )
+
+
+def sync_weights(roles: Roles, version: int, timeouts: TimeoutConfig) -> None:
+    """Policy to every engine, under one version."""
+    update = roles.policy.publish(version).result(timeouts.sync)
+    roles.rollout.load(update).result(timeouts.sync)

@@ -1,0 +1,85 @@
+"""What PPO-Lagrangian remembers, is told, and reports."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rlsys.algorithms.kl import k3
+from rlsys.algorithms.logprobs import logprob_gap
+from rlsys.algorithms.masked import masked_mean
+from rlsys.batch import PromptCursor, Rollouts, Scores
+from rlsys.config.schema import GapConfig, LagrangeConfig, PpoConfig, TimeoutConfig
+from rlsys.errors import LogprobGapError
+from rlsys.roles import Metrics
+
+
+@dataclass
+class SafeRlhfState:
+    """All that the algorithm itself remembers between iterations."""
+
+    lam: float
+    window: deque[float]
+    cursor: PromptCursor
+    iteration: int = 0
+    timings: Metrics = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything a continuation needs, as JSON."""
+        return {
+            "iteration": self.iteration,
+            "lambda": self.lam,
+            "window": list(self.window),
+            "cursor": self.cursor.position,
+        }
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings[f"time/{phase}"] = time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class SafeRlhfRun:
+    """What one run of the method is told; ``threshold`` is d, in the cost model's units."""
+
+    iterations: int
+    threshold: float
+    seed: int
+    ppo: PpoConfig
+    lagrange: LagrangeConfig
+    gap: GapConfig
+    timeouts: TimeoutConfig
+
+
+Report = Callable[[SafeRlhfState, Metrics, Rollouts, Scores], None]
+
+
+def describe(rollouts: Rollouts, scores: Scores, run: SafeRlhfRun) -> Metrics:
+    """The batch in numbers. Raises: LogprobGapError when engine and trainer differ too much."""
+    mask, policy = rollouts.mask, scores.policy_logprobs
+    largest, mean = logprob_gap(rollouts.engine_logprobs, policy, mask)
+    stop = run.gap.warn * run.gap.stop_factor
+    if largest > stop:
+        raise LogprobGapError(
+            f"engine and trainer differ by {largest:.2e} nats on the same tokens "
+            f"(limit {stop:.2e}, weights version {rollouts.version}): the engine does not hold "
+            "the trainer's weights, or computes in another type"
+        )
+    return {
+        "reward": float(scores.rewards.mean()),
+        "cost": float(scores.costs.mean()),
+        "threshold": run.threshold,
+        "kl": float(masked_mean(k3(policy, scores.reference_logprobs), mask)),
+        "entropy_sampled": -float(masked_mean(policy, mask)),
+        "gap/max": largest,
+        "gap/mean": mean,
+        "gap/limit": run.gap.warn,
+        "length": float(rollouts.lengths.float().mean()),
+        "finished": float(rollouts.finished.float().mean()),
+        "weights_version": float(rollouts.version),
+    }

@@ -1,0 +1,56 @@
+"""Forward passes over rollouts, binned under a token budget and shared among ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlsys.batch import Rollouts, micro_batches
+from rlsys.data.collate import Collated, collate
+from rlsys.data.encoder import PromptEncoder
+from rlsys.engines.common import Seat
+
+
+def collate_rollouts(encoder: PromptEncoder, rollouts: Rollouts, rows: list[int]) -> Collated:
+    """The chosen rows with T columns; prompts are checked against the engine's expansion."""
+    return collate(
+        encoder,
+        rollouts.prompt_index[rows].tolist(),
+        [rollouts.prompt_ids[r] for r in rows],
+        [rollouts.response_ids[r, : rollouts.lengths[r]] for r in rows],
+        width=rollouts.response_ids.shape[1],
+    )
+
+
+@torch.no_grad()
+def forward_rows(
+    seat: Seat, rollouts: Rollouts, run: Callable[[Collated], Tensor]
+) -> tuple[list[int], Tensor]:
+    """This rank's rows of a per-row result.
+
+    Every rank makes the same number of calls, as sharded forward passes are collective.
+    Returns: row numbers and their results, in the same order.
+    """
+    counts, world = rollouts.token_counts, seat.rank.world
+    plan = micro_batches(range(len(rollouts)), counts, budget=seat.budget, world=world)
+    rows: list[int] = []
+    results: list[Tensor] = []
+    for micro in plan[seat.rank.rank]:
+        result = run(collate_rollouts(seat.encoder, rollouts, micro or [0]))
+        if micro:
+            rows += micro
+            results.append(result)
+    if not results:
+        return [], torch.empty(0)
+    return rows, torch.cat(results)
+
+
+def merge_rows(parts: list[tuple[list[int], Tensor]]) -> Tensor:
+    """The ranks' rows put back in order."""
+    rows = [row for part, _ in parts for row in part]
+    values = torch.cat([values for part, values in parts if part])
+    merged = torch.empty_like(values)
+    merged[torch.tensor(rows)] = values
+    return merged

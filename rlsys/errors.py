@@ -1,0 +1,55 @@
+"""Every error rlsys raises on purpose.
+
+RlsysError
+├── ConfigError      a key of a recipe is unknown, missing or out of range
+├── DataError        a file or a row cannot be used
+├── ModelError       a checkpoint lacks what its role needs
+├── SyncError        weights in an engine are not the weights that were sent
+├── LogprobGapError  engine and trainer disagree about the same tokens
+├── RoleError        a role failed; names role, rank, host and first cause
+└── RoleTimeout      a role is late; names who
+"""
+
+from __future__ import annotations
+
+
+class RlsysError(Exception):
+    """Base of all of them."""
+
+
+class ConfigError(RlsysError, ValueError):
+    """Names the key and what to write instead."""
+
+
+class DataError(RlsysError, ValueError):
+    """Names the file and the row."""
+
+
+class ModelError(RlsysError, ValueError):
+    """Names the checkpoint and what it lacks."""
+
+
+class SyncError(RlsysError, RuntimeError):
+    """Names the tensor and both fingerprints, or both versions."""
+
+
+class LogprobGapError(RlsysError, RuntimeError):
+    """Names the gap, the limit and the weight version."""
+
+
+class RoleError(RlsysError, RuntimeError):
+    """A role's process died or its method raised.
+
+    Attributes: role, rank, host, cause (one line, the innermost known reason).
+    """
+
+    def __init__(self, role: str, rank: int, host: str, cause: str) -> None:
+        super().__init__(f"role {role!r} failed (rank {rank}, host {host}): {cause}")
+        self.role, self.rank, self.host, self.cause = role, rank, host, cause
+
+    def __reduce__(self) -> tuple[type[RoleError], tuple[str, int, str, str]]:
+        return RoleError, (self.role, self.rank, self.host, self.cause)
+
+
+class RoleTimeout(RlsysError, TimeoutError):
+    """A role did not answer before its deadline."""

@@ -1,0 +1,1 @@
+"""Vision-language models: loading, the scalar score head, and a tiny one made from scratch."""

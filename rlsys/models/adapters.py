@@ -1,0 +1,58 @@
+"""LoRA through PEFT, injected in place so that the model keeps its class and its names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from rlsys.config.schema import TrainConfig
+
+_A, _B, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer"
+
+
+def add_lora(vlm: nn.Module, train: TrainConfig) -> None:
+    """Adapters on ``train.lora_targets``; everything else is frozen (LoRA, arXiv 2106.09685)."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=train.lora_rank, lora_alpha=train.lora_alpha, target_modules=list(train.lora_targets)
+    )
+    inject_adapter_in_model(config, vlm)
+    for name, parameter in vlm.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def lora_scaling(vlm: nn.Module) -> dict[str, float]:
+    """Dotted module name -> alpha / rank, of every adapted layer."""
+    return {
+        name: float(module.scaling["default"])
+        for name, module in vlm.named_modules()
+        if hasattr(module, "lora_A") and hasattr(module, "base_layer")
+    }
+
+
+def merged(
+    params: Iterable[tuple[str, Tensor]], scaling: dict[str, float], *, trained_only: bool
+) -> list[tuple[str, Tensor]]:
+    """Checkpoint names and whole tensors: W + scaling * B A where a layer is adapted (LoRA, arXiv
+    2106.09685, eq. 3).
+
+    Args: params by their live names; scaling from ``lora_scaling`` (empty: no adapters).
+    ``trained_only`` keeps just the adapted weights when there are adapters.
+    """
+    if not scaling:
+        return list(params)
+    table = dict(params)
+    result = []
+    for name, tensor in table.items():
+        if name.endswith((_A, _B)):
+            continue
+        layer = name.removesuffix(".weight").removesuffix(_BASE)
+        if name.endswith(_BASE + ".weight") and layer in scaling:
+            delta = table[layer + _B].float() @ table[layer + _A].float()
+            weight = (tensor.float() + scaling[layer] * delta).to(tensor.dtype)
+            result.append((layer + ".weight", weight))
+        elif not trained_only:
+            result.append((name.replace(_BASE, ""), tensor))
+    return result

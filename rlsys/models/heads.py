@@ -1,0 +1,116 @@
+"""The two shapes a vision-language model takes here: token log-probabilities, scalar scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlsys.algorithms.logprobs import forbid, token_logprobs
+from rlsys.errors import ModelError
+from rlsys.models.load import load_head, load_policy, load_trunk
+
+Inputs = dict[str, Any]
+"""input_ids, attention_mask, mm_token_type_ids [B, L]; pixels: features of the distinct images;
+image_index [B]: which of them each row shows."""
+
+
+def run_trunk(trunk: Any, inputs: Inputs) -> Tensor:
+    """Last hidden states [B, L, H]; each distinct image passes the vision tower once."""
+    text = {key: inputs[key] for key in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    pixels, index = inputs["pixels"], inputs["image_index"]
+    encoded = trunk.get_image_features(**pixels, return_dict=True)
+    encoded.pooler_output = [encoded.pooler_output[i] for i in index.tolist()]
+    if "image_grid_thw" in pixels:  # positions follow each row's own image
+        text["image_grid_thw"] = pixels["image_grid_thw"][index.to(pixels["image_grid_thw"].device)]
+    output = trunk(**text, mm_encoder_outputs={"image": encoded}, use_cache=False)
+    return output.last_hidden_state
+
+
+def to_device(inputs: Inputs, device: Any) -> Inputs:
+    """Everything but ``image_index``, which only indexes lists."""
+    moved = {k: v.to(device) for k, v in inputs.items() if k not in ("pixels", "image_index")}
+    pixels = {k: v.to(device) for k, v in inputs["pixels"].items()}
+    return moved | {"pixels": pixels, "image_index": inputs["image_index"]}
+
+
+class PolicyModule(nn.Module):
+    """Log-probabilities of response tokens over the set the sampler may draw from."""
+
+    vlm: Any
+
+    def __init__(self, vlm: Any, forbidden: Sequence[int]) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.forbidden = tuple(forbidden)
+
+    def forward(self, inputs: Inputs, states: Tensor, tokens: Tensor) -> Tensor:
+        """Args: inputs of the VLM; states [B, T] index of the position that predicts each token;
+        tokens [B, T]. Returns: [B, T] fp32, nats, on the CPU. Entries of padding are meaningless.
+        """
+        device = self.vlm.device
+        hidden = run_trunk(self.vlm.base_model, to_device(inputs, device))
+        logits = self.vlm.get_output_embeddings()(_at(hidden, states.to(device)))
+        return token_logprobs(forbid(logits, self.forbidden), tokens.to(device)).cpu()
+
+
+class ScorerModule(nn.Module):
+    """A trunk with a scalar read at given positions: reward, cost and both critics."""
+
+    trunk: Any
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.trunk = trunk
+        size = trunk.config.get_text_config().hidden_size
+        self.head = nn.Linear(size, 1, bias=False, dtype=trunk.dtype)
+
+    def forward(self, inputs: Inputs, states: Tensor) -> Tensor:
+        """Args: states [B, T] positions to read. Returns: [B, T] fp32, on the CPU."""
+        device = self.trunk.device
+        hidden = run_trunk(self.trunk, to_device(inputs, device))
+        return self.head(_at(hidden, states.to(device))).squeeze(-1).float().cpu()
+
+
+def _at(hidden: Tensor, states: Tensor) -> Tensor:
+    return hidden.gather(1, states[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def build_policy_module(folder: str, dtype: str, forbidden: Sequence[int]) -> PolicyModule:
+    return PolicyModule(load_policy(folder, dtype), forbidden)
+
+
+def build_scorer_module(folder: str, dtype: str, *, new_head: bool, seed: int) -> ScorerModule:
+    """A scorer from a scorer's checkpoint, or with a fresh small head on a policy's trunk.
+
+    Raises: ModelError when the checkpoint has no head and ``new_head`` is False: a random head
+    scores without complaint, and means nothing.
+    """
+    module = ScorerModule(load_trunk(folder, dtype))
+    weight = load_head(folder)
+    if weight is None and not new_head:
+        raise ModelError(f"{folder} has no score head; train a reward or cost model first")
+    with torch.no_grad():
+        if weight is None or new_head:
+            generator = torch.Generator().manual_seed(seed)
+            weight = torch.randn(module.head.weight.shape, generator=generator) * 0.02
+        module.head.weight.copy_(weight)
+    return module
+
+
+def freeze(module: nn.Module, names: Sequence[str]) -> int:
+    """Freeze every parameter whose dotted name contains one of ``names`` as a component.
+
+    Returns: how many tensors were frozen. Raises: ModelError for a name that matches none.
+    """
+    count = 0
+    for name in names:
+        hits = [p for n, p in module.named_parameters() if name in n.split(".")]
+        if not hits:
+            raise ModelError(f"freeze: no parameter has a component named {name!r}")
+        for parameter in hits:
+            parameter.requires_grad_(False)
+        count += len(hits)
+    return count

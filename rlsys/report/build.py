@@ -1,0 +1,167 @@
+"""Turns the folder of a run into one HTML file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from rlsys.evaluation.stats import METRICS, SPLITS, Table
+from rlsys.report import plots
+from rlsys.report.data import RunData, Series, load_run
+from rlsys.report.gallery import CARDS_PER_GROUP, gallery
+from rlsys.report.summary import changes, pair, paragraph, percent, steady_state
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One plot; `image` is a data URI, `caption` says what to look for."""
+
+    image: str
+    title: str
+    caption: str
+
+
+def build_report(run_dir: Path) -> Path:
+    """Write `run_dir/report.html` and return its path; whatever the run lacks is named in it.
+
+    Raises ConfigError without a readable config.yaml and DataError, naming file and row, for a
+    file that cannot be used.
+    """
+    run = load_run(run_dir)
+    environment = Environment(
+        loader=PackageLoader("rlsys.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "number": _number, "duration": _duration}
+    page = environment.get_template("template.html.j2").render(_context(run))
+    report = run_dir / "report.html"
+    partial = report.with_name(report.name + ".partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, report)
+    return report
+
+
+def _context(run: RunData) -> dict[str, Any]:
+    policies = list(run.evaluation or {})
+    splits, metrics = _axes(run.evaluation or {})
+    training = [(s, _training(run, s)) for s in run.series or [] if s.kind == "safe_rlhf"]
+    return {
+        "run": run,
+        "summary": paragraph(run),
+        "period": _period(run.series or []),
+        "changes": changes(run.evaluation) if run.evaluation else [],
+        "pair": pair(policies) if policies else (None, ""),
+        "headline": plots.headline(run.evaluation) if run.evaluation else None,
+        "groups": gallery(run.samples or [], run.folder),
+        "cards_per_group": CARDS_PER_GROUP,
+        "training": training,
+        "learning": _learning(run),
+        "policies": policies,
+        "colours": plots.policy_colours(policies) if policies else {},
+        "splits": splits,
+        "metrics": metrics,
+        "total_seconds": sum(s.seconds for s in run.stages or [] if not s.reused),
+    }
+
+
+def _axes(tables: dict[str, Table]) -> tuple[list[str], dict[str, str]]:
+    splits = dict.fromkeys([*SPLITS, *(s for table in tables.values() for s in table)])
+    found = [m for table in tables.values() for row in table.values() for m in row]
+    labels = {m: m.replace("_", " ") for m in dict.fromkeys([*METRICS, *found])}
+    return list(splits), labels | {"over_refusal": "over-refusal"}
+
+
+def _training(run: RunData, series: Series) -> list[Picture]:
+    return [
+        Picture(
+            plots.curve(series, "reward", "Reward", "mean reward"),
+            "Reward",
+            "Mean score of the reward model. It should rise, or hold while cost comes down; a "
+            "rise with falling helpfulness in the evaluation points at reward hacking.",
+        ),
+        Picture(
+            plots.cost(series),
+            "Cost",
+            "Mean score of the cost model. The window mean, which drives the multiplier, should "
+            "settle at or under the dashed threshold and stay out of the shaded side.",
+        ),
+        Picture(
+            plots.curve(series, "lambda", "Multiplier λ", "λ", smooth=False),
+            "Multiplier",
+            "Weight of cost against reward. It grows while cost is above the threshold and "
+            "levels off or shrinks once the constraint holds.",
+        ),
+        Picture(
+            plots.curve(series, "kl", "KL to the reference policy", "nats"),
+            "KL",
+            "Distance from the reference policy. Slow growth is expected; a jump means the "
+            "policy is leaving the region where the scorers can be trusted.",
+        ),
+        Picture(
+            plots.gap(series),
+            "Engine–trainer gap",
+            "Difference of log-probabilities for the same tokens in the first batch after each "
+            "sync. Flat and well under the dashed limit means the engine holds the new weights.",
+        ),
+        Picture(
+            plots.curve(series, "length", "Answer length", "tokens"),
+            "Length",
+            "Mean length of an answer. A collapse suggests blanket refusals, steady growth "
+            "suggests padding for reward.",
+        ),
+        Picture(
+            plots.critics(series),
+            "Critics",
+            "Both should fall early and stay low; a critic that does not learn makes the "
+            "advantages noise.",
+        ),
+        Picture(
+            plots.updates(series),
+            "Policy updates",
+            "The share of tokens clipped shows how hard each update pushes; spikes of the "
+            "gradient norm mark unstable batches.",
+        ),
+        Picture(
+            plots.time_split(series, steady_state(run, series)),
+            "Time",
+            "Left: seconds of each iteration by phase; the thickest band is what to speed up. "
+            "Right: samples per second, dotted where it settles.",
+        ),
+    ]
+
+
+def _learning(run: RunData) -> list[Picture]:
+    stages = {stage.name: stage for stage in run.stages or []}
+    return [
+        Picture(plots.learning(s, stages.get(s.stage)), s.stage, s.kind)
+        for s in run.series or []
+        if s.kind != "safe_rlhf" and len(s.column("loss")[0])
+    ]
+
+
+def _period(series: list[Series]) -> str:
+    times = [float(t) for s in series for t in s.column("time")[1]]
+    if not times:
+        return ""
+    first, last = (datetime.fromtimestamp(t, UTC) for t in (min(times), max(times)))
+    return f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

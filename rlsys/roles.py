@@ -1,0 +1,202 @@
+"""The roles as the driver sees them, and the answers they promise.
+
+A role method returns at once with a ``Pending``. In-process roles return finished ones, so a
+driver runs unchanged on fakes, in one process, on one node and on a cluster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from rlsys.batch import Rollouts, SampleRequest, TrainBatch
+from rlsys.errors import RoleError, RoleTimeout
+from rlsys.weights import WeightUpdate
+
+T = TypeVar("T")
+Metrics = dict[str, float]
+
+# When one rank fails its peers fail with it; the true cause may arrive a moment later.
+CAUSE_GRACE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One rank's share of an answer."""
+
+    future: Future[Any]
+    role: str
+    rank: int
+    host: str
+
+
+class Pending(Generic[T]):
+    """An answer under way, from one rank or several (``concurrent.futures`` semantics).
+
+    ``guards`` never finish while every process of the run lives; one that does ends the wait.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        combine: Callable[[list[Any]], T],
+        guards: Sequence[Part] = (),
+    ) -> None:
+        self.parts, self.guards = tuple(parts), tuple(guards)
+        self._combine = combine
+
+    @classmethod
+    def of(cls, value: T) -> Pending[T]:
+        """A finished answer."""
+        future: Future[T] = Future()
+        future.set_result(value)
+        return cls([Part(future, "in-process", 0, "here")], lambda values: values[0])
+
+    def settled(self) -> bool:
+        """All parts are here, or one has failed."""
+        futures = [part.future for part in self.parts]
+        return all(f.done() for f in futures) or bool(self._failures())
+
+    def result(self, timeout: float) -> T:
+        """The answer. Raises: RoleError with the first cause; RoleTimeout naming who is late."""
+        wait_settled([self], timeout)
+        if self._failures():
+            self._wait_for_cause()
+            raise self._first_cause()
+        return self._combine([part.future.result() for part in self.parts])
+
+    def late(self) -> str:
+        """Who has not answered."""
+        late = [part for part in self.parts if not part.future.done()]
+        return ", ".join(f"role {p.role!r} (rank {p.rank}, host {p.host})" for p in late)
+
+    def _failures(self) -> list[tuple[Part, BaseException]]:
+        return [
+            (part, error)
+            for part in (*self.parts, *self.guards)
+            if part.future.done() and (error := part.future.exception()) is not None
+        ]
+
+    def _wait_for_cause(self) -> None:
+        """Give a dead process a moment to be seen: its peers' errors often arrive first."""
+        deadline = time.monotonic() + CAUSE_GRACE_SECONDS
+        while not any(isinstance(error, ProcessDied) for _, error in self._failures()):
+            unfinished = {p.future for p in (*self.parts, *self.guards) if not p.future.done()}
+            left = deadline - time.monotonic()
+            if not unfinished or left <= 0 or not wait(unfinished, left, FIRST_COMPLETED).done:
+                return
+
+    def _first_cause(self) -> RoleError:
+        """A rank whose process died explains its peers' broken connections, not the reverse."""
+        failures = self._failures()
+        failures.sort(key=lambda failure: not isinstance(failure[1], ProcessDied))
+        part, error = failures[0]
+        named = RoleError(part.role, part.rank, part.host, f"{type(error).__name__}: {error}")
+        named.__cause__ = error
+        return named
+
+
+class ProcessDied(RuntimeError):
+    """The process of a rank is gone."""
+
+
+def wait_settled(
+    pendings: Sequence[Pending[Any]], timeout: float, deadline: float | None = None
+) -> list[Pending[Any]]:
+    """Block until at least one is settled; returns those that are.
+
+    Args: timeout in seconds; deadline on the monotonic clock, default ``timeout`` from now.
+    Raises: RoleTimeout.
+    """
+    deadline = time.monotonic() + timeout if deadline is None else deadline
+    while True:
+        ready = [p for p in pendings if p.settled()]
+        if ready:
+            return ready
+        futures = {
+            part.future
+            for p in pendings
+            for part in (*p.parts, *p.guards)
+            if not part.future.done()
+        }
+        if not wait(futures, max(deadline - time.monotonic(), 0), FIRST_COMPLETED).done:
+            late = "; ".join(p.late() for p in pendings)
+            raise RoleTimeout(f"no answer within {timeout:.0f} s from {late}")
+
+
+def as_completed(pendings: Sequence[Pending[T]], timeout: float) -> Iterator[T]:
+    """Results in the order they arrive. ``timeout`` bounds the whole wait, in seconds."""
+    deadline = time.monotonic() + timeout
+    waiting = list(pendings)
+    while waiting:
+        for pending in wait_settled(waiting, timeout, deadline):
+            waiting.remove(pending)
+            yield pending.result(timeout)
+
+
+class Rollout(Protocol):
+    """Draws responses; N engines."""
+
+    def generate(
+        self, requests: Sequence[SampleRequest], *, greedy: bool = False
+    ) -> list[Pending[Rollouts]]:
+        """One Pending per chunk. Only engines that proved the current weights serve."""
+        ...
+
+    def load(self, update: WeightUpdate) -> Pending[int]:
+        """Every engine takes and verifies the weights; answers the version."""
+        ...
+
+
+class Reference(Protocol):
+    """The frozen policy."""
+
+    def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
+        """[B, T] log-probabilities of the response tokens."""
+        ...
+
+
+class Policy(Reference, Protocol):
+    """The trained policy."""
+
+    def update(self, batch: TrainBatch) -> Pending[Metrics]: ...
+
+    def publish(self, version: int) -> Pending[WeightUpdate]:
+        """Make this moment's weights readable by the engines."""
+        ...
+
+
+class Scorer(Protocol):
+    """A reward or a cost model."""
+
+    def score(self, rollouts: Rollouts) -> Pending[Tensor]:
+        """[B], read at the last response token."""
+        ...
+
+
+class Critic(Protocol):
+    """A value model of the reward or of the cost."""
+
+    def values(self, rollouts: Rollouts) -> Pending[Tensor]:
+        """[B, T], the value of the state before each response token."""
+        ...
+
+    def update(self, batch: TrainBatch) -> Pending[Metrics]: ...
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The cast of PPO-Lagrangian."""
+
+    rollout: Rollout
+    policy: Policy
+    reference: Reference
+    reward: Scorer
+    cost: Scorer
+    reward_critic: Critic
+    cost_critic: Critic

@@ -1,0 +1,70 @@
+"""One private Ray with one engine and two training ranks, started once for all tests here."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from actors.cluster import Cluster, open_cluster
+from rlsys.config.schema import EngineConfig, GroupConfig, RunConfig
+from rlsys.data.records import load_records
+from rlsys.engines.workbench import DataSlice
+from rlsys.models.tiny import TinyConfig, build_tiny_vlm
+from tests.helpers import write_rows
+
+TRAINED = ["policy", "reference", "reward", "cost", "reward_critic", "cost_critic"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "integration" in str(item.path):
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataSlice:
+    """Twelve prompts of different lengths, each with its own picture."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = random.Random(0)
+    images = [
+        Image.new("RGB", (56, 28 * (1 + i % 3)), tuple(generator.choices(range(256), k=3)))
+        for i in range(12)
+    ]
+    write_rows(folder, "train", images)
+    return DataSlice(str(folder), "train", 96)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory, data: DataSlice) -> str:
+    """An untrained tiny policy."""
+    folder = tmp_path_factory.mktemp("model")
+    records = load_records(data.source, data.split)
+    texts = [t for r in records.rows for t in (r.question, *r.responses)]
+    sizes = TinyConfig(hidden=64, layers=2, vision_hidden=64, vision_layers=2, vocab=320)
+    build_tiny_vlm(folder, texts, sizes, seed=0)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def run_config() -> RunConfig:
+    return RunConfig(
+        name="tests",
+        groups={
+            "rollout": GroupConfig(roles=["rollout"], ranks=1, cpus=1.0),
+            "train": GroupConfig(roles=TRAINED, ranks=2, cpus=0.5),
+        },
+        engine=EngineConfig(max_model_len=128, max_num_seqs=16),
+        stages={},
+    )
+
+
+@pytest.fixture(scope="session")
+def cluster(run_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    run_dir: Path = tmp_path_factory.mktemp("run")
+    (run_dir / "logs").mkdir()
+    with open_cluster(run_config, run_dir) as cluster:
+        yield cluster

@@ -1,0 +1,179 @@
+"""The command line, as a user runs it: whole recipes in their own processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECIPE = str(ROOT / "examples/photos/recipe.yaml")
+RLSYS = str(Path(sys.executable).with_name("rlsys"))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data from real photographs; artefacts made by one test serve the next."""
+    folder = tmp_path_factory.mktemp("photos")
+    script = str(ROOT / "examples/photos/prepare.py")
+    subprocess.run([sys.executable, script, str(folder / "data")], check=True, timeout=60)
+    return folder
+
+
+def command(workdir: Path, *overrides: str) -> list[str]:
+    places = (f"data.source={workdir / 'data'}", f"runs_dir={workdir / 'runs'}")
+    return [RLSYS, "run", RECIPE, *places, *overrides]
+
+
+def rows_of(run: Path, stage: str) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["stage"] == stage]
+
+
+def test_two_whole_iterations_on_real_photographs(workdir: Path) -> None:
+    done = subprocess.run(
+        command(workdir), capture_output=True, text=True, timeout=250, cwd=workdir, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = workdir / "runs/photos"
+    iterations = rows_of(run, "ppo")
+    assert [row["step"] for row in iterations] == [1, 2]
+    assert [row["weights_version"] for row in iterations] == [0, 1]
+    assert all(row["gap/max"] < 1e-4 for row in iterations)
+    assert iterations[1]["kl"] > iterations[0]["kl"], "the policy must have moved"
+    tables = json.loads((run / "evaluation.json").read_text())
+    assert list(tables) == ["start", "final"]
+    assert tables["final"]["all"]["unsafe"]["n"] == 4
+    assert tables["final"]["all"]["helpful"] is None
+    report = (run / "report.html").read_text()
+    assert "data:image/png;base64" in report
+    manifest = json.loads((run / "checkpoints/ppo/iteration-000002/manifest.json").read_text())
+    assert manifest["driver"]["iteration"] == 2
+    saved = {name.split("/")[0] for name in manifest["files"]}
+    assert {"policy", "reward_critic", "cost_critic"} <= saved
+    assert list((run / "wandb").glob("offline-run-*/*.wandb")), "the tracker must have recorded"
+
+
+def wait_for(path: Path, text: str, process: subprocess.Popen[str], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if path.exists() and text in path.read_text():
+            return
+        if process.poll() is not None:
+            out, err = process.communicate()
+            raise AssertionError(f"the run ended early:\n{out}\n{err}")
+        time.sleep(0.2)
+    raise AssertionError(f"{text!r} did not appear in {path} within {seconds} s")
+
+
+TRAINED = {"policy", "reference", "reward", "cost", "reward_critic", "cost_critic"}
+
+
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize(("group", "roles"), [("rollout", {"rollout"}), ("train", TRAINED)])
+def test_a_killed_process_ends_the_run_within_a_minute_naming_its_role(
+    workdir: Path, group: str, roles: set[str]
+) -> None:
+    name = f"killed-{group}"
+    with subprocess.Popen(
+        command(workdir, f"name={name}", "seed=1", "stages.ppo.iterations=500"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=workdir,
+    ) as process:
+        run = workdir / "runs" / name
+        try:
+            wait_for(run / "metrics.jsonl", '"stage": "ppo"', process, 200)
+            description = json.loads((run / "run.json").read_text())
+            victim = description["groups"][group][-1]["pid"]
+            others = [h["pid"] for hosts in description["groups"].values() for h in hosts]
+            os.kill(victim, signal.SIGKILL)
+            killed = time.monotonic()
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert time.monotonic() - killed < 60
+    assert process.returncode == 1, out + err
+    errors = " ".join(line.strip() for line in err.splitlines())
+    assert errors.count("RoleError") == 1
+    named = re.search(r"role '([\w+]+)' failed", errors)
+    assert named, errors
+    assert set(named[1].split("+")) <= roles
+    assert f"process {victim} died" in errors
+    assert not [pid for pid in others if psutil.pid_exists(pid)], "nothing may be left behind"
+
+
+@pytest.fixture
+def ray_head(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A local head with a job server, as `ray start --head` gives it; ended by its own pid."""
+
+    with socket.socket() as probe:  # an ephemeral port lies outside Ray's own ranges
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef" * 4)
+    token.chmod(0o600)
+    temp = tempfile.mkdtemp(prefix="rlt-")  # short: Ray puts sockets under it
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+    }
+    with subprocess.Popen(
+        [
+            "ray", "start", "--head", "--block", "--num-cpus=3", "--port=0",
+            "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+            "--temp-dir", temp, "--disable-usage-stats",
+        ],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as head:  # fmt: skip
+        try:
+            yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+        finally:
+            family = psutil.Process(head.pid).children(recursive=True)
+            head.terminate()
+            _, alive = psutil.wait_procs(family, timeout=15)
+            for process in alive:
+                process.kill()
+            shutil.rmtree(temp, ignore_errors=True)
+
+
+@pytest.mark.timeout(500)
+def test_the_same_command_is_the_entrypoint_of_a_ray_job(
+    workdir: Path, ray_head: dict[str, str]
+) -> None:
+    deadline = time.monotonic() + 120
+    not_ready = ("Failed to connect", "No available agent")
+    entrypoint = command(workdir, "name=as-a-job", "stages.ppo.iterations=2")
+    submit = [
+        "ray", "job", "submit", "--address", ray_head["RAY_API_SERVER_ADDRESS"], "--", *entrypoint,
+    ]  # fmt: skip
+    while True:
+        done = subprocess.run(
+            submit, env=ray_head, capture_output=True, text=True, timeout=280, check=False
+        )
+        said = done.stdout + done.stderr
+        if not any(text in said for text in not_ready) or time.monotonic() > deadline:
+            break
+        time.sleep(2)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run = workdir / "runs/as-a-job"
+    assert len(rows_of(run, "ppo")) == 2
+    assert (run / "report.html").exists()

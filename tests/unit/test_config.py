@@ -1,0 +1,298 @@
+"""Recipes: what loads, what does not, and what it says."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import Container
+
+import rlsys
+from rlsys.config import schema
+from rlsys.config.check import ROLES, references
+from rlsys.config.load import dump_config, load_config, to_plain
+from rlsys.config.schema import STAGES, EvaluateStage, RunConfig, SafeRlhfStage, SftStage
+from rlsys.errors import ConfigError
+from rlsys.models.tiny import TinyConfig
+
+ROOT = Path(rlsys.__file__).parents[1]
+RECIPES = sorted(
+    path
+    for folder in ("configs", "examples")
+    for pattern in ("*.yaml", "*.yml")
+    for path in (ROOT / folder).rglob(pattern)
+)
+DEMO = ROOT / "configs" / "demo.yaml"
+
+
+def load_plain(tmp_path: Path, recipe: Any) -> RunConfig:
+    """Load a recipe given as plain containers."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return load_config(path)
+
+
+@pytest.fixture
+def demo() -> dict[str, Any]:
+    return dict(yaml.safe_load(DEMO.read_text()))
+
+
+# what loads
+
+
+def test_there_are_recipes() -> None:
+    assert DEMO in RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_recipe_loads(path: Path) -> None:
+    config = load_config(path)
+    assert config.stages
+    for stage in config.stages.values():
+        assert type(stage) is STAGES[stage.kind]
+
+
+def values(node: Any) -> Iterator[Any]:
+    yield node
+    if dataclasses.is_dataclass(node):
+        node = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield key
+            yield from values(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from values(value)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_omegaconf_object_leaves_the_loader(path: Path) -> None:
+    overrides = ["engine.extra={a: {b: [1, {c: 2}]}}"]
+    config = load_config(path, overrides)
+    assert config.engine.extra == {"a": {"b": [1, {"c": 2}]}}
+    found = list(values(config))
+    assert len(found) > 100
+    assert not [value for value in found if isinstance(value, Container)]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_dumped_recipe_loads_to_an_equal_one(path: Path, tmp_path: Path) -> None:
+    config = load_config(path, ["seed=41", "engine.extra={a: {b: null}}"])
+    dump_config(config, tmp_path / "config.yaml")
+    again = load_config(tmp_path / "config.yaml")
+    assert again == config
+    assert to_plain(again) == to_plain(config)
+
+
+def test_overrides_win_and_keep_their_type() -> None:
+    config = load_config(
+        DEMO, ["stages.ppo.iterations=5", "stages.ppo.lagrange.threshold=-0.25", "seed=9"]
+    )
+    assert config.seed == 9
+    assert isinstance(config.stages["ppo"], SafeRlhfStage)
+    assert config.stages["ppo"].iterations == 5
+    assert config.stages["ppo"].lagrange.threshold == "-0.25"
+    assert load_config(DEMO).seed == 0
+
+
+def test_stages_keep_their_order() -> None:
+    written = list(yaml.safe_load(DEMO.read_text())["stages"])
+    assert list(load_config(DEMO).stages) == written
+
+
+def test_configs_share_no_state() -> None:
+    first, second = load_config(DEMO), load_config(DEMO)
+    first.engine.extra["x"] = 1
+    first.stages["ppo"].optim.betas.append(0.5)
+    assert second == load_config(DEMO)
+
+
+def test_references_name_what_a_stage_reads() -> None:
+    config = load_config(DEMO)
+    assert references(config.stages["start"]) == {}
+    assert references(config.stages["cost"]) == {"init": "start"}
+    assert references(config.stages["ppo"]) == {
+        "policy": "start", "reward": "reward", "cost": "cost",
+    }  # fmt: skip
+    judged = EvaluateStage(policies={"a": "ppo"}, cost="cost")
+    assert references(judged) == {"policies.a": "ppo", "cost": "cost"}
+    assert references(SftStage(init="elsewhere", steps=1)) == {"init": "elsewhere"}
+
+
+def test_a_folder_may_stand_for_a_stage(tmp_path: Path) -> None:
+    config = load_config(DEMO, [f"stages.reward.init={tmp_path}"])
+    assert config.stages["reward"].init == str(tmp_path)
+
+
+# what does not load, and what it says
+
+BAD_OVERRIDES = [
+    # unknown keys
+    ("seeds=1", "seeds"),
+    ("engine.seed=1", "seed"),
+    ("stages.ppo.lagrange.rate=1", "rate"),
+    ("stages.ppo.optim.momentum=0.9", "momentum"),
+    ("groups.train.nodes=2", "nodes"),
+    ("lagrange.lr=1", "lagrange"),
+    # wrong types
+    ("seed=one", "seed"),
+    ("stages.ppo.iterations=many", "iterations"),
+    ("stages.ppo.iterations=null", "iterations"),
+    ("stages.ppo.optim.lr=fast", "lr"),
+    ("data.sizes.train=ten", "data.sizes.train"),
+    ("groups.train.roles=policy", "groups.train.roles"),
+    ("groups=3", "groups"),
+    ("seed=${nope}", "seed"),
+    # values out of range
+    ("engine.dtype=float16", "engine.dtype"),
+    ("engine.transport=tcp", "engine.transport"),
+    ("tracker.wandb=maybe", "tracker.wandb"),
+    ("groups.train.ranks=0", "ranks"),
+    ("engine.chunk_prompts=0", "engine.chunk_prompts"),
+    ("stages.start.target=longest", "stages.start.target"),
+    ("stages.start.optim.schedule=linear", "optim.schedule"),
+    ("stages.start.train.engine=jax", "train.engine"),
+    ("stages.start.train.zero_stage=4", "train.zero_stage"),
+    ("stages.cost.label_mode=soft", "label_mode"),
+    ("stages.ppo.ppo.kl_split=none", "ppo.kl_split"),
+    ("stages.ppo.ppo.loss_form=sum", "ppo.loss_form"),
+    ("stages.ppo.ppo.samples=0", "ppo.samples"),
+    ("stages.ppo.ppo.temperature=0", "ppo.temperature"),
+    ("stages.ppo.lagrange.rule=pid", "lagrange.rule"),
+    ("stages.ppo.lagrange.window=0", "lagrange.window"),
+    ("stages.ppo.lagrange.floor=2", "lagrange"),
+    ("stages.ppo.lagrange.threshold=low", "lagrange.threshold"),
+    ("stages.ppo.kind=dpo", "stages.ppo.kind"),
+    ("stages.extra.steps=3", "stages.extra.kind"),
+    ("stages.ppo=3", "stages.ppo.kind"),
+    # across sections
+    ("engine.max_model_len=100", "engine.max_model_len"),
+    ("stages.ppo.ppo.max_new_tokens=64", "engine.max_model_len"),
+    ("engine.dtype=bfloat16", "engine.dtype"),
+    ("stages.ppo.critic_train.lora_rank=4", "stages.ppo.critic_train.lora_rank"),
+    ("stages.ppo.policy=evaluation", "stages.ppo.policy"),
+    ("stages.reward.init=cost", "stages.reward.init"),
+    ("stages.start.init=start", "stages.start.init"),
+    ("stages.evaluation.policies.other=nowhere", "stages.evaluation.policies.other"),
+    ("stages.evaluation.cost=nowhere", "stages.evaluation.cost"),
+    ("groups.rollout.roles=[rollout,reward]", "groups.rollout.roles"),
+    ("groups.train.roles=[policy,reference,reward,cost,reward_critic]", "cost_critic"),
+    ("groups.train.roles=[policy,policy]", "groups.train.roles"),
+    ("groups.train.roles=[actor]", "groups.train.roles"),
+    # overrides that are none
+    ("seed", "seed"),
+    ("seed=[1", "not YAML"),
+]
+
+
+@pytest.mark.parametrize(("override", "key"), BAD_OVERRIDES, ids=[o for o, _ in BAD_OVERRIDES])
+def test_a_bad_value_is_one_error_naming_its_key(override: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        load_config(DEMO, [override])
+
+
+@pytest.mark.parametrize("key", ["name", "groups", "stages"])
+def test_a_missing_section_is_named(key: str, demo: dict[str, Any], tmp_path: Path) -> None:
+    del demo[key]
+    with pytest.raises(ConfigError, match=f"missing mandatory value: {key}"):
+        load_plain(tmp_path, demo)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("start", "steps"),
+        ("start", "optim"),
+        ("ppo", "iterations"),
+        ("ppo", "policy"),
+        ("ppo", "critic_optim"),
+        ("evaluation", "policies"),
+    ],
+)
+def test_a_missing_value_of_a_stage_is_named(
+    stage: str, key: str, demo: dict[str, Any], tmp_path: Path
+) -> None:
+    del demo["stages"][stage][key]
+    wanted = {"optim": "optim.lr", "critic_optim": "critic_optim.lr"}.get(key, key)
+    with pytest.raises(ConfigError, match=rf"stages\.{stage}: .*{wanted}"):
+        load_plain(tmp_path, demo)
+
+
+def test_a_role_in_two_groups_names_both(demo: dict[str, Any], tmp_path: Path) -> None:
+    demo["groups"]["more"] = {"roles": ["reward"]}
+    with pytest.raises(ConfigError, match=r"groups\.more\.roles: 'reward' .* group 'train'"):
+        load_plain(tmp_path, demo)
+
+
+def test_rollout_shares_its_processes_with_nobody(demo: dict[str, Any], tmp_path: Path) -> None:
+    demo["groups"] = {"all": {"roles": list(ROLES)}}
+    with pytest.raises(ConfigError, match=r"groups\.all\.roles: rollout must have"):
+        load_plain(tmp_path, demo)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_without_a_place_is_named(role: str, demo: dict[str, Any], tmp_path: Path) -> None:
+    for group in demo["groups"].values():
+        group["roles"] = [name for name in group["roles"] if name != role]
+    demo["groups"] = {name: group for name, group in demo["groups"].items() if group["roles"]}
+    with pytest.raises(ConfigError, match=rf"stage .* needs the role '{role}'"):
+        load_plain(tmp_path, demo)
+
+
+def test_a_stage_may_only_use_earlier_ones(demo: dict[str, Any], tmp_path: Path) -> None:
+    stages = demo["stages"]
+    demo["stages"] = {"ppo": stages.pop("ppo"), **stages}
+    with pytest.raises(ConfigError, match=r"stages\.ppo\.policy: 'start' .*there is none"):
+        load_plain(tmp_path, demo)
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such recipe"):
+        load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: [demo",
+        "",
+        "hello",
+        "- name: demo\n",
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"recipe\.yaml"):
+        load_config(path)
+
+
+# no key without an effect
+
+
+def schema_fields() -> list[tuple[str, str]]:
+    classes = [
+        value
+        for value in vars(schema).values()
+        if dataclasses.is_dataclass(value)
+        and isinstance(value, type)
+        and value.__module__ in (schema.__name__, TinyConfig.__module__)
+    ]
+    return [(cls.__name__, field.name) for cls in classes for field in dataclasses.fields(cls)]
+
+
+def test_every_key_is_read_somewhere() -> None:
+    own = Path(schema.__file__)
+    files = [*(ROOT / "rlsys").rglob("*.py"), *(ROOT / "actors").rglob("*.py")]
+    text = "\n".join(file.read_text() for file in files if file != own)
+    fields = schema_fields()
+    assert len(fields) > 90
+    unread = [
+        f"{cls}.{name}"
+        for cls, name in fields
+        if not re.search(rf"\.{name}\b(?!\s*=[^=])", text) and f'"{name}"' not in text
+    ]
+    assert unread == []

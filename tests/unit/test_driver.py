@@ -1,0 +1,337 @@
+"""PPO-Lagrangian's loop, on roles that answer at once."""
+
+import ast
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rlsys.drivers.safe_rlhf as driver
+from rlsys.algorithms.advantages import gae
+from rlsys.batch import PromptCursor, Rollouts, Scores
+from rlsys.config.schema import GapConfig, LagrangeConfig, PpoConfig, TimeoutConfig
+from rlsys.drivers.safe_rlhf import estimate, safe_rlhf, sample_and_score, sync_weights
+from rlsys.drivers.safe_rlhf_state import SafeRlhfRun, SafeRlhfState
+from rlsys.drivers.sft import train
+from rlsys.errors import LogprobGapError, RoleTimeout
+from rlsys.roles import Metrics, Pending, Roles
+from tests.fakes import FakeRollout, FakeScorer, later, make_roles
+
+DRIVER = Path(driver.__file__)
+SCORES = {
+    "policy.logprobs", "reference.logprobs", "reward.score", "cost.score",
+    "reward_critic.values", "cost_critic.values",
+}  # fmt: skip
+UPDATES = {"policy.update", "reward_critic.update", "cost_critic.update"}
+PROMPTS = 9
+
+
+def make_run(iterations: int = 1, threshold: float = 0.0, **lagrange: Any) -> SafeRlhfRun:
+    settings = {"rule": "projected", "init": 1.0, "lr": 0.5, "floor": 0.0, "window": 8}
+    return SafeRlhfRun(
+        iterations=iterations,
+        threshold=threshold,
+        seed=7,
+        ppo=PpoConfig(prompts=4, samples=2, max_new_tokens=4, minibatch=4, kl_beta=0.1),
+        lagrange=LagrangeConfig(**settings | lagrange),
+        gap=GapConfig(warn=1e-4, stop_factor=10.0),
+        timeouts=TimeoutConfig(call=1.0, sync=1.0),
+    )
+
+
+def make_state(run: SafeRlhfRun) -> SafeRlhfState:
+    window = deque[float](maxlen=run.lagrange.window)
+    return SafeRlhfState(run.lagrange.init, window, PromptCursor(PROMPTS, run.seed))
+
+
+def go(roles: Roles, run: SafeRlhfRun, state: SafeRlhfState | None = None) -> list[Metrics]:
+    """Runs to the end; the metrics of every iteration."""
+    rows: list[Metrics] = []
+
+    def report(_: SafeRlhfState, metrics: Metrics, __: Rollouts, ___: Scores) -> None:
+        rows.append(dict(metrics))
+
+    safe_rlhf(roles, make_state(run) if state is None else state, run, report)
+    return rows
+
+
+def test_the_driver_runs_in_milliseconds_and_touches_no_process() -> None:
+    roles, _ = make_roles()
+    go(roles, make_run())  # first use of every torch kernel
+    started = time.perf_counter()
+    rows = go(roles, make_run(iterations=3))
+    assert time.perf_counter() - started < 1.0
+    assert len(rows) == 3
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows)
+
+
+def test_every_iteration_samples_then_scores_then_updates_then_syncs() -> None:
+    roles, log = make_roles()
+    go(roles, make_run(iterations=2))
+    per_iteration = len(log.calls) // 2
+    assert log.calls[:per_iteration] == log.calls[per_iteration:]
+    calls = log.calls[:per_iteration]
+    chunks = 2  # 8 requests, 4 per chunk
+    assert calls[0] == "sample"
+    scoring, updating = calls[1 : 1 + 6 * chunks], calls[1 + 6 * chunks : -2]
+    assert {name: scoring.count(name) for name in scoring} == dict.fromkeys(SCORES, chunks)
+    assert sorted(updating) == sorted(UPDATES)
+    assert calls[-2:] == ["publish", "load"]
+
+
+def test_every_prompt_is_drawn_samples_times_with_seeds_of_its_own() -> None:
+    roles, log = make_roles()
+    go(roles, make_run(iterations=2))
+    for requests in log.requests:
+        by_prompt: dict[int, list[int]] = {}
+        for request in requests:
+            by_prompt.setdefault(request.prompt_index, []).append(request.sample_index)
+        assert len(by_prompt) == 4
+        assert all(samples == [0, 1] for samples in by_prompt.values())
+    seeds = [request.seed for requests in log.requests for request in requests]
+    assert len(set(seeds)) == len(seeds) == 16
+
+
+def test_the_same_seed_asks_for_the_same_samples() -> None:
+    first, second = make_roles(), make_roles()
+    go(first[0], make_run(iterations=3))
+    go(second[0], make_run(iterations=3))
+    assert first[1].requests == second[1].requests
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 8])
+def test_the_multiplier_steps_once_per_iteration(epochs: int) -> None:
+    run = make_run(iterations=3, threshold=0.6, lr=0.5, init=1.0)
+    run = replace(run, ppo=replace(run.ppo, epochs=epochs, minibatch=2))
+    rows = go(make_roles(cost=lambda prompt, sample: 1.0)[0], run)
+    # cost 1 is 0.4 over the threshold: lambda climbs by 0.5 * 0.4 each time
+    assert [row["lambda"] for row in rows] == pytest.approx([1.2, 1.4, 1.6])
+
+
+def test_the_multiplier_waits_out_its_delay() -> None:
+    rows = go(make_roles()[0], make_run(iterations=4, threshold=0.5, lr=0.5, delay=2))
+    assert [row["lambda"] for row in rows] == pytest.approx([1.0, 1.0, 1.25, 1.5])
+
+
+@pytest.mark.parametrize("rule", ["projected", "log_sgd"])
+def test_the_multiplier_follows_the_cost(rule: str) -> None:
+    over = go(make_roles(cost=lambda p, s: 0.9)[0], make_run(threshold=0.5, rule=rule, floor=0.001))
+    under = go(
+        make_roles(cost=lambda p, s: 0.1)[0], make_run(threshold=0.5, rule=rule, floor=0.001)
+    )
+    assert over[0]["lambda"] > 1.0 > under[0]["lambda"]
+
+
+def test_a_multiplier_of_zero_is_plain_ppo() -> None:
+    run = make_run(threshold=0.5, init=0.0)
+    free = {"reference_gap": -0.2, "reward": lambda prompt, sample: 0.3 * prompt - sample}
+    roles, log = make_roles(cost=lambda prompt, sample: -1.0 - prompt, **free)
+    assert go(roles, run)[0]["lambda"] == 0.0
+    other, other_log = make_roles(cost=lambda prompt, sample: 0.4, **free)
+    go(other, run)
+    (batch,), (other_batch,) = log.batches, other_log.batches
+    assert torch.equal(batch.advantages, other_batch.advantages)
+
+    # Plain PPO by hand: every token pays 0.1 * 0.2 nats of KL, the last one earns the reward.
+    rollouts = batch.rollouts
+    rewards = torch.full(rollouts.response_ids.shape, -0.02)
+    keys = zip(rollouts.prompt_index.tolist(), rollouts.sample_index.tolist(), strict=True)
+    for row, (prompt, sample) in enumerate(keys):
+        rewards[row, rollouts.lengths[row] - 1] += 0.3 * prompt - sample
+    plain, _ = gae(
+        rewards, 0.1 * rollouts.response_ids.float(), rollouts.lengths, gamma=1.0, lam=0.95
+    )
+    torch.testing.assert_close(batch.advantages, plain, rtol=0, atol=1e-6)
+
+
+def test_cost_changes_the_advantages_once_the_multiplier_is_positive() -> None:
+    (cheap, cheap_log), (dear, dear_log) = make_roles(cost=lambda p, s: 0.0), make_roles()
+    run = make_run(lr=0.0)
+    go(cheap, run)
+    go(dear, run)
+    mask = cheap_log.batches[0].rollouts.mask
+    assert bool((dear_log.batches[0].advantages < cheap_log.batches[0].advantages)[mask].all())
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.7, 5.0])
+def test_the_kl_penalty_survives_every_multiplier(lam: float) -> None:
+    """Charged to reward and cost with opposite signs, it does not fade as lambda grows."""
+    run = make_run()
+    run = replace(run, ppo=replace(run.ppo, gamma=1.0, gae_lambda=1.0))
+    state = make_state(run)
+    state.lam = lam
+    advantages = []
+    for gap in (0.0, -1.0):
+        rollouts, scores = sample_and_score(make_roles(reference_gap=gap)[0], make_state(run), run)
+        advantages.append(estimate(rollouts, scores, state, run).advantages)
+    left = rollouts.lengths[:, None] - torch.arange(rollouts.response_ids.shape[1])
+    # 1 nat on each of the tokens still to come, at beta = 0.1
+    expected = (-0.1 * left.clamp(min=0)).masked_fill(~rollouts.mask, 0.0)
+    torch.testing.assert_close(advantages[1] - advantages[0], expected, rtol=0, atol=1e-5)
+
+
+def test_the_window_forgets_old_episodes() -> None:
+    dear = {"left": 2}
+
+    def cost(prompt: int, sample: int) -> float:
+        return 1.0 if dear["left"] > 0 else 0.0
+
+    roles, _ = make_roles(cost=cost)
+    rows: list[Metrics] = []
+
+    def report(_: SafeRlhfState, metrics: Metrics, __: Rollouts, ___: Scores) -> None:
+        dear["left"] -= 1
+        rows.append(dict(metrics))
+
+    run = make_run(iterations=5, window=16, lr=0.0)  # two iterations of 8 episodes
+    state = make_state(run)
+    safe_rlhf(roles, state, run, report)
+    assert [row["cost_window"] for row in rows] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
+    assert len(state.window) == 16
+
+
+def test_a_gap_over_the_limit_stops_the_run_before_any_update() -> None:
+    roles, log = make_roles(gap=2e-3)  # limit: 10 * 1e-4
+    with pytest.raises(LogprobGapError, match=r"2\.00e-03 nats.*limit 1\.00e-03.*version 0"):
+        go(roles, make_run())
+    assert not UPDATES & set(log.calls)
+
+
+def test_a_gap_below_the_limit_is_only_reported() -> None:
+    rows = go(make_roles(gap=5e-4)[0], make_run())
+    assert rows[0]["gap/max"] == pytest.approx(5e-4, rel=1e-2)
+    assert rows[0]["gap/max"] > rows[0]["gap/limit"]
+
+
+def test_every_sync_carries_the_next_version_and_the_next_batch_was_drawn_with_it() -> None:
+    roles, log = make_roles()
+    sync_weights(roles, 0, TimeoutConfig())
+    rows = go(roles, make_run(iterations=3))
+    assert log.versions == [0, 1, 2, 3]
+    assert [row["weights_version"] for row in rows] == [0.0, 1.0, 2.0]
+
+
+def test_a_finished_chunk_is_scored_while_others_decode() -> None:
+    roles, log = make_roles()
+    waiting: list[tuple[Future[Rollouts], Rollouts]] = []
+
+    def pend(number: int, chunk: Rollouts) -> Pending[Rollouts]:
+        future: Future[Rollouts] = Future()
+        if number == 0:
+            future.set_result(chunk)
+        else:
+            waiting.append((future, chunk))
+        return later(future)
+
+    def score_and_release(rollouts: Rollouts) -> Any:
+        if waiting:
+            future, chunk = waiting.pop()
+            future.set_result(chunk)
+        return FakeScorer(log, "reward", lambda prompt, sample: 0.0).score(rollouts)
+
+    class Reward:
+        score = staticmethod(score_and_release)
+
+    slow = replace(roles, rollout=FakeRollout(log, chunk=4, pend=pend), reward=Reward())
+    run = make_run()
+    rollouts, _ = sample_and_score(slow, make_state(run), run)
+    assert len(rollouts) == 8
+
+
+def test_a_rollout_that_never_answers_ends_the_run_at_its_deadline() -> None:
+    roles, log = make_roles()
+    stuck = FakeRollout(
+        log, chunk=4, pend=lambda number, chunk: later(Future(), "rollout", 3, "n1")
+    )
+    run = replace(make_run(), timeouts=TimeoutConfig(call=0.05))
+    with pytest.raises(RoleTimeout, match=r"'rollout' \(rank 3, host n1\)"):
+        go(replace(roles, rollout=stuck), run)
+
+
+def test_the_order_in_which_chunks_finish_does_not_matter() -> None:
+    run = make_run()
+    batches = []
+    for reverse in (False, True):
+        roles, log = make_roles()
+        release: list[tuple[Future[Rollouts], Rollouts]] = []
+
+        def pend(
+            number: int, chunk: Rollouts, release: list[tuple[Any, Any]] = release
+        ) -> Pending[Rollouts]:
+            future: Future[Rollouts] = Future()
+            release.append((future, chunk))
+            return later(future)
+
+        class Ordered(FakeRollout):
+            def generate(
+                self,
+                requests: Any,
+                *,
+                greedy: bool = False,
+                backwards: bool = reverse,
+                held: list[tuple[Any, Any]] = release,
+            ) -> Any:
+                pendings = super().generate(requests, greedy=greedy)
+                for future, chunk in reversed(held) if backwards else held:
+                    future.set_result(chunk)
+                return pendings[::-1] if backwards else pendings
+
+        go(replace(roles, rollout=Ordered(log, chunk=3, pend=pend)), run)
+        batches.append(log.batches[0])
+    assert torch.equal(batches[0].advantages, batches[1].advantages)
+    assert torch.equal(batches[0].rollouts.response_ids, batches[1].rollouts.response_ids)
+
+
+def test_a_run_continues_at_its_iteration() -> None:
+    whole, whole_log = make_roles()
+    go(whole, make_run(iterations=4))
+    parts, parts_log = make_roles()
+    state = make_state(make_run())
+    go(parts, make_run(iterations=2), state)
+    go(parts, make_run(iterations=4), state)
+    assert parts_log.requests == whole_log.requests
+    assert parts_log.versions == whole_log.versions == [1, 2, 3, 4]
+
+
+def test_supervised_training_takes_every_step_and_reports_from_one() -> None:
+    seen: list[list[int]] = []
+
+    class Learner:
+        def step(self, rows: list[int]) -> Pending[Metrics]:
+            seen.append(rows)
+            return Pending.of({"loss": float(len(seen))})
+
+    steps: list[tuple[int, float]] = []
+    train(
+        Learner(),
+        PromptCursor(6, seed=1),
+        steps=4,
+        batch=3,
+        timeout=1.0,
+        report=lambda step, metrics: steps.append((step, metrics["loss"])),
+    )
+    assert steps == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+    assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == list(range(6))
+    train(
+        Learner(), PromptCursor(2, seed=1), steps=1, batch=64, timeout=1.0, report=lambda *_: None
+    )
+    assert sorted(seen[-1]) == [0, 1]  # a batch is never larger than the data
+
+
+def test_the_driver_is_short_and_knows_neither_processes_nor_tensors() -> None:
+    source = DRIVER.read_text()
+    assert len(source.splitlines()) <= 120
+    modules = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(str(node.module))
+    allowed = ("rlsys.algorithms.", "rlsys.drivers.", "rlsys.config.schema")
+    own = {"__future__", "time", "rlsys.batch", "rlsys.roles"}
+    assert {m for m in modules - own if not m.startswith(allowed)} == set()

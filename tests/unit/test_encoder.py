@@ -1,0 +1,201 @@
+"""Prompts and answers to ids, pixels and padded batches."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from rlsys.data.collate import collate
+from rlsys.data.encoder import EncodedPrompt, PromptEncoder, forged_token
+from rlsys.data.records import Records
+from rlsys.errors import DataError
+from tests.unit.conftest import QUESTIONS, make_record
+
+ROWS = [0, 1, 2, 3]
+VISUAL_TOKENS = [4, 8, 8, 9]  # images of 56x56, 112x56, 56x112 and 84x84 pixels, 28x28 per token
+
+
+def fresh(encoder: PromptEncoder, limit: int = 128) -> PromptEncoder:
+    """The same rows, nothing cached."""
+    return PromptEncoder(encoder.processor, encoder.records, limit)
+
+
+def asking(encoder: PromptEncoder, question: str) -> PromptEncoder:
+    record = make_record(0, question, ("yes", "no"))
+    return PromptEncoder(encoder.processor, Records([record], Counter()), 128)
+
+
+def equal(left: EncodedPrompt, right: EncodedPrompt) -> bool:
+    return (
+        torch.equal(left.expanded, right.expanded)
+        and left.collapsed == right.collapsed
+        and left.pixels.keys() == right.pixels.keys()
+        and all(torch.equal(left.pixels[name], right.pixels[name]) for name in left.pixels)
+    )
+
+
+# prompts
+
+
+def test_a_prompt_holds_one_id_per_visual_token(encoder: PromptEncoder) -> None:
+    image = encoder.image_token_id
+    for prompt, count in zip(encoder.prompts(ROWS), VISUAL_TOKENS, strict=True):
+        assert int((prompt.expanded == image).sum()) == count
+        assert prompt.collapsed.count(image) == 1
+        start = prompt.collapsed.index(image)
+        assert (
+            prompt.expanded.tolist()
+            == prompt.collapsed[:start] + [image] * count + prompt.collapsed[start + 1 :]
+        )
+        assert len(prompt.pixels["pixel_values"]) == 4 * count  # four patches per visual token
+
+
+def test_a_prompt_reads_as_the_conversation(encoder: PromptEncoder) -> None:
+    for row, prompt in enumerate(encoder.prompts(ROWS)):
+        text = encoder.tokenizer.decode(prompt.collapsed)
+        assert text == encoder.render(encoder.records[row])
+        assert QUESTIONS[row] in text
+        assert text.endswith("<|im_start|>assistant\n")
+
+
+def test_encoding_together_is_encoding_one_by_one(encoder: PromptEncoder) -> None:
+    together = fresh(encoder).prompts(ROWS)
+    alone = [fresh(encoder).prompts([row])[0] for row in ROWS]
+    assert len({len(prompt.expanded) for prompt in together}) > 1
+    assert all(map(equal, together, alone))
+
+
+def test_rows_come_in_the_order_asked_for_and_may_repeat(encoder: PromptEncoder) -> None:
+    reference = fresh(encoder).prompts(ROWS)
+    asked = [3, 0, 3, 2, 1, 0]
+    for prompt, row in zip(fresh(encoder).prompts(asked), asked, strict=True):
+        assert equal(prompt, reference[row])
+
+
+def test_a_prompt_is_encoded_once(encoder: PromptEncoder) -> None:
+    mine = fresh(encoder)
+    first = mine.prompts([0, 1])
+    again = mine.prompts([1, 2, 0])
+    assert again[0] is first[1]
+    assert again[2] is first[0]
+
+
+def test_a_full_cache_drops_the_oldest_and_still_answers(encoder: PromptEncoder) -> None:
+    mine = fresh(encoder)
+    mine.CACHE_BYTES = 1  # type: ignore[misc]
+    reference = fresh(encoder).prompts(ROWS)
+    for _ in range(2):
+        assert all(map(equal, mine.prompts(ROWS), reference))
+        assert equal(mine.prompts([2])[0], reference[2])
+
+
+def test_an_over_long_prompt_names_its_row(encoder: PromptEncoder) -> None:
+    longest = max(len(prompt.expanded) for prompt in encoder.prompts(ROWS))
+    row = [len(prompt.expanded) for prompt in encoder.prompts(ROWS)].index(longest)
+    assert fresh(encoder, limit=longest).prompts(ROWS)
+    with pytest.raises(
+        DataError, match=rf"row row-{row}: prompt has {longest} tokens.*{longest - 1}"
+    ):
+        fresh(encoder, limit=longest - 1).prompts(ROWS)
+
+
+@pytest.mark.parametrize(
+    "token", ["<|image_pad|>", "<|im_end|>", "<|im_start|>", "<|video_pad|>", "<|vision_start|>"]
+)
+def test_a_question_may_not_forge_structure(token: str, encoder: PromptEncoder) -> None:
+    with pytest.raises(DataError, match="row row-0: the question contains the special token"):
+        asking(encoder, f"what is {token} this?").prompts([0])
+    assert forged_token(f"a{token}b", encoder.tokenizer) == token
+
+
+def test_text_that_only_resembles_a_special_token_is_fine(encoder: PromptEncoder) -> None:
+    question = "is <image_pad> or <|im or |> safe?"
+    (prompt,) = asking(encoder, question).prompts([0])
+    assert question in encoder.tokenizer.decode(prompt.collapsed)
+
+
+# answers
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["it is <|im_end|> water", "<|image_pad|><|image_pad|>", "a<|im_start|>user\nb", "<|pad|>"],
+)
+def test_special_text_in_an_answer_stays_text(text: str, encoder: PromptEncoder) -> None:
+    ids = encoder.response(text).tolist()
+    eos = encoder.tokenizer.eos_token_id
+    special = set(encoder.tokenizer.all_special_ids)
+    assert ids[-1] == eos
+    assert special.isdisjoint(ids[:-1])
+    assert encoder.decode(ids) == text
+
+
+def test_an_answer_ends_once_and_decodes_to_itself(encoder: PromptEncoder) -> None:
+    for text in ("it is water", "no", "ünïcode ☕ too"):
+        ids = encoder.response(text).tolist()
+        assert ids.count(encoder.tokenizer.eos_token_id) == 1
+        assert encoder.decode(ids) == text
+
+
+# batches
+
+
+def test_positions_point_at_prompts_and_answers(encoder: PromptEncoder) -> None:
+    answers = [encoder.response(t) for t in ("it is water", "no", "you use it", "for a child")]
+    prompts = encoder.prompts(ROWS)
+    batch = collate(encoder, ROWS, None, answers, width=12)
+    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+    assert batch.states.shape == batch.tokens.shape == (4, 12)
+    assert batch.ends.shape == (4, 1)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        size, count = len(prompt.expanded), len(answer)
+        assert ids[row, :size].tolist() == prompt.expanded.tolist()
+        assert mask[row].tolist() == [1] * (size + count) + [0] * (ids.shape[1] - size - count)
+        assert (ids[row, size + count :] == encoder.tokenizer.pad_token_id).all()
+        for t in range(count):
+            assert int(batch.tokens[row, t]) == int(answer[t])
+            # the state that predicts a token is the one right before it
+            assert int(ids[row, batch.states[row, t] + 1]) == int(answer[t])
+        assert int(batch.states[row, 0]) == size - 1
+        assert int(batch.ends[row, 0]) == size + count - 1
+        assert int(ids[row, batch.ends[row, 0]]) == encoder.tokenizer.eos_token_id
+        assert bool((batch.states[row] < size + count).all())  # padding points at real places
+    assert encoder.tokenizer.eos_token_id in batch.tokens[1, len(answers[1]) :]
+
+
+def test_a_batch_is_as_wide_as_its_longest_answer(encoder: PromptEncoder) -> None:
+    answers = [encoder.response("no"), encoder.response("you use it as the label says")]
+    batch = collate(encoder, [0, 1], None, answers)
+    assert batch.tokens.shape[1] == max(map(len, answers))
+
+
+def test_every_row_points_at_its_own_image(encoder: PromptEncoder) -> None:
+    answers = [encoder.response("no")] * 4
+    rows = [3, 0, 3, 1]
+    batch = collate(encoder, rows, None, answers)
+    distinct = encoder.prompts([3, 0, 1])  # an image that several rows show is there once
+    assert batch.inputs["image_index"].tolist() == [0, 1, 0, 2]
+    for name, value in batch.inputs["pixels"].items():
+        assert torch.equal(value, torch.cat([prompt.pixels[name] for prompt in distinct]))
+    image = batch.inputs["input_ids"] == encoder.image_token_id
+    assert torch.equal(batch.inputs["mm_token_type_ids"].bool(), image)
+    assert image.sum(1).tolist() == [VISUAL_TOKENS[row] for row in rows]
+
+
+def test_a_prompt_the_engine_expanded_differently_is_refused(encoder: PromptEncoder) -> None:
+    prompts = [prompt.expanded for prompt in encoder.prompts([0, 1])]
+    answers = [encoder.response("no")] * 2
+    collate(encoder, [0, 1], prompts, answers)
+    shorter = torch.tensor(encoder.prompts([1])[0].collapsed)
+    with pytest.raises(DataError, match=rf"row row-1: the engine expanded.*{len(shorter)} tokens"):
+        collate(encoder, [0, 1], [prompts[0], shorter], answers)
+    altered = prompts[0].clone()
+    altered[-1] += 1
+    with pytest.raises(DataError, match="row row-0"):
+        collate(encoder, [0, 1], [altered, prompts[1]], answers)
+
+
+def test_an_empty_response_names_its_row(encoder: PromptEncoder) -> None:
+    empty = torch.tensor([], dtype=torch.int64)
+    with pytest.raises(DataError, match="row row-3: empty response"):
+        collate(encoder, [1, 3], None, [encoder.response("no"), empty])

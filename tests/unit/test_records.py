@@ -1,0 +1,297 @@
+"""Reading a split: types, rejected rows, images, leaks."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from rlsys.data.records import COLUMNS, Record, Records, leaked_ids, load_records, pixel_hash
+from rlsys.errors import DataError
+from tests.helpers import row, write_rows
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def picture(seed: int, size: tuple[int, int] = (6, 4)) -> Image.Image:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "data"
+    path.mkdir()
+    write_rows(path, "train", [picture(0), picture(1), picture(2)])
+    return path
+
+
+def rewrite(folder: Path, rows: Sequence[Row], split: str = "train") -> None:
+    (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def write_parquet(folder: Path, rows: Sequence[Row], split: str = "train") -> None:
+    pq.write_table(pa.Table.from_pylist(list(rows)), folder / f"{split}.parquet")
+
+
+def reject(folder: Path, **changes: Any) -> dict[str, int]:
+    """The reasons counted for a split of one good row and one with these changes."""
+    rewrite(folder, [row(0), row(1, **changes)])
+    records = load_records(str(folder), "train")
+    assert [record.id for record in records.rows] == ["row-0"]
+    return dict(records.rejected)
+
+
+def check_typed(record: Record) -> None:
+    """Row 1 of the helper, whatever container it came from."""
+    assert record.id == "row-1"
+    assert record.question == row(1)["question"]
+    assert record.category == "dangerous_behavior"
+    assert record.severity == 1
+    assert record.responses == ("sure : hold it and pull", "sorry , i can not help")
+    assert (record.more_helpful, record.safer) == (0, 1)
+    assert record.safe == (False, True)
+    assert record.harmless_rates == (-2, 0)
+    assert record.helpful_rates == (3, 0)
+    assert record.risk is None
+    assert "image" not in record.row
+    assert record.row["question"] == record.question
+    assert record.open_image().mode == "RGB"
+    assert record.open_image().tobytes() == picture(1).tobytes()
+
+
+# reading
+
+
+def test_jsonl_with_images_beside_it(folder: Path) -> None:
+    records = load_records(str(folder), "train")
+    assert len(records) == 3
+    assert records.rejected == {}
+    check_typed(records[1])
+    assert records[1].image == str(folder / "images" / "1.png")
+
+
+@pytest.mark.parametrize("packed", ["bytes", "struct", "path"])
+def test_parquet_with_bytes_or_paths(folder: Path, packed: str) -> None:
+    (folder / "train.jsonl").unlink()
+    rows = []
+    for number in range(3):
+        data = encoded(picture(number))
+        image: Any = {
+            "bytes": data,
+            "struct": {"bytes": data, "path": None},
+            "path": f"images/{number}.png",
+        }[packed]
+        rows.append(row(number, image=image))
+    write_parquet(folder, rows)
+    records = load_records(str(folder), "train")
+    assert len(records) == 3
+    check_typed(records[1])
+    assert isinstance(records[1].image, str if packed == "path" else bytes)
+
+
+def test_parquet_with_an_image_feature(folder: Path) -> None:
+    """The way ``datasets`` writes images: decoded by it only when asked, and here never is."""
+    import datasets
+
+    (folder / "train.jsonl").unlink()
+    rows = [row(number, image=picture(number)) for number in range(3)]
+    features = datasets.Dataset.from_list([row(0, image=None)]).features
+    features["image"] = datasets.Image()
+    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
+    check_typed(load_records(str(folder), "train")[1])
+
+
+def test_rows_without_an_id_are_named_by_split_and_place(folder: Path) -> None:
+    rows = [row(number) for number in range(3)]
+    for item in rows:
+        del item["id"]
+    rewrite(folder, rows)
+    records = load_records(str(folder), "train")
+    assert [record.id for record in records.rows] == [
+        "train-000000", "train-000001", "train-000002",
+    ]  # fmt: skip
+
+
+def test_numbers_may_be_text(folder: Path) -> None:
+    rewrite(folder, [row(0, more_helpful_response_id=2, response_1_harmless_rate="-3")])
+    record = load_records(str(folder), "train")[0]
+    assert record.more_helpful == 1
+    assert record.harmless_rates[0] == -3
+
+
+def test_where_the_risk_sits_is_kept(folder: Path) -> None:
+    rewrite(folder, [row(0, risk="joint")])
+    assert load_records(str(folder), "train")[0].risk == "joint"
+
+
+def test_an_absent_split_is_named(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"neither test\.jsonl nor test\.parquet"):
+        load_records(str(folder), "test")
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_missing_column_is_named(folder: Path, column: str) -> None:
+    rows = [row(0), row(1)]
+    del rows[1][column]
+    rewrite(folder, rows)
+    with pytest.raises(DataError, match=rf"train\.jsonl, line 2: column '{column}' is missing"):
+        load_records(str(folder), "train")
+
+
+def test_a_missing_parquet_column_is_named(folder: Path) -> None:
+    (folder / "train.jsonl").unlink()
+    item = row(0)
+    del item["safer_response_id"]
+    write_parquet(folder, [item])
+    with pytest.raises(DataError, match=r"\[train\]: column 'safer_response_id' is missing"):
+        load_records(str(folder), "train")
+
+
+def test_broken_json_names_its_line(folder: Path) -> None:
+    path = folder / "train.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1][:-10]
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"train\.jsonl, line 2: not JSON"):
+        load_records(str(folder), "train")
+
+
+# rejected rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"response_2": row(1)["response_1"]}, "identical responses"),
+        ({"response_1": "  "}, "response_1 is empty"),
+        ({"response_2": None}, "response_2 is empty"),
+        ({"question": ""}, "question is empty"),
+        ({"more_helpful_response_id": 3}, "more_helpful_response_id is not in 1..2"),
+        ({"more_helpful_response_id": "both"}, "more_helpful_response_id is not a number"),
+        ({"safer_response_id": 0}, "safer_response_id is not in 1..2"),
+        ({"safer_response_id": None}, "safer_response_id is not a number"),
+        ({"image_severity": 4}, "image_severity is not in 0..3"),
+        ({"is_response_1_safe": "maybe"}, "is_response_1_safe is neither yes nor no"),
+        ({"is_response_2_safe": True}, "is_response_2_safe is neither yes nor no"),
+        ({"response_1_harmless_rate": -4}, "response_1_harmless_rate is not in -3..3"),
+        ({"response_2_harmless_rate": 4}, "response_2_harmless_rate is not in -3..3"),
+        ({"response_1_helpful_rate": -1}, "response_1_helpful_rate is not in 0..3"),
+        ({"response_2_helpful_rate": "good"}, "response_2_helpful_rate is not a number"),
+        ({"response_2_helpful_rate": float("nan")}, "response_2_helpful_rate is not a number"),
+        ({"image": "images/none.png"}, "image file is absent"),
+        ({"image": "images"}, "image file is absent"),
+        ({"image": ""}, "image is empty"),
+        ({"image": None}, "image is empty"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_counted_with_its_reason(
+    folder: Path, changes: Row, reason: str
+) -> None:
+    assert reject(folder, **changes) == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"response_1_harmless_rate": 2.7}, "response_1_harmless_rate is not a whole number"),
+        ({"image_severity": float("inf")}, "image_severity is not a number"),
+    ],
+)
+def test_a_number_that_is_not_whole_is_counted(folder: Path, changes: Row, reason: str) -> None:
+    assert reject(folder, **changes) == {reason: 1}
+
+
+def test_reasons_add_up(folder: Path) -> None:
+    rows = [row(0), row(1, question=""), row(2, question=" "), row(1, image_severity=9)]
+    rewrite(folder, rows)
+    records = load_records(str(folder), "train")
+    assert records.rejected == {"question is empty": 2, "image_severity is not in 0..3": 1}
+    assert len(records) + records.rejected.total() == len(rows)
+
+
+def test_a_split_without_a_usable_row_is_an_error(folder: Path) -> None:
+    rewrite(folder, [row(0, question="")])
+    with pytest.raises(DataError, match=r"no usable row.*question is empty.*1"):
+        load_records(str(folder), "train")
+
+
+def test_excluded_rows_are_left_out_and_counted(folder: Path) -> None:
+    records = load_records(str(folder), "train", exclude=frozenset({"row-1", "row-9"}))
+    assert [record.id for record in records.rows] == ["row-0", "row-2"]
+    assert records.rejected == {"excluded: the image is in the evaluation split": 1}
+
+
+# images
+
+
+def test_a_broken_image_file_is_named_when_opened(folder: Path) -> None:
+    path = folder / "images" / "1.png"
+    for content in (b"not an image", path.read_bytes()[:60]):
+        path.write_bytes(content)
+        record = load_records(str(folder), "train")[1]
+        with pytest.raises(DataError, match=r"row row-1: image cannot be read \(.*1\.png\)"):
+            record.open_image()
+
+
+def test_broken_image_bytes_name_their_row(folder: Path) -> None:
+    (folder / "train.jsonl").unlink()
+    write_parquet(folder, [row(0, image=b"not an image")])
+    record = load_records(str(folder), "train")[0]
+    with pytest.raises(DataError, match=r"row row-0: image cannot be read.*bytes in the image col"):
+        record.open_image()
+
+
+def test_images_of_every_mode_become_rgb(folder: Path) -> None:
+    for mode in ("L", "RGBA", "P", "1"):
+        picture(1).convert(mode).save(folder / "images" / "1.png")
+        assert load_records(str(folder), "train")[1].open_image().mode == "RGB"
+
+
+def split(folder: Path, name: str) -> Records:
+    return load_records(str(folder), name)
+
+
+def test_the_same_picture_in_another_format_is_found(folder: Path) -> None:
+    picture(1).save(folder / "images" / "held-out.bmp")
+    picture(7).save(folder / "images" / "other.bmp")
+    held_out = [row(5, image="images/held-out.bmp"), row(6, image="images/other.bmp")]
+    rewrite(folder, held_out, "evaluation")
+    train, evaluation = split(folder, "train"), split(folder, "evaluation")
+    assert pixel_hash(train[1]) == pixel_hash(evaluation[0])
+    assert leaked_ids(train, evaluation) == {"row-1"}
+
+
+def test_a_picture_that_differs_in_one_pixel_is_another(folder: Path) -> None:
+    almost = picture(1)
+    red, green, blue = almost.getpixel((2, 2))
+    almost.putpixel((2, 2), (red ^ 1, green, blue))
+    almost.save(folder / "images" / "almost.png")
+    rewrite(folder, [row(5, image="images/almost.png")], "evaluation")
+    assert leaked_ids(split(folder, "train"), split(folder, "evaluation")) == frozenset()
+
+
+def test_the_shape_of_a_picture_counts(folder: Path) -> None:
+    """The same bytes in another shape are another picture."""
+    for number, size in ((0, (6, 4)), (1, (4, 6))):
+        Image.new("RGB", size, (9, 9, 9)).save(folder / "images" / f"{number}.png")
+    records = load_records(str(folder), "train")
+    assert pixel_hash(records[0]) != pixel_hash(records[1])

@@ -1,0 +1,354 @@
+"""One optimiser step is one step however it is cut, and padding has no say in it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlsys.batch import Rollouts, TrainBatch, micro_batches
+from rlsys.config.schema import OptimConfig, PpoConfig, ScorerStage, TrainConfig
+from rlsys.data.encoder import PromptEncoder
+from rlsys.engines.common import Seat, Stats, merge_stats
+from rlsys.engines.policy import PolicyWorker
+from rlsys.engines.scorer import CriticWorker, ScorerTrainer, ScorerWorker
+from rlsys.engines.train import Rank, lr_factor
+from rlsys.models.heads import build_policy_module, build_scorer_module
+from rlsys.models.load import vision_token_ids
+
+ONE_BATCH, SMALL = 100_000, 60
+TRAIN = TrainConfig(engine="torch")
+OPTIM = OptimConfig(lr=1e-3, warmup_steps=2, weight_decay=0.01)
+PPO = PpoConfig(prompts=4, samples=2, max_new_tokens=6, epochs=1, minibatch=8)
+LENGTHS = [3, 6, 1, 4, 2, 5, 6, 1]
+
+Worker = PolicyWorker | CriticWorker | ScorerTrainer
+
+
+@pytest.fixture(scope="module")
+def batch(encoder: PromptEncoder) -> TrainBatch:
+    """Two rollouts of every prompt with random answers, and random but finite targets."""
+    generator = torch.Generator().manual_seed(5)
+    index = [0, 0, 1, 1, 2, 2, 3, 3]
+    shape = (len(index), PPO.max_new_tokens)
+    letters = encoder.response("abcdefgh it is not safe")[:-1]
+    picks = torch.randint(len(letters), shape, generator=generator)
+    rollouts = Rollouts(
+        prompt_index=torch.tensor(index),
+        sample_index=torch.tensor([0, 1] * 4),
+        prompt_ids=[prompt.expanded for prompt in encoder.prompts(index)],
+        response_ids=letters[picks],
+        lengths=torch.tensor(LENGTHS),
+        engine_logprobs=torch.zeros(shape),
+        finished=torch.ones(len(index), dtype=torch.bool),
+        version=0,
+    )
+
+    def draw(mean: float) -> Tensor:
+        values = mean + torch.randn(shape, generator=generator)
+        return values.masked_fill(~rollouts.mask, 0.0)
+
+    targets = {
+        name: draw(0.0)
+        for name in (
+            "advantages", "old_reward_values", "reward_returns", "old_cost_values", "cost_returns",
+        )
+    }  # fmt: skip
+    return TrainBatch(rollouts, old_logprobs=draw(-5.5), **targets, shuffle_seed=3)
+
+
+def policy(tiny: str, encoder: PromptEncoder, budget: int = ONE_BATCH) -> PolicyWorker:
+    module = build_policy_module(tiny, "float32", ())
+    module.forbidden = tuple(vision_token_ids(module.vlm.config, encoder.tokenizer)[1])
+    return PolicyWorker(module, Seat(Rank(), encoder, budget), TRAIN, OPTIM, 10)
+
+
+def critic(tiny: str, encoder: PromptEncoder, budget: int = ONE_BATCH) -> CriticWorker:
+    module = build_scorer_module(tiny, "float32", new_head=True, seed=1)
+    return CriticWorker(module, Seat(Rank(), encoder, budget), TRAIN, OPTIM, 10)
+
+
+def trainer(tiny: str, encoder: PromptEncoder, budget: int = ONE_BATCH) -> ScorerTrainer:
+    module = build_scorer_module(tiny, "float32", new_head=True, seed=1)
+    return ScorerTrainer(module, Seat(Rank(), encoder, budget), TRAIN, OPTIM, 10)
+
+
+def weights(worker: Worker) -> dict[str, Tensor]:
+    return {n: t.clone() for n, t in worker.engine.full_params(trained_only=False)}
+
+
+def distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+Step = tuple[Callable[..., Any], Callable[[Any, TrainBatch], Stats]]
+PAIRS = [0, 1, 2, 3]
+REWARD = ScorerStage(kind="reward")
+COST = ScorerStage(kind="cost", label_mode="graded")
+STEPS: dict[str, Step] = {
+    "policy": (policy, lambda worker, batch: worker.update(batch, PPO)),
+    "policy_by_sequence": (
+        policy,
+        lambda worker, batch: worker.update(batch, replace(PPO, loss_form="sequence_mean")),
+    ),
+    "sft": (policy, lambda worker, _: worker.sft_step(PAIRS, "more_helpful")),
+    "critic": (critic, lambda worker, batch: worker.update(batch, PPO, "cost")),
+    "reward": (trainer, lambda worker, _: worker.step(PAIRS, REWARD)),
+    "cost": (trainer, lambda worker, _: worker.step(PAIRS, COST)),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_micro_batches_are_one_step(
+    name: str, tiny: str, encoder: PromptEncoder, batch: TrainBatch
+) -> None:
+    make, step = STEPS[name]
+    whole, cut = make(tiny, encoder), make(tiny, encoder, SMALL)
+    before = weights(whole)
+    calls = {"whole": 0, "cut": 0}
+    for worker in (whole, cut):
+        # A step in proportion to the gradient: Adam's usual eps blows rounding up to whole steps.
+        worker.engine.optimizer.param_groups[0].update(eps=1.0, lr=0.1)
+    for label, worker in (("whole", whole), ("cut", cut)):
+        backward = worker.engine.backward
+
+        def counted(loss: Tensor, label: str = label, backward: Any = backward) -> None:
+            calls[label] += 1
+            backward(loss)
+
+        worker.engine.backward = counted
+    stats = [merge_stats([step(worker, batch)]) for worker in (whole, cut)]
+    assert calls["whole"] == 1
+    assert calls["cut"] > 1
+    assert stats[0] == pytest.approx(stats[1], rel=1e-4, abs=1e-6)
+    after = weights(whole)
+    assert distance(before, after) > 1e-3  # it moved
+    assert distance(after, weights(cut)) <= 1e-6
+
+
+def test_gradients_of_two_ranks_add_up_to_one_rank(
+    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+) -> None:
+    """Each rank of two takes its share of the rows; the sum is the whole step's gradient."""
+    gradients: list[dict[str, Tensor]] = []
+    for ranks in ([Rank()], [Rank(0, 2), Rank(1, 2)]):
+        total: dict[str, Tensor] = {}
+        for rank in ranks:
+            worker = policy(tiny, encoder)
+            worker.seat = replace(worker.seat, rank=rank)
+            worker.engine.step = lambda: {}  # type: ignore[method-assign]
+            worker.update(batch, PPO)
+            for name, parameter in worker.module.named_parameters():
+                total[name] = total.get(name, 0) + parameter.grad
+        gradients.append(total)
+    largest = max(float(t.abs().max()) for t in gradients[0].values())
+    assert largest > 1e-3
+    assert distance(*gradients) <= 1e-5 * max(largest, 1.0)
+
+
+def test_a_rank_without_rows_adds_nothing(
+    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+) -> None:
+    """One pair over two ranks: the idle one runs a spare row with zero weight."""
+    worker = trainer(tiny, encoder)
+    worker.seat = replace(worker.seat, rank=Rank(1, 2))
+    worker.engine.step = lambda: {}  # type: ignore[method-assign]
+    assert micro_batches([0], [10], budget=ONE_BATCH, world=2)[1] == [[]]
+    stats = worker.step([2], REWARD)
+    assert stats.shares == {"loss": 0.0, "accuracy": 0.0}
+    gradients = [p.grad for p in worker.module.parameters() if p.grad is not None]
+    assert gradients
+    assert all(bool((g == 0).all()) for g in gradients)
+
+
+PADDED = ["old_logprobs", "advantages"]
+
+
+@pytest.mark.parametrize("field", PADDED)
+def test_padding_of_a_train_batch_moves_no_policy_parameter(
+    field: str, tiny: str, encoder: PromptEncoder, batch: TrainBatch
+) -> None:
+    plain, soiled = policy(tiny, encoder), policy(tiny, encoder)
+    values = getattr(batch, field).masked_fill(~batch.rollouts.mask, float("nan"))
+    expected = plain.update(batch, PPO)
+    assert soiled.update(replace(batch, **{field: values}), PPO) == expected
+    assert distance(weights(plain), weights(soiled)) == 0.0
+
+
+@pytest.mark.parametrize("field", ["cost_returns", "old_cost_values"])
+def test_padding_of_a_train_batch_moves_no_critic_parameter(
+    field: str, tiny: str, encoder: PromptEncoder, batch: TrainBatch
+) -> None:
+    plain, soiled = critic(tiny, encoder), critic(tiny, encoder)
+    values = getattr(batch, field).masked_fill(~batch.rollouts.mask, float("nan"))
+    expected = plain.update(batch, PPO, "cost")
+    assert soiled.update(replace(batch, **{field: values}), PPO, "cost") == expected
+    assert distance(weights(plain), weights(soiled)) == 0.0
+
+
+def test_padding_of_response_ids_moves_no_parameter(
+    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+) -> None:
+    rollouts = batch.rollouts
+    ids = rollouts.response_ids.masked_fill(~rollouts.mask, 3)
+    other = replace(batch, rollouts=replace(rollouts, response_ids=ids))
+    assert not torch.equal(ids, rollouts.response_ids)
+    plain, soiled = policy(tiny, encoder), policy(tiny, encoder)
+    plain.update(batch, PPO)
+    soiled.update(other, PPO)
+    assert distance(weights(plain), weights(soiled)) == 0.0
+
+
+def test_a_critic_reads_the_signal_it_is_told(
+    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+) -> None:
+    swapped = replace(
+        batch,
+        reward_returns=batch.cost_returns,
+        old_reward_values=batch.old_cost_values,
+        cost_returns=batch.reward_returns,
+        old_cost_values=batch.old_reward_values,
+    )
+    left, right, other = (critic(tiny, encoder) for _ in range(3))
+    left.update(batch, PPO, "cost")
+    right.update(swapped, PPO, "reward")
+    other.update(batch, PPO, "reward")
+    assert distance(weights(left), weights(right)) == 0.0
+    assert distance(weights(left), weights(other)) > 1e-5
+
+
+def test_epochs_and_minibatches_give_that_many_steps(
+    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+) -> None:
+    worker = policy(tiny, encoder)
+    rates: list[float] = []
+    step = worker.engine.step
+
+    def counted() -> dict[str, float]:
+        metrics = step()
+        rates.append(metrics["lr"])
+        return metrics
+
+    worker.engine.step = counted  # type: ignore[method-assign]
+    worker.update(batch, replace(PPO, epochs=2, minibatch=3))
+    # 3 steps per epoch over 8 rows; warm-up of 2 steps, then constant
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3])
+
+
+def test_an_advantage_moves_the_probability_its_way(
+    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+) -> None:
+    for sign in (1.0, -1.0):
+        worker = policy(tiny, encoder)
+        rows, before = worker.logprobs(batch.rollouts)
+        old = torch.empty_like(before)
+        old[rows] = before
+        liked = replace(batch, old_logprobs=old, advantages=torch.full_like(old, sign))
+        for _ in range(3):
+            worker.update(liked, PPO)
+        rows, after = worker.logprobs(batch.rollouts)
+        moved = (after - before)[batch.rollouts.mask[rows]].mean()
+        assert float(moved) * sign > 0
+
+
+def test_supervised_steps_imitate_the_chosen_response(tiny: str, encoder: PromptEncoder) -> None:
+    worker = policy(tiny, encoder)
+    losses = [worker.sft_step(PAIRS, "safer").shares["loss"] for _ in range(8)]
+    assert losses[-1] < losses[0] - 0.5
+    more_helpful = policy(tiny, encoder)
+    more_helpful.sft_step(PAIRS, "more_helpful")
+    safer = policy(tiny, encoder)
+    safer.sft_step(PAIRS, "safer")
+    assert distance(weights(more_helpful), weights(safer)) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("stage", "higher"),
+    [(REWARD, "more_helpful"), (COST, "unsafe"), (replace(COST, sign_scale=0.0), "unsafe")],
+)
+def test_a_trainer_pulls_the_pairs_apart(
+    stage: ScorerStage, higher: str, tiny: str, encoder: PromptEncoder
+) -> None:
+    worker = trainer(tiny, encoder)
+    records = [encoder.records[row] for row in PAIRS]
+    up = [r.more_helpful if higher == "more_helpful" else 1 - r.safer for r in records]
+
+    def margins() -> Tensor:
+        places, scores = worker.score_pairs(PAIRS)
+        ordered = torch.empty_like(scores)
+        ordered[places] = scores
+        first = torch.tensor(up)[:, None]
+        return (ordered.gather(1, first) - ordered.gather(1, 1 - first)).squeeze(1)
+
+    before = margins()
+    for _ in range(4):
+        worker.step(PAIRS, stage)
+    assert bool((margins() > before).all())
+
+
+def test_a_saved_scorer_scores_the_same_when_loaded(
+    tiny: str, encoder: PromptEncoder, tmp_path: Path
+) -> None:
+    worker = trainer(tiny, encoder)
+    worker.step(PAIRS, REWARD)
+    worker.save_model(tmp_path)
+    loaded = build_scorer_module(str(tmp_path), "float32", new_head=False, seed=0)
+    again = ScorerWorker(loaded, Seat(Rank(), encoder, ONE_BATCH))
+    torch.testing.assert_close(again.score_pairs(PAIRS), worker.score_pairs(PAIRS))
+
+
+def test_a_saved_policy_says_the_same_when_loaded(
+    tiny: str, encoder: PromptEncoder, batch: TrainBatch, tmp_path: Path
+) -> None:
+    worker = policy(tiny, encoder)
+    worker.update(batch, PPO)
+    worker.save_model(tmp_path)
+    again = policy(str(tmp_path), encoder)
+    assert distance(weights(worker), weights(again)) == 0.0
+
+
+RESUMED: dict[str, Step] = {name: STEPS[name] for name in ("policy", "critic", "reward")}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_continues_bit_for_bit(
+    name: str, tiny: str, encoder: PromptEncoder, batch: TrainBatch, tmp_path: Path
+) -> None:
+    make, step = RESUMED[name]
+    worker = make(tiny, encoder)
+    step(worker, batch)
+    step(worker, batch)
+    worker.engine.save(tmp_path, "iteration-2")
+    third = step(worker, batch)
+    resumed = make(tiny, encoder)
+    resumed.engine.load(tmp_path, "iteration-2")
+    assert step(resumed, batch) == third
+    assert distance(weights(worker), weights(resumed)) == 0.0
+
+
+# learning rate
+
+
+def test_the_learning_rate_warms_up_in_equal_steps() -> None:
+    optim = OptimConfig(lr=1.0, warmup_steps=4)
+    assert [lr_factor(step, optim, 100) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_a_cosine_starts_whole_and_ends_at_a_tenth() -> None:
+    optim = OptimConfig(lr=1.0, schedule="cosine", warmup_steps=10)
+    assert lr_factor(9, optim, 110) == 1.0
+    assert lr_factor(10, optim, 110) == 1.0
+    assert lr_factor(60, optim, 110) == pytest.approx(0.55)
+    assert lr_factor(110, optim, 110) == pytest.approx(0.1)
+    assert lr_factor(500, optim, 110) == pytest.approx(0.1)
+    factors = [lr_factor(step, optim, 110) for step in range(10, 111)]
+    assert factors == sorted(factors, reverse=True)
+
+
+def test_a_schedule_without_warm_up_starts_whole() -> None:
+    for schedule in ("constant", "cosine"):
+        assert lr_factor(0, OptimConfig(lr=1.0, schedule=schedule), 0) == 1.0
