@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -116,13 +118,22 @@ def test_a_killed_process_ends_the_run_within_a_minute_naming_its_role(
     assert not [pid for pid in others if psutil.pid_exists(pid)], "nothing may be left behind"
 
 
+def free_ports(count: int) -> list[int]:
+    """Below the ephemeral range and above the ports Ray gives its workers."""
+    found: list[int] = []
+    for port in random.sample(range(20000, 32000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+    return found[:count]
+
+
 @pytest.fixture
 def ray_head(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A local head with a job server, as `ray start --head` gives it; ended by its own pid."""
 
-    with socket.socket() as probe:  # an ephemeral port lies outside Ray's own ranges
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # The agent's default port is an ephemeral one: any connection of the machine may hold it.
+    port, agent_port = free_ports(2)
     token = tmp_path / "token"
     token.write_text("0123456789abcdef" * 4)
     token.chmod(0o600)
@@ -137,7 +148,8 @@ def ray_head(tmp_path: Path) -> Iterator[dict[str, str]]:
         [
             "ray", "start", "--head", "--block", "--num-cpus=3", "--port=0",
             "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
-            "--temp-dir", temp, "--disable-usage-stats",
+            f"--dashboard-agent-listen-port={agent_port}", "--temp-dir", temp,
+            "--disable-usage-stats",
         ],
         env=environment,
         stdout=subprocess.PIPE,
@@ -145,7 +157,8 @@ def ray_head(tmp_path: Path) -> Iterator[dict[str, str]]:
         text=True,
     ) as head:  # fmt: skip
         try:
-            yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+            address = f"http://127.0.0.1:{port}"
+            yield environment | {"RAY_API_SERVER_ADDRESS": address, "RAY_TEST_TEMP": temp}
         finally:
             family = psutil.Process(head.pid).children(recursive=True)
             head.terminate()
@@ -153,6 +166,11 @@ def ray_head(tmp_path: Path) -> Iterator[dict[str, str]]:
             for process in alive:
                 process.kill()
             shutil.rmtree(temp, ignore_errors=True)
+
+
+def agent_log(head: dict[str, str]) -> str:
+    logs = Path(head["RAY_TEST_TEMP"]).glob("session_latest/logs/dashboard_agent*")
+    return "".join(log.read_text()[-3000:] for log in logs)
 
 
 @pytest.mark.timeout(500)
@@ -173,7 +191,7 @@ def test_the_same_command_is_the_entrypoint_of_a_ray_job(
         if not any(text in said for text in not_ready) or time.monotonic() > deadline:
             break
         time.sleep(2)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + agent_log(ray_head)
     run = workdir / "runs/as-a-job"
     assert len(rows_of(run, "ppo")) == 2
     assert (run / "report.html").exists()
