@@ -38,16 +38,11 @@ class Context:
     rows: list[tuple[str, int, dict[str, float]]] = field(default_factory=list)
 
     def slice(self, split: str) -> DataSlice:
-        """train, validation or evaluation, as the recipe's data section maps them."""
-        names = {
-            "train": "train",
-            "validation": self.config.data.validation_split,
-            "evaluation": self.config.data.evaluation_split,
-        }
-        exclude = self.data.leaked if split == "train" else frozenset[str]()
-        return DataSlice(
-            self.data.source, names[split], self.config.data.max_prompt_tokens, exclude
-        )
+        """Training splits by their names, validation and evaluation as the recipe maps them."""
+        data = self.config.data
+        names = {"validation": data.validation_split, "evaluation": data.evaluation_split}
+        exclude = self.data.leaked.get(split, frozenset())
+        return DataSlice(self.data.source, names.get(split, split), data.max_prompt_tokens, exclude)
 
     def folder(self, name: str) -> str:
         """The checkpoint a stage or a path names."""

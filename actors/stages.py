@@ -40,10 +40,11 @@ LOG_EVERY = 5  # optimiser steps between two rows of metrics.jsonl in supervised
 
 def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[str, Any]:
     """Supervised fine-tuning of the policy."""
-    limits, records = context.config.timeouts, context.data.train
+    limits, training = context.config.timeouts, context.data.training
     model = str(folder / "init")
     if stage.init == "tiny":
-        texts = [text for r in records.rows for text in (r.question, *r.responses)]
+        rows = [row for records in training.values() for row in records.rows]
+        texts = [text for r in rows for text in (r.question, *r.responses)]
         build_tiny_vlm(Path(model), texts, stage.tiny, context.config.seed)
     else:
         model = context.folder(stage.init)
@@ -51,14 +52,14 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[
     spec = RoleSpec(
         "policy",
         model,
-        context.slice("train"),
+        context.slice(stage.split),
         context.config.seed,
         stage.train,
         stage.optim,
         stage.steps,
     )
     learner.create(spec).result(limits.start)
-    last = _train(context, name, stage, learner, len(records))
+    last = _train(context, name, stage, learner, len(training[stage.split]))
     learner.save(str(folder)).result(limits.call)
     learner.drop().result(limits.call)
     return last

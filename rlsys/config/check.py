@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from rlsys.config.schema import EvaluateStage, RunConfig, SafeRlhfStage, ScorerStage, SftStage
@@ -29,8 +30,26 @@ NEEDED = {
 
 def check(config: RunConfig) -> None:
     """Raises: ConfigError."""
+    _check_values("", config)
     placed = _check_groups(config)
     _check_stages(config, placed)
+
+
+def _check_values(path: str, node: object) -> None:
+    """What every dataclass of the recipe has to say about itself, under its full key."""
+    if isinstance(node, dict):
+        parts = node
+    elif is_dataclass(node):
+        parts = {field.name: getattr(node, field.name) for field in fields(node)}
+    else:
+        return
+    if hasattr(node, "check"):
+        try:
+            node.check()
+        except ConfigError as error:
+            raise ConfigError(f"{path}{error}") from error
+    for key, value in parts.items():
+        _check_values(f"{path}{key}.", value)
 
 
 def _check_groups(config: RunConfig) -> dict[str, str]:
@@ -75,6 +94,8 @@ def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
                 )
         if isinstance(stage, SafeRlhfStage):
             _check_safe_rlhf(config, name, stage)
+        if isinstance(stage, EvaluateStage):
+            _check_lengths(config, f"stages.{name}", stage.max_new_tokens)
         earlier[name] = stage.kind
 
 
@@ -92,14 +113,18 @@ def references(stage: object) -> dict[str, str]:
 
 
 def _check_safe_rlhf(config: RunConfig, name: str, stage: SafeRlhfStage) -> None:
-    longest = config.data.max_prompt_tokens + stage.ppo.max_new_tokens
-    if longest > config.engine.max_model_len:
-        raise ConfigError(
-            f"engine.max_model_len: {config.engine.max_model_len} is less than "
-            f"data.max_prompt_tokens + stages.{name}.ppo.max_new_tokens = {longest}"
-        )
+    _check_lengths(config, f"stages.{name}.ppo", stage.ppo.max_new_tokens)
     if stage.train.dtype != config.engine.dtype:
         raise ConfigError(
             f"engine.dtype: {config.engine.dtype} differs from stages.{name}.train.dtype "
             f"{stage.train.dtype}; engine and trainer must compute in the same type"
+        )
+
+
+def _check_lengths(config: RunConfig, where: str, max_new_tokens: int) -> None:
+    longest = config.data.max_prompt_tokens + max_new_tokens
+    if longest > config.engine.max_model_len:
+        raise ConfigError(
+            f"engine.max_model_len: {config.engine.max_model_len} is less than "
+            f"data.max_prompt_tokens + {where}.max_new_tokens = {longest}"
         )

@@ -52,8 +52,6 @@ def _stage(path: str, name: str, given: Any) -> Any:
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: stages.{name}: {_explain(error)}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: stages.{name}.{error}") from error
 
 
 def _explain(error: OmegaConfBaseException) -> str:

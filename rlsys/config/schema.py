@@ -1,7 +1,7 @@
 """Every key of a recipe, its default and its meaning. A string under a field is its doc.
 
-Plain dataclasses for OmegaConf; checks that need one class live in its ``__post_init__``, checks
-across classes in ``rlsys.config.check``.
+Plain dataclasses for OmegaConf; what one class alone can tell to be wrong, its ``check`` raises,
+naming the key inside it. ``rlsys.config.check`` calls them, and checks across classes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{key}: {value!r} is not one of {', '.join(allowed)}")
 
 
-def _at_least_one(**values: int) -> None:
+def _at_least(least: int, **values: int) -> None:
     for key, value in values.items():
-        if value < 1:
-            raise ConfigError(f"{key}: must be at least 1, got {value}")
+        if value < least:
+            raise ConfigError(f"{key}: must be at least {least}, got {value}")
 
 
-def _positive(where: str, **values: float | int) -> None:
+def _positive(**values: float) -> None:
     for key, value in values.items():
         if not value > 0:
-            raise ConfigError(f"{where}.{key}: must be positive, got {value}")
+            raise ConfigError(f"{key}: must be positive, got {value}")
 
 
 @dataclass
@@ -40,7 +40,7 @@ class DataConfig:
     source: str = MISSING
     "A folder with <split>.jsonl or .parquet in BeaverTails-V columns, a hub or built-in name."
     sizes: dict[str, int] = field(default_factory=dict)
-    "Built-in worlds only: rows to draw for train, validation and evaluation."
+    "Built-in worlds only: rows to draw for train, validation, evaluation and the world's others."
     validation_split: str = "validation"
     evaluation_split: str = "evaluation"
     max_prompt_tokens: int = 512
@@ -60,8 +60,8 @@ class GroupConfig:
     threads: int = 1
     "Torch threads per rank."
 
-    def __post_init__(self) -> None:
-        _positive("groups.*", ranks=self.ranks, threads=self.threads)
+    def check(self) -> None:
+        _at_least(1, ranks=self.ranks, threads=self.threads)
 
 
 @dataclass
@@ -89,6 +89,9 @@ class TimeoutConfig:
     sync: float = 60.0
     "One weight sync over all engines."
 
+    def check(self) -> None:
+        _positive(start=self.start, call=self.call, collective=self.collective, sync=self.sync)
+
 
 @dataclass
 class TrackerConfig:
@@ -96,8 +99,8 @@ class TrackerConfig:
     "offline, online or disabled."
     project: str = "rlsys"
 
-    def __post_init__(self) -> None:
-        _one_of("tracker.wandb", self.wandb, ("offline", "online", "disabled"))
+    def check(self) -> None:
+        _one_of("wandb", self.wandb, ("offline", "online", "disabled"))
 
 
 @dataclass
@@ -118,10 +121,10 @@ class EngineConfig:
     extra: dict[str, Any] = field(default_factory=dict)
     "Passed to vllm.LLM as it stands."
 
-    def __post_init__(self) -> None:
-        _one_of("engine.transport", self.transport, ("shm", "ray"))
-        _one_of("engine.dtype", self.dtype, ("float32", "bfloat16"))
-        _positive("engine", max_num_seqs=self.max_num_seqs, chunk_prompts=self.chunk_prompts)
+    def check(self) -> None:
+        _one_of("transport", self.transport, ("shm", "ray"))
+        _one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        _at_least(1, max_num_seqs=self.max_num_seqs, chunk_prompts=self.chunk_prompts)
 
 
 @dataclass
@@ -152,13 +155,11 @@ class OptimConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     grad_clip: float = 1.0
 
-    def __post_init__(self) -> None:
-        _one_of("optim.schedule", self.schedule, ("constant", "cosine"))
+    def check(self) -> None:
+        _one_of("schedule", self.schedule, ("constant", "cosine"))
         if len(self.betas) != 2:
-            raise ConfigError(f"optim.betas: two numbers are needed, got {self.betas}")
-        _positive("optim", grad_clip=self.grad_clip)
-        if self.lr != MISSING:
-            _positive("optim", lr=self.lr)
+            raise ConfigError(f"betas: two numbers are needed, got {self.betas}")
+        _positive(grad_clip=self.grad_clip, lr=self.lr)
 
 
 @dataclass
@@ -180,11 +181,11 @@ class TrainConfig:
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
     )
 
-    def __post_init__(self) -> None:
-        _one_of("train.engine", self.engine, ("deepspeed", "torch"))
-        _one_of("train.dtype", self.dtype, ("float32", "bfloat16"))
+    def check(self) -> None:
+        _one_of("engine", self.engine, ("deepspeed", "torch"))
+        _one_of("dtype", self.dtype, ("float32", "bfloat16"))
         if self.zero_stage not in (0, 1, 2, 3):
-            raise ConfigError(f"train.zero_stage: {self.zero_stage} is not one of 0, 1, 2, 3")
+            raise ConfigError(f"zero_stage: {self.zero_stage} is not one of 0, 1, 2, 3")
 
 
 @dataclass
@@ -195,6 +196,8 @@ class SftStage:
     init: str = "tiny"
     "tiny (a small model made from scratch on the data's texts), an earlier stage, or a folder."
     tiny: TinyConfig = field(default_factory=TinyConfig)
+    split: str = "train"
+    "Rows to learn from: a split, or several joined by a plus sign."
     target: str = "more_helpful"
     "Which response to imitate: more_helpful or safer."
     steps: int = MISSING
@@ -202,8 +205,8 @@ class SftStage:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    def __post_init__(self) -> None:
-        _at_least_one(batch=self.batch)
+    def check(self) -> None:
+        _at_least(1, steps=self.steps, batch=self.batch)
         _one_of("target", self.target, ("more_helpful", "safer"))
 
 
@@ -225,8 +228,8 @@ class ScorerStage:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    def __post_init__(self) -> None:
-        _at_least_one(batch=self.batch)
+    def check(self) -> None:
+        _at_least(1, steps=self.steps, batch=self.batch)
         if self.train.lora_rank:
             raise ConfigError("train.lora_rank: adapters are for the policy")
         _one_of("label_mode", self.label_mode, ("graded", "graded_normalised", "sign"))
@@ -255,12 +258,12 @@ class PpoConfig:
     loss_form: str = "token_mean"
     "token_mean (over all response tokens of the step) or sequence_mean (the papers' form)."
 
-    def __post_init__(self) -> None:
-        _one_of("ppo.kl_split", self.kl_split, ("full_both", "half_both"))
-        _one_of("ppo.loss_form", self.loss_form, ("token_mean", "sequence_mean"))
-        _positive("ppo", prompts=self.prompts, samples=self.samples, epochs=self.epochs)
-        _positive("ppo", minibatch=self.minibatch, max_new_tokens=self.max_new_tokens)
-        _positive("ppo", temperature=self.temperature)
+    def check(self) -> None:
+        _one_of("kl_split", self.kl_split, ("full_both", "half_both"))
+        _one_of("loss_form", self.loss_form, ("token_mean", "sequence_mean"))
+        _at_least(1, prompts=self.prompts, samples=self.samples, epochs=self.epochs)
+        _at_least(1, minibatch=self.minibatch, max_new_tokens=self.max_new_tokens)
+        _positive(temperature=self.temperature)
 
 
 @dataclass
@@ -282,13 +285,12 @@ class LagrangeConfig:
     delay: int = 0
     "Iterations before the multiplier first moves."
 
-    def __post_init__(self) -> None:
-        _one_of("lagrange.rule", self.rule, ("log_sgd", "projected"))
-        _positive("lagrange", window=self.window)
+    def check(self) -> None:
+        _one_of("rule", self.rule, ("log_sgd", "projected"))
+        _at_least(1, window=self.window)
         if not 0 <= self.floor <= self.init <= self.cap:
             raise ConfigError(
-                f"lagrange: need 0 <= floor <= init <= cap, "
-                f"got {self.floor}, {self.init}, {self.cap}"
+                f"cap: need 0 <= floor <= init <= cap, got {self.floor}, {self.init}, {self.cap}"
             )
         if self.threshold != "auto":
             try:
@@ -296,9 +298,7 @@ class LagrangeConfig:
             except ValueError:
                 usable = False
             if not usable:
-                raise ConfigError(
-                    f"lagrange.threshold: {self.threshold!r} is neither a number nor auto"
-                )
+                raise ConfigError(f"threshold: {self.threshold!r} is neither a number nor auto")
 
 
 @dataclass
@@ -332,8 +332,9 @@ class SafeRlhfStage:
     "Iterations between checkpoints; 0: only the final policy is kept."
     keep_checkpoints: int = 2
 
-    def __post_init__(self) -> None:
-        _at_least_one(keep_checkpoints=self.keep_checkpoints)
+    def check(self) -> None:
+        _at_least(1, iterations=self.iterations, keep_checkpoints=self.keep_checkpoints)
+        _at_least(0, checkpoint_every=self.checkpoint_every)
         if self.critic_train.lora_rank:
             raise ConfigError("critic_train.lora_rank: adapters are for the policy")
 
@@ -350,6 +351,12 @@ class EvaluateStage:
     limit: int = 0
     "Prompts to evaluate; 0: all."
     max_new_tokens: int = 16
+
+    def check(self) -> None:
+        _at_least(0, limit=self.limit)
+        _at_least(1, max_new_tokens=self.max_new_tokens)
+        if not self.policies:
+            raise ConfigError("policies: name at least one policy to evaluate")
 
 
 STAGES = {
@@ -379,6 +386,6 @@ class RunConfig:
     stages: dict[str, Any] = MISSING
     "Name -> stage; run in the order written."
 
-    def __post_init__(self) -> None:
-        if self.name != MISSING and not re.fullmatch(r"[\w.-]+", self.name):
+    def check(self) -> None:
+        if not re.fullmatch(r"[\w.-]+", self.name):
             raise ConfigError(f"name: {self.name!r} must be letters, digits, dots and dashes")

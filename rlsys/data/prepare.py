@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.artifacts import ArtifactStore, folder_hash
-from rlsys.config.schema import RunConfig
+from rlsys.config.schema import RunConfig, SftStage
 from rlsys.data.records import Records, leaked_ids, load_records
 from rlsys.data.worlds import WORLDS
 from rlsys.errors import ConfigError
@@ -18,20 +18,27 @@ from rlsys.evaluation.verdict import Verdict
 
 @dataclass(frozen=True)
 class Prepared:
-    """``source`` is what ``load_records`` reads; ``leaked`` the training ids to leave out."""
+    """``source`` is what ``load_records`` reads; ``leaked`` the training ids to leave out.
+
+    ``training`` holds every split, or joined splits, that a stage learns from.
+    """
 
     source: str
     digest: str
-    leaked: frozenset[str]
+    leaked: dict[str, frozenset[str]]
     oracle: Callable[[Mapping[str, Any], str], Verdict] | None
-    train: Records
+    training: dict[str, Records]
     validation: Records
     evaluation: Records
     summary: str
 
+    @property
+    def train(self) -> Records:
+        return self.training["train"]
+
 
 def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
-    """Draw or read all three splits. Raises: DataError, ConfigError."""
+    """Draw or read all splits. Raises: DataError, ConfigError."""
     data = config.data
     source, oracle = data.source, None
     if source in WORLDS:
@@ -55,12 +62,16 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
         digest = folder_hash(folder) if folder.is_dir() else source
         source = str(folder.resolve()) if folder.is_dir() else source
     evaluation = load_records(source, data.evaluation_split)
-    train = load_records(source, "train")
-    leaked = leaked_ids(train, evaluation)
-    train = load_records(source, "train", exclude=leaked) if leaked else train
+    used = ["train", *(s.split for s in config.stages.values() if isinstance(s, SftStage))]
+    parts = dict.fromkeys(part for split in used for part in split.split("+"))
+    leaked = {part: leaked_ids(load_records(source, part), evaluation) for part in parts}
+    for split in used:
+        leaked[split] = frozenset().union(*(leaked[part] for part in split.split("+")))
+    training = {split: load_records(source, split, exclude=ids) for split, ids in leaked.items()}
     validation = load_records(source, data.validation_split)
-    splits = {"train": train, "validation": validation, "evaluation": evaluation}
-    return Prepared(source, digest, leaked, oracle, **splits, summary=_summary(splits))
+    single = {part: training[part] for part in parts}
+    summary = _summary({**single, "validation": validation, "evaluation": evaluation})
+    return Prepared(source, digest, leaked, oracle, training, validation, evaluation, summary)
 
 
 def _summary(splits: dict[str, Records]) -> str:

@@ -93,23 +93,28 @@ class Records:
 
 
 def load_records(source: str, split: str, *, exclude: frozenset[str] = frozenset()) -> Records:
-    """Read and check one split.
+    """Read and check one split, or several.
 
-    Args: source: folder or hub name; split: train, validation or evaluation; exclude: ids to leave
-    out (counted as "excluded"). Raises: DataError for an absent source or column.
+    Args: source: folder or hub name; split: train, validation, evaluation, any other name, or
+    names joined by a plus sign; exclude: ids to leave out (counted as "excluded").
+    Raises: DataError for an absent source or column, or an id that two splits share.
     """
-    rows, folder = _read(source, split)
     records: list[Record] = []
     rejected: Counter[str] = Counter()
-    for number, row in enumerate(rows):
-        name = str(row.get("id") or f"{split}-{number:06d}")
-        if name in exclude:
-            rejected["excluded: the image is in the evaluation split"] += 1
-            continue
-        try:
-            records.append(_record(name, row, folder))
-        except _Rejected as reason:
-            rejected[str(reason)] += 1
+    for part in split.split("+"):
+        rows, folder = _read(source, part)
+        earlier = {record.id for record in records}
+        for number, row in enumerate(rows):
+            name = str(row.get("id") or f"{part}-{number:06d}")
+            if name in earlier:
+                raise DataError(f"{source} [{split}]: two splits have a row with the id {name}")
+            if name in exclude:
+                rejected["excluded: the image is in the evaluation split"] += 1
+                continue
+            try:
+                records.append(_record(name, row, folder))
+            except _Rejected as reason:
+                rejected[str(reason)] += 1
     if not records:
         raise DataError(f"{source} [{split}]: no usable row; rejected: {dict(rejected)}")
     return Records(records, rejected)

@@ -112,7 +112,8 @@ def test_configs_share_no_state() -> None:
 
 def test_references_name_what_a_stage_reads() -> None:
     config = load_config(DEMO)
-    assert references(config.stages["start"]) == {}
+    assert references(config.stages["pretrain"]) == {}
+    assert references(config.stages["start"]) == {"init": "pretrain"}
     assert references(config.stages["cost"]) == {"init": "start"}
     assert references(config.stages["ppo"]) == {
         "policy": "start", "reward": "reward", "cost": "cost",
@@ -150,10 +151,14 @@ BAD_OVERRIDES = [
     ("engine.dtype=float16", "engine.dtype"),
     ("engine.transport=tcp", "engine.transport"),
     ("tracker.wandb=maybe", "tracker.wandb"),
-    ("groups.train.ranks=0", "ranks"),
+    ("groups.train.ranks=0", "groups.train.ranks"),
+    ("timeouts.call=-1", "timeouts.call"),
+    ("stages.ppo.iterations=0", "stages.ppo.iterations"),
+    ("stages.start.steps=0", "stages.start.steps"),
+    ("stages.ppo.critic_optim.lr=0", "stages.ppo.critic_optim.lr"),
     ("engine.chunk_prompts=0", "engine.chunk_prompts"),
     ("stages.start.target=longest", "stages.start.target"),
-    ("stages.start.optim.schedule=linear", "optim.schedule"),
+    ("stages.start.optim.schedule=linear", "stages.start.optim.schedule"),
     ("stages.start.train.engine=jax", "train.engine"),
     ("stages.start.train.zero_stage=4", "train.zero_stage"),
     ("stages.cost.label_mode=soft", "label_mode"),
@@ -171,6 +176,7 @@ BAD_OVERRIDES = [
     # across sections
     ("engine.max_model_len=100", "engine.max_model_len"),
     ("stages.ppo.ppo.max_new_tokens=64", "engine.max_model_len"),
+    ("stages.evaluation.max_new_tokens=64", "engine.max_model_len"),
     ("engine.dtype=bfloat16", "engine.dtype"),
     ("stages.ppo.critic_train.lora_rank=4", "stages.ppo.critic_train.lora_rank"),
     ("stages.ppo.policy=evaluation", "stages.ppo.policy"),

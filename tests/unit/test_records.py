@@ -120,6 +120,16 @@ def test_parquet_with_an_image_feature(folder: Path) -> None:
     check_typed(load_records(str(folder), "train")[1])
 
 
+def test_splits_joined_by_a_plus_follow_each_other_and_share_no_id(folder: Path) -> None:
+    lines = [json.dumps(row(n, image="images/1.png")) for n in (7, 8)]
+    (folder / "more.jsonl").write_text("\n".join(lines))
+    joined = load_records(str(folder), "train+more", exclude=frozenset({"row-7"}))
+    assert [record.id for record in joined.rows] == ["row-0", "row-1", "row-2", "row-8"]
+    (folder / "more.jsonl").write_text(json.dumps(row(1)))
+    with pytest.raises(DataError, match="two splits have a row with the id row-1"):
+        load_records(str(folder), "train+more")
+
+
 def test_rows_without_an_id_are_named_by_split_and_place(folder: Path) -> None:
     rows = [row(number) for number in range(3)]
     for item in rows:

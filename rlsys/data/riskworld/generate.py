@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -23,30 +24,33 @@ from rlsys.data.riskworld.oracle import judge_scene, more_helpful, safer
 from rlsys.data.riskworld.scene import COLOURS, FAMILIES, HAZARDS, ICONS, RISKS, WORDS, Scene
 from rlsys.errors import ConfigError
 
-SPLITS = ("train", "validation", "evaluation")
+SPLITS = ("pretrain", "train", "validation", "evaluation")
 SHARES = {"none": 0.4, "image": 0.15, "text": 0.15, "both": 0.15, "joint": 0.15}
-# Naming the picture is where icons and words are learned, so the training split asks for it often.
-TRAIN_SHARES = {"none": 0.49, "image": 0.12, "text": 0.12, "both": 0.12, "joint": 0.15}
+TRAIN_SHARES = {"none": 0.46, "image": 0.14, "text": 0.1, "both": 0.1, "joint": 0.2}
+# What a model knows before it learns to answer: what pictures show, and, asked about an
+# instruction, where its risk sits. Icons, words and what they do together are learned here.
+PRETRAIN_SHARES = {"none": 0.59, "image": 0.12, "text": 0.03, "both": 0.04, "joint": 0.22}
 # Every row of these places of risk has a harmless twin: the same question beside another picture.
 # Without it the question alone would tell, more often than not, whether to decline.
 TWINNED = ("joint", "image")
 
-# Weights of the pairs of answers, in percent. Two pairs in five on harmful prompts, one in thirty
+Pairs = Mapping[tuple[str, str], float]
+# Weights of the pairs of answers, in percent. One pair in four on harmful prompts, one in thirty
 # on harmless ones, have no compliant answer: a policy tuned on the more helpful answers then mostly
 # complies, and declines often enough, and in the right places, for learning to build on.
 HARMFUL_PAIRS = {
-    ("right", "partial"): 18,
-    ("right", "redirect"): 20,
-    ("right", "wrong_redirect"): 8,
-    ("right", "refusal"): 8,
+    ("right", "partial"): 20,
+    ("right", "redirect"): 25,
+    ("right", "wrong_redirect"): 11,
+    ("right", "refusal"): 11,
     ("right", "garbled"): 3,
     ("partial", "redirect"): 1.2,
     ("partial", "wrong_redirect"): 1,
     ("partial", "refusal"): 1.3,
     ("partial", "garbled"): 0.8,
-    ("redirect", "wrong_redirect"): 12,
-    ("redirect", "refusal"): 16,
-    ("redirect", "garbled"): 8,
+    ("redirect", "wrong_redirect"): 8,
+    ("redirect", "refusal"): 10,
+    ("redirect", "garbled"): 5,
     ("wrong_redirect", "refusal"): 0.7,
     ("wrong_redirect", "garbled"): 0.5,
     ("refusal", "garbled"): 1.5,
@@ -65,14 +69,18 @@ HARMLESS_PAIRS = {
 }
 
 
+PRETRAIN_PAIRS = {("right", "partial"): 1}
+
+
 def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
     """Write ``folder/<split>.jsonl`` and ``folder/images/<split>-00000.png``.
 
     The same seed and sizes give the same bytes. Combinations of picture and instruction in the
     evaluation split are in no other split. A row whose risk is in the picture, or in picture and
     text together, shares the value of ``twin`` with a harmless row that asks the same about
-    another picture; the other harmless rows ask to name what is shown.
-    Args: sizes: rows per split, keys among train, validation and evaluation.
+    another picture; the other harmless rows ask to name what is shown. The pretrain split asks for
+    the name or for the risk, never for help; its rows are harmless.
+    Args: sizes: rows per split, keys among pretrain, train, validation and evaluation.
     Raises: ConfigError for another split or a size below 20.
     """
     for split, size in sizes.items():
@@ -89,11 +97,14 @@ def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
                 draw(scene, rng.getrandbits(32)).save(
                     folder / "images" / f"{name}.png", compress_level=1
                 )
-                file.write(json.dumps(_row(name, scene, twin, rng)) + "\n")
+                pairs = PRETRAIN_PAIRS if split == "pretrain" else _pairs(scene)
+                file.write(json.dumps(_row(name, scene, twin, pairs, rng)) + "\n")
 
 
-def _row(name: str, scene: Scene, twin: str, rng: Random) -> dict[str, Any]:
-    answers = _pair(scene, rng)
+def _row(name: str, scene: Scene, twin: str, pairs: Pairs, rng: Random) -> dict[str, Any]:
+    kinds = list(rng.choices(list(pairs), list(pairs.values()))[0])
+    rng.shuffle(kinds)
+    answers = (_answer(kinds[0], scene, rng), _answer(kinds[1], scene, rng))
     verdicts = [judge_scene(scene, answer) for answer in answers]
     hazard = HAZARDS[next(iter(scene.hazards))] if scene.hazards else None
     row: dict[str, Any] = {
@@ -118,11 +129,8 @@ def _row(name: str, scene: Scene, twin: str, rng: Random) -> dict[str, Any]:
     return row
 
 
-def _pair(scene: Scene, rng: Random) -> tuple[str, str]:
-    weights = HARMFUL_PAIRS if scene.hazards else HARMLESS_PAIRS
-    kinds = list(rng.choices(list(weights), list(weights.values()))[0])
-    rng.shuffle(kinds)
-    return _answer(kinds[0], scene, rng), _answer(kinds[1], scene, rng)
+def _pairs(scene: Scene) -> Pairs:
+    return HARMFUL_PAIRS if scene.hazards else HARMLESS_PAIRS
 
 
 def _answer(kind: str, scene: Scene, rng: Random) -> str:
@@ -140,7 +148,7 @@ def _answer(kind: str, scene: Scene, rng: Random) -> str:
 def _scenes(split: str, size: int, rng: Random) -> list[tuple[Scene, str]]:
     """Scenes with their twin id, in random order, its split's share of each place of risk."""
     pools = _pools(held_out=split == "evaluation")
-    shares = TRAIN_SHARES if split == "train" else SHARES
+    shares = {"pretrain": PRETRAIN_SHARES, "train": TRAIN_SHARES}.get(split, SHARES)
     counts = {risk: round(share * size) for risk, share in shares.items() if risk != "none"}
     chosen: list[tuple[Scene, str]] = []
     for risk, count in counts.items():
@@ -153,6 +161,8 @@ def _scenes(split: str, size: int, rng: Random) -> list[tuple[Scene, str]]:
     naming = pools["none"][("name",)]
     chosen += [(rng.choice(naming), "") for _ in range(size - len(chosen))]
     rng.shuffle(chosen)
+    if split == "pretrain":
+        return [(replace(s, asks_risk=not s.only_names), "") for s, _ in chosen]
     return chosen
 
 

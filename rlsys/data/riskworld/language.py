@@ -16,6 +16,7 @@ SOURCES = {
     "both": "both show",
     "joint": "together they mean",
 }
+NO_RISK = "no risk ."
 SOURCE_WORDS = {"picture": "image", "question": "text", "both": "both", "together": "joint"}
 
 
@@ -26,7 +27,11 @@ DONE = {"colour": COLOURS, "action": ACTIONS}
 
 
 def facts_of(scene: Scene) -> dict[str, tuple[str, ...]]:
-    """The facts a right answer states, with all values each may take."""
+    """The facts a right answer states, with all values each may take; a statement of risk is right
+    as a whole or not at all.
+    """
+    if scene.asks_risk:
+        return {}
     return NAMED if scene.only_names else DONE
 
 
@@ -38,11 +43,17 @@ def comply(facts: Mapping[str, str]) -> str:
 
 
 def right_answer(scene: Scene) -> str:
+    if scene.asks_risk:
+        return _statement(scene.asked_about)
     return comply({fact: getattr(scene, fact) for fact in facts_of(scene)})
 
 
 def partial_answer(scene: Scene, rng: Random) -> str:
     """One fact wrong, or all of them, or the answer to another kind of instruction."""
+    if scene.asks_risk:
+        hazard, source = rng.choice(list(HAZARDS)), rng.choice(list(SOURCES.values()))
+        statements = {f"risk : {source} {hazard} .", NO_RISK} - {right_answer(scene)}
+        return rng.choice([*sorted(statements), right_answer(scene.asked_about)])
     values = facts_of(scene)
     wrong = rng.choice([[fact] for fact in values] + [list(values), []])
     if not wrong:
@@ -55,6 +66,13 @@ def partial_answer(scene: Scene, rng: Random) -> str:
         fact: rng.choice([v for v in allowed if (v != getattr(scene, fact)) == (fact in wrong)])
         for fact, allowed in values.items()
     })  # fmt: skip
+
+
+def _statement(scene: Scene) -> str:
+    """Where the risk of the scene sits, and the gravest hazard."""
+    if not scene.hazards:
+        return NO_RISK
+    return f"risk : {SOURCES[scene.risk]} {next(iter(scene.hazards))} ."
 
 
 def redirect(source: str, hazard: str) -> str:

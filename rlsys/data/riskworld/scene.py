@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from rlsys.errors import DataError
@@ -144,17 +144,28 @@ ACTIONS = tuple(family.action for family in FAMILIES.values() if family.action)
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and an instruction: ``paraphrase`` numbers the questions of ``family``."""
+    """A picture and an instruction: ``paraphrase`` numbers the questions of ``family``.
+
+    With ``asks_risk`` the instruction is not given but asked about: where its risk would sit, and
+    which. That question is harmless.
+    """
 
     colour: str
     icon: str
     word: str
     family: str
     paraphrase: int
+    asks_risk: bool = False
 
     @property
     def question(self) -> str:
-        return FAMILIES[self.family].questions[self.paraphrase]
+        question = FAMILIES[self.family].questions[self.paraphrase]
+        return f"any risk ? {question}" if self.asks_risk else question
+
+    @property
+    def asked_about(self) -> Scene:
+        """The scene itself, its instruction given."""
+        return replace(self, asks_risk=False)
 
     @property
     def only_names(self) -> bool:
@@ -169,18 +180,18 @@ class Scene:
     @property
     def risky_things(self) -> tuple[str, ...]:
         """Icon and word, where they are a risk by themselves: with any instruction but to name."""
-        return () if self.only_names else self.shown
+        return () if self.only_names or self.asks_risk else self.shown
 
     @property
     def triggers(self) -> tuple[str, ...]:
         """Icon and word, where the instruction is harmful because of them."""
-        wanted = FAMILIES[self.family].triggers
+        wanted = frozenset[str]() if self.asks_risk else FAMILIES[self.family].triggers
         return tuple(thing for thing in (self.icon, self.word) if thing in wanted)
 
     @property
     def text_is_harmful(self) -> bool:
         family = FAMILIES[self.family]
-        return bool(family.severity) and not family.triggers
+        return bool(family.severity) and not family.triggers and not self.asks_risk
 
     @property
     def action(self) -> str:
@@ -236,6 +247,7 @@ def scene_of(row: Mapping[str, Any]) -> Scene:
         and scene.word in WORDS
         and scene.family in FAMILIES
         and scene.paraphrase in range(len(FAMILIES[scene.family].questions))
+        and isinstance(scene.asks_risk, bool)
     )
     if not known:
         raise DataError(f"{where}: column 'scene' names something unknown: {row['scene']}")
