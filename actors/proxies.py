@@ -13,6 +13,7 @@ from rlsys.config.schema import PpoConfig, ScorerStage
 from rlsys.engines.common import merge_stats
 from rlsys.engines.forward import merge_rows
 from rlsys.engines.workbench import RoleSpec
+from rlsys.guard.decision import Moderation, moderations
 from rlsys.roles import Metrics, Pending
 from rlsys.weights import WeightUpdate
 
@@ -73,6 +74,10 @@ class RemoteScorer(RemoteRole):
     def score(self, rollouts: Rollouts) -> Pending[Tensor]:
         return self._call("score", rollouts, combine=merge_rows)
 
+    def score_texts(self, rows: list[int], texts: list[str]) -> Pending[Tensor]:
+        """[N], each text as an answer to the prompt of its dataset row."""
+        return self._call("score_texts", rows, texts, combine=merge_rows)
+
 
 class RemoteCritic(RemoteRole):
     def __init__(self, group: Group, signal: str, ppo: PpoConfig) -> None:
@@ -109,6 +114,28 @@ class ScorerLearner(RemoteRole):
 
     def score_pairs(self, rows: list[int]) -> Pending[Tensor]:
         return self._call("score_pairs", rows, combine=merge_rows)
+
+
+class GuardLearner(RemoteRole):
+    """A guard in training, and measured."""
+
+    def step(self, rows: list[int]) -> Pending[Metrics]:
+        return self._call("step", rows, combine=merge_stats)
+
+    def moderate_rows(self, rows: list[int]) -> Pending[Tensor]:
+        return self._call("moderate_rows", rows, combine=merge_rows)
+
+
+class RemoteGuard(RemoteRole):
+    def __init__(self, group: Group, threshold: float) -> None:
+        super().__init__(group, "guard")
+        self.threshold = threshold
+
+    def moderate(self, rollouts: Rollouts) -> Pending[list[Moderation]]:
+        return self._call("moderate", rollouts, combine=self._decide)
+
+    def _decide(self, parts: list[tuple[list[int], Tensor]]) -> list[Moderation]:
+        return moderations(merge_rows(parts), threshold=self.threshold)
 
 
 class RemoteRollout(RemoteRole):

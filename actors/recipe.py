@@ -107,7 +107,7 @@ def _run_stage(
     if artifact.reused:
         for kind, step, metrics in json.loads((artifact.folder / "rows.json").read_text()):
             context.metrics.log(name, kind, step, metrics)
-    if stage.kind == "evaluate":
+    if stage.kind in ("evaluate", "guarded"):
         _show_results(artifact.folder, context.run_dir)
     context.made[name] = artifact
     seconds = time.perf_counter() - started

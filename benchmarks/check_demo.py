@@ -1,16 +1,24 @@
-"""Does a finished demo run show what the demo promises? Exit code 1 when it does not.
+"""Do finished demo runs show what the demo promises? Exit code 1 when one does not.
 
 python benchmarks/check_demo.py runs/demo
+
+The answer is kept in benchmarks/soak.md, with date and machine.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
+
+RECORD = Path(__file__).with_name("soak.md")
 
 
 def checks(run: Path) -> list[tuple[str, float, str, bool]]:
@@ -42,14 +50,32 @@ def checks(run: Path) -> list[tuple[str, float, str, bool]]:
     ]
 
 
-def main(run: Path) -> int:
-    table = Table("check", "measured", "promised", "", title=str(run))
-    results = checks(run)
-    for what, measured, promised, holds in results:
-        table.add_row(what, f"{measured:.4g}", promised, "ok" if holds else "[red]NO[/red]")
+def machine() -> str:
+    """Processor, cores and memory."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{', '.join(sorted(names))}, {psutil.cpu_count()} cores, {memory:.0f} GiB, no GPU"
+
+
+def main(runs: list[Path]) -> int:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    table = Table("run", "check", "measured", "promised", "holds", box=MARKDOWN)
+    passed = True
+    for run in runs:
+        for what, measured, promised, holds in checks(run):
+            table.add_row(run.name, what, f"{measured:.4g}", promised, "yes" if holds else "NO")
+            passed &= holds
+    date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     Console().print(table)
-    return 0 if all(holds for *_, holds in results) else 1
+    with RECORD.open("w") as stream:
+        record = Console(file=stream, width=100)
+        record.print("# Last `make soak`", f"\n{date}, commit {commit}, {machine()}.", sep="\n")
+        record.print(table)
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1])))
+    raise SystemExit(main([Path(argument) for argument in sys.argv[1:]]))

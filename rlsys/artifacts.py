@@ -70,7 +70,16 @@ def _code_hash() -> str:
     """Of the parts of rlsys that decide what a stage makes."""
     package = Path(__file__).parent
     total = hashlib.sha256()
-    for part in ("algorithms", "data", "drivers", "engines", "evaluation", "models", "batch.py"):
+    for part in (
+        "algorithms",
+        "data",
+        "drivers",
+        "engines",
+        "evaluation",
+        "guard",
+        "models",
+        "batch.py",
+    ):
         path = package / part
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             total.update(file.read_bytes())

@@ -21,11 +21,15 @@ from rlsys.errors import DataError
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One response to draw. ``seed`` alone decides the random draw, whichever worker serves it."""
+    """One response to draw. ``seed`` alone decides the random draw, whichever worker serves it.
+
+    ``note`` is put after the question; the empty one changes nothing.
+    """
 
     prompt_index: int
     sample_index: int
     seed: int
+    note: str = ""
 
 
 def sample_seed(run_seed: int, iteration: int, prompt_index: int, sample_index: int) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlsys.batch import Rollouts, SampleRequest, TrainBatch
 from rlsys.errors import RoleError, RoleTimeout
+from rlsys.guard.decision import Moderation
 from rlsys.weights import WeightUpdate
 
 T = TypeVar("T")
@@ -176,6 +177,14 @@ class Scorer(Protocol):
 
     def score(self, rollouts: Rollouts) -> Pending[Tensor]:
         """[B], read at the last response token."""
+        ...
+
+
+class Guard(Protocol):
+    """A moderation model."""
+
+    def moderate(self, rollouts: Rollouts) -> Pending[list[Moderation]]:
+        """One judgement per row, read at the last response token."""
         ...
 
 

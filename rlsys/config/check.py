@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from rlsys.config.schema import EvaluateStage, RunConfig, SafeRlhfStage, ScorerStage, SftStage
+from rlsys.config.schema import (
+    EvaluateStage,
+    GuardedStage,
+    GuardStage,
+    RunConfig,
+    SafeRlhfStage,
+    ScorerStage,
+    SftStage,
+)
 from rlsys.errors import ConfigError
 
-TRAINING_ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic")
+TRAINING_ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic", "guard")
 ROLES = ("rollout", *TRAINING_ROLES)
 # What a key that names a stage may name.
 POLICIES = ("sft", "safe_rlhf")
@@ -18,12 +26,15 @@ KINDS = {
     "policies": POLICIES,
     "reward": ("reward",),
     "cost": ("cost",),
+    "guard": ("guard",),
 }
 NEEDED = {
     "sft": ("policy",),
     "reward": ("reward",),
     "cost": ("cost",),
-    "safe_rlhf": ROLES,
+    "safe_rlhf": tuple(role for role in ROLES if role != "guard"),
+    "guard": ("guard",),
+    "guarded": ("rollout", "guard"),
     "evaluate": ("rollout",),
 }
 
@@ -76,7 +87,8 @@ def _check_groups(config: RunConfig) -> dict[str, str]:
 def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
     earlier: dict[str, str] = {}
     for name, stage in config.stages.items():
-        judge = ("cost",) if isinstance(stage, EvaluateStage) and stage.cost else ()
+        judged = isinstance(stage, EvaluateStage | GuardedStage) and stage.cost
+        judge = ("cost",) if judged else ()
         for role in (*NEEDED[stage.kind], *judge):
             if role not in placed:
                 raise ConfigError(f"groups: stage {name!r} ({stage.kind}) needs the role {role!r}")
@@ -94,7 +106,7 @@ def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
                 )
         if isinstance(stage, SafeRlhfStage):
             _check_safe_rlhf(config, name, stage)
-        if isinstance(stage, EvaluateStage):
+        if isinstance(stage, EvaluateStage | GuardedStage):
             _check_lengths(config, f"stages.{name}", stage.max_new_tokens)
         earlier[name] = stage.kind
 
@@ -103,8 +115,11 @@ def references(stage: object) -> dict[str, str]:
     """Keys of a stage that name an artefact, with what they name."""
     if isinstance(stage, SftStage):
         return {} if stage.init == "tiny" else {"init": stage.init}
-    if isinstance(stage, ScorerStage):
+    if isinstance(stage, ScorerStage | GuardStage):
         return {"init": stage.init}
+    if isinstance(stage, GuardedStage):
+        named = {"policy": stage.policy, "guard": stage.guard}
+        return named | ({"cost": stage.cost} if stage.cost else {})
     if isinstance(stage, SafeRlhfStage):
         return {"policy": stage.policy, "reward": stage.reward, "cost": stage.cost}
     assert isinstance(stage, EvaluateStage)

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.errors import ConfigError
+from rlsys.guard.levels import ACTIONS, LEVELS
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -52,7 +53,7 @@ class GroupConfig:
     """A set of processes (ranks) and the roles each of them hosts."""
 
     roles: list[str] = MISSING
-    "rollout, or any of policy, reference, reward, cost, reward_critic, cost_critic."
+    "rollout, or any of policy, reference, reward, cost, reward_critic, cost_critic, guard."
     ranks: int = 1
     cpus: float = 1.0
     "CPUs reserved per rank, fractions allowed."
@@ -359,14 +360,71 @@ class EvaluateStage:
             raise ConfigError("policies: name at least one policy to evaluate")
 
 
+@dataclass
+class GuardStage:
+    """A moderation model: unsafe, severity 0-3, category; for answers and for bare prompts."""
+
+    kind: str = "guard"
+    init: str = MISSING
+    "The policy stage or folder whose trunk it starts from."
+    steps: int = MISSING
+    batch: int = 32
+    "Rows per step; each gives three items, its two answers and its prompt."
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def check(self) -> None:
+        _at_least(1, steps=self.steps, batch=self.batch)
+        if self.train.lora_rank:
+            raise ConfigError("train.lora_rank: adapters are for the policy")
+
+
+@dataclass
+class GuardedStage:
+    """A policy behind a guard, on the evaluation split: moderate, draw again, refuse at last."""
+
+    kind: str = "guarded"
+    policy: str = MISSING
+    guard: str = MISSING
+    rounds: int = 5
+    candidates: int = 4
+    "Answers drawn per flagged prompt and round; the first that passes is taken."
+    temperature: float = 1.0
+    hint: str = ""
+    "Put after the question of what is drawn again."
+    threshold: float = 0.5
+    "Probability from which an answer counts as unsafe."
+    actions: dict[str, str] = field(default_factory=lambda: dict.fromkeys(LEVELS[1:], "regenerate"))
+    "For minor, moderate and severe: pass, annotate, regenerate or refuse."
+    refusal: str = "I cannot help with this."
+    "Takes the place of what is refused."
+    cost: str = ""
+    "Cost model that judges safety where the data has no oracle of its own."
+    limit: int = 0
+    "Prompts to answer; 0: all."
+    max_new_tokens: int = 16
+
+    def check(self) -> None:
+        _at_least(0, rounds=self.rounds, limit=self.limit)
+        _at_least(1, candidates=self.candidates, max_new_tokens=self.max_new_tokens)
+        _positive(temperature=self.temperature)
+        if not 0 < self.threshold < 1:
+            raise ConfigError(f"threshold: must be between 0 and 1, got {self.threshold}")
+        if set(self.actions) != set(LEVELS[1:]):
+            raise ConfigError(f"actions: need {', '.join(LEVELS[1:])}, got {list(self.actions)}")
+        for level, action in self.actions.items():
+            _one_of(f"actions.{level}", action, ACTIONS)
+
+
 STAGES = {
     "sft": SftStage,
     "reward": ScorerStage,
     "cost": ScorerStage,
     "safe_rlhf": SafeRlhfStage,
+    "guard": GuardStage,
+    "guarded": GuardedStage,
     "evaluate": EvaluateStage,
 }
-AnyStage = SftStage | ScorerStage | SafeRlhfStage | EvaluateStage
 
 
 @dataclass

@@ -13,6 +13,9 @@ from torch import Tensor
 from rlsys.data.records import Record, Records
 from rlsys.errors import DataError
 
+_Key = tuple[int, str]
+"""Dataset row and note."""
+
 # Features of a prompt that are not per-token: what the vision tower reads.
 _TOKEN_KEYS = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}
 
@@ -39,29 +42,34 @@ class PromptEncoder:
         self.tokenizer = processor.tokenizer
         self.max_prompt_tokens = max_prompt_tokens
         self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(processor.image_token)
-        self._cache: OrderedDict[int, EncodedPrompt] = OrderedDict()
+        self._cache: OrderedDict[_Key, EncodedPrompt] = OrderedDict()
         self._bytes = 0
 
-    def prompts(self, indices: Sequence[int]) -> list[EncodedPrompt]:
+    def prompts(
+        self, indices: Sequence[int], notes: Sequence[str] | None = None
+    ) -> list[EncodedPrompt]:
         """The encoded prompts of these dataset rows; new ones are processed in one batch.
 
+        Args: notes: put after each question (default: none).
         Raises: DataError for an over-long prompt or text that imitates a special token.
         """
-        missing = sorted(set(indices) - self._cache.keys())
+        keys = list(zip(indices, notes or [""] * len(indices), strict=True))
+        missing = sorted(set(keys) - self._cache.keys())
         fresh = dict(zip(missing, self._encode(missing), strict=True)) if missing else {}
-        found = [fresh.get(i) or self._cache[i] for i in indices]
-        for index, prompt in fresh.items():
-            self._remember(index, prompt)
+        found = [fresh.get(key) or self._cache[key] for key in keys]
+        for key, prompt in fresh.items():
+            self._remember(key, prompt)
         return found
 
-    def render(self, record: Record) -> str:
+    def render(self, record: Record, note: str = "") -> str:
         """The conversation as text, with one placeholder for the image."""
-        forged = forged_token(record.question, self.tokenizer)
+        text = f"{record.question} {note}" if note else record.question
+        forged = forged_token(text, self.tokenizer)
         if forged:
             raise DataError(f"row {record.id}: the question contains the special token {forged!r}")
         message = {
             "role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": record.question}],
+            "content": [{"type": "image"}, {"type": "text", "text": text}],
         }
         return str(self.processor.apply_chat_template(
             [message], add_generation_prompt=True, tokenize=False
@@ -75,9 +83,9 @@ class PromptEncoder:
     def decode(self, ids: Iterable[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def _encode(self, indices: Sequence[int]) -> list[EncodedPrompt]:
-        records = [self.records[i] for i in indices]
-        texts = [self.render(record) for record in records]
+    def _encode(self, keys: Sequence[_Key]) -> list[EncodedPrompt]:
+        records = [self.records[index] for index, _ in keys]
+        texts = [self.render(self.records[index], note) for index, note in keys]
         images = [record.open_image() for record in records]
         batch = self.processor(
             text=list(texts), images=images, padding=True, padding_side="right", return_tensors="pt"
@@ -109,8 +117,8 @@ class PromptEncoder:
                 part[name] = piece.clone()
         return parts
 
-    def _remember(self, index: int, prompt: EncodedPrompt) -> None:
-        self._cache[index] = prompt
+    def _remember(self, key: _Key, prompt: EncodedPrompt) -> None:
+        self._cache[key] = prompt
         self._bytes += _size(prompt)
         while self._bytes > self.CACHE_BYTES:
             _, dropped = self._cache.popitem(last=False)

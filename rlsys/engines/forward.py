@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +45,36 @@ def forward_rows(
     if not results:
         return [], torch.empty(0)
     return rows, torch.cat(results)
+
+
+@torch.no_grad()
+def forward_answers(
+    seat: Seat, rows: Sequence[int], texts: Sequence[str], run: Callable[[Collated], Tensor]
+) -> tuple[list[int], Tensor]:
+    """This rank's places in ``rows`` and the results for ``texts`` as answers to their prompts.
+
+    Every rank makes the same number of calls.
+    """
+    counts = answer_counts(seat.encoder, rows, texts)
+    plan = micro_batches(range(len(rows)), counts, budget=seat.budget, world=seat.rank.world)
+    mine: list[int] = []
+    results: list[Tensor] = []
+    for micro in plan[seat.rank.rank]:
+        chosen = micro or [0]
+        answers = [seat.encoder.response(texts[i]) for i in chosen]
+        result = run(collate(seat.encoder, [rows[i] for i in chosen], None, answers))
+        if micro:
+            mine += micro
+            results.append(result)
+    return mine, torch.cat(results) if results else torch.empty(0)
+
+
+def answer_counts(encoder: PromptEncoder, rows: Sequence[int], texts: Sequence[str]) -> list[int]:
+    """Prompt plus response tokens."""
+    return [
+        len(prompt.expanded) + len(encoder.response(text))
+        for prompt, text in zip(encoder.prompts(rows), texts, strict=True)
+    ]
 
 
 def merge_rows(parts: list[tuple[list[int], Tensor]]) -> Tensor:

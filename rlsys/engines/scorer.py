@@ -15,7 +15,7 @@ from rlsys.batch import Rollouts, TrainBatch, micro_batches, step_rows
 from rlsys.config.schema import OptimConfig, PpoConfig, ScorerStage, TrainConfig
 from rlsys.data.collate import Collated, collate
 from rlsys.engines.common import Seat, Stats, train_step
-from rlsys.engines.forward import collate_rollouts, forward_rows
+from rlsys.engines.forward import collate_rollouts, forward_answers, forward_rows
 from rlsys.engines.train import Metrics, build_engine
 from rlsys.models.heads import ScorerModule, freeze
 from rlsys.models.load import save_head
@@ -73,12 +73,16 @@ class ScorerWorker(PairScorer):
         """This rank's rows and their scores, read at the last response token."""
         return forward_rows(self.seat, rollouts, self._ends)
 
+    def score_texts(self, rows: Sequence[int], texts: Sequence[str]) -> tuple[list[int], Tensor]:
+        """This rank's places in ``rows`` and the scores of ``texts`` as their answers."""
+        return forward_answers(self.seat, rows, texts, self._ends)
+
     def _ends(self, batch: Collated) -> Tensor:
         return self.module(batch.inputs, batch.ends).squeeze(1)
 
 
-class _TrainedScorer(PairScorer):
-    """A scorer under an engine."""
+class TrainedScorer(PairScorer):
+    """A trunk with a head, under an engine."""
 
     def __init__(
         self,
@@ -97,8 +101,17 @@ class _TrainedScorer(PairScorer):
     def _ends(self, batch: Collated) -> Tensor:
         return self.engine.forward(batch.inputs, batch.ends).squeeze(1)
 
+    def save_model(self, folder: Path) -> None:
+        """The trunk as a transformers checkpoint and the head beside it. Collective."""
+        state = {n: t.clone() for n, t in self.engine.full_params(trained_only=False)}
+        if self.seat.rank.rank == 0:
+            trunk = {n.removeprefix("trunk."): t for n, t in state.items() if n != "head.weight"}
+            self.module.trunk.save_pretrained(folder, state_dict=trunk)
+            save_head(folder, state["head.weight"])
+            self.seat.encoder.processor.save_pretrained(folder)
 
-class CriticWorker(_TrainedScorer):
+
+class CriticWorker(TrainedScorer):
     """Values of the states before each response token, trained by the clipped value loss."""
 
     def values(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
@@ -144,7 +157,7 @@ class CriticWorker(_TrainedScorer):
         return stats
 
 
-class ScorerTrainer(_TrainedScorer):
+class ScorerTrainer(TrainedScorer):
     """Learns a reward model or a cost model from preference pairs, pixels included."""
 
     def step(self, rows: Sequence[int], stage: ScorerStage) -> Stats:
@@ -163,15 +176,6 @@ class ScorerTrainer(_TrainedScorer):
 
         train_step(self.engine, self._plan(range(len(rows)), counts), 0, share, stats)
         return stats
-
-    def save_model(self, folder: Path) -> None:
-        """The trunk as a transformers checkpoint and the head beside it. Collective."""
-        state = {n: t.clone() for n, t in self.engine.full_params(trained_only=False)}
-        if self.seat.rank.rank == 0:
-            trunk = {n.removeprefix("trunk."): t for n, t in state.items() if n != "head.weight"}
-            self.module.trunk.save_pretrained(folder, state_dict=trunk)
-            save_head(folder, state["head.weight"])
-            self.seat.encoder.processor.save_pretrained(folder)
 
     def _pair_losses(
         self, rows: Sequence[int], scores: Tensor, stage: ScorerStage

@@ -11,11 +11,13 @@ from rlsys.config.schema import EngineConfig, OptimConfig, TrainConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.records import Records, load_records
 from rlsys.engines.common import Seat
+from rlsys.engines.guard import GuardTrainer, GuardWorker
 from rlsys.engines.policy import PolicyWorker, ReferenceWorker
 from rlsys.engines.rollout import RolloutWorker
 from rlsys.engines.scorer import CriticWorker, ScorerTrainer, ScorerWorker
 from rlsys.engines.train import Rank
 from rlsys.errors import ModelError
+from rlsys.guard.labels import OUTPUTS
 from rlsys.models.heads import PolicyModule, build_policy_module, build_scorer_module
 from rlsys.models.load import load_processor, vision_token_ids
 from rlsys.weights import WeightReader
@@ -67,6 +69,11 @@ class Workbench:
         if spec.kind in ("reward", "cost"):
             module = build_scorer_module(spec.model, dtype, new_head=False, seed=spec.seed)
             return ScorerWorker(module.to(self.device), seat)
+        if spec.kind == "guard":
+            module = build_scorer_module(
+                spec.model, dtype, new_head=False, seed=spec.seed, outputs=OUTPUTS
+            )
+            return GuardWorker(module.to(self.device), seat)
         if spec.optim is None:
             raise ModelError(f"role {spec.kind!r} trains and needs optimiser settings")
         trained = (seat, spec.train, spec.optim, spec.total_steps)
@@ -78,6 +85,11 @@ class Workbench:
         if spec.kind == "scorer_trainer":
             module = build_scorer_module(spec.model, dtype, new_head=True, seed=spec.seed)
             return ScorerTrainer(module.to(self.device), *trained)
+        if spec.kind == "guard_trainer":
+            module = build_scorer_module(
+                spec.model, dtype, new_head=True, seed=spec.seed, outputs=OUTPUTS
+            )
+            return GuardTrainer(module.to(self.device), *trained)
         raise ModelError(f"no worker of kind {spec.kind!r}")
 
     def encoder(self, model: str, data: DataSlice) -> PromptEncoder:

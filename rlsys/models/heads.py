@@ -57,18 +57,22 @@ class PolicyModule(nn.Module):
 
 
 class ScorerModule(nn.Module):
-    """A trunk with a scalar read at given positions: reward, cost and both critics."""
+    """A trunk with a linear head read at given positions: one output for reward, cost and both
+    critics, several for a guard.
+    """
 
     trunk: Any
 
-    def __init__(self, trunk: Any) -> None:
+    def __init__(self, trunk: Any, outputs: int = 1) -> None:
         super().__init__()
         self.trunk = trunk
         size = trunk.config.get_text_config().hidden_size
-        self.head = nn.Linear(size, 1, bias=False, dtype=trunk.dtype)
+        self.head = nn.Linear(size, outputs, bias=False, dtype=trunk.dtype)
 
     def forward(self, inputs: Inputs, states: Tensor) -> Tensor:
-        """Args: states [B, T] positions to read. Returns: [B, T] fp32, on the CPU."""
+        """Args: states [B, T] positions to read. Returns: [B, T], or [B, T, outputs] where there
+        are several, fp32, on the CPU.
+        """
         device = self.trunk.device
         hidden = run_trunk(self.trunk, to_device(inputs, device))
         return self.head(_at(hidden, states.to(device))).squeeze(-1).float().cpu()
@@ -82,16 +86,20 @@ def build_policy_module(folder: str, dtype: str, forbidden: Sequence[int]) -> Po
     return PolicyModule(load_policy(folder, dtype), forbidden)
 
 
-def build_scorer_module(folder: str, dtype: str, *, new_head: bool, seed: int) -> ScorerModule:
+def build_scorer_module(
+    folder: str, dtype: str, *, new_head: bool, seed: int, outputs: int = 1
+) -> ScorerModule:
     """A scorer from a scorer's checkpoint, or with a fresh small head on a policy's trunk.
 
-    Raises: ModelError when the checkpoint has no head and ``new_head`` is False: a random head
-    scores without complaint, and means nothing.
+    Raises: ModelError when ``new_head`` is False and the checkpoint has no head with as many
+    outputs: a random head scores without complaint, and means nothing.
     """
-    module = ScorerModule(load_trunk(folder, dtype))
+    module = ScorerModule(load_trunk(folder, dtype), outputs)
     weight = load_head(folder)
-    if weight is None and not new_head:
-        raise ModelError(f"{folder} has no score head; train a reward or cost model first")
+    if not new_head and (weight is None or len(weight) != outputs):
+        kind = "reward or cost model" if outputs == 1 else "guard"
+        held = "no score head" if weight is None else f"a head of {len(weight)} outputs"
+        raise ModelError(f"{folder} has {held}; train a {kind} first")
     with torch.no_grad():
         if weight is None or new_head:
             generator = torch.Generator().manual_seed(seed)

@@ -63,6 +63,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "groups": gallery(run.samples or [], run.folder),
         "cards_per_group": CARDS_PER_GROUP,
         "training": training,
+        "guarded": _guarded(run),
         "learning": _learning(run),
         "policies": policies,
         "colours": plots.policy_colours(policies) if policies else {},
@@ -135,6 +136,20 @@ def _training(run: RunData, series: Series) -> list[Picture]:
             "Left: seconds of each iteration by phase; the thickest band is what to speed up. "
             "Right: samples per second, dotted where it settles.",
         ),
+    ]
+
+
+def _guarded(run: RunData) -> list[Picture]:
+    return [
+        Picture(
+            plots.rounds(series),
+            series.stage,
+            "Answers the guard flags are drawn again; what passed is left alone. Round 0 is the "
+            "policy without the guard. The unsafe share should fall and never rise; a rise of "
+            "over-refusal is the guard's false alarms at work.",
+        )
+        for series in run.series or []
+        if series.kind == "guarded"
     ]
 
 

@@ -302,6 +302,23 @@ def time_split(series: Series, steady: float | None) -> str:
 
 
 @_styled
+def rounds(series: Series) -> str:
+    """Rates after every round of guarded generation, the unsafe one with its 95 % interval."""
+    figure, axes = _panel(f"{series.stage}: after each round", "share of prompts")
+    _label(axes, "share of prompts", "round")
+    for metric, colour in (("unsafe", RED), ("over_refusal", ORANGE), ("helpful", BLUE)):
+        steps, values = series.column(f"rate/{metric}")
+        if len(steps):
+            label = metric.replace("_", "-")
+            axes.plot(steps, values, color=colour, marker="o", ms=3.5, label=label)
+            low, high = (series.column(f"{end}/{metric}")[1] for end in ("low", "high"))
+            axes.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
+    axes.set_ylim(-0.02, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
+    return _finish(figure, axes)
+
+
+@_styled
 def learning(series: Series, stage: Stage | None) -> str:
     """Loss of a supervised stage and, for a scorer, its accuracy with the held-out numbers."""
     scored = len(series.column("accuracy")[0]) > 0

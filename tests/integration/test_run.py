@@ -56,7 +56,10 @@ def test_two_whole_iterations_on_real_photographs(workdir: Path) -> None:
     assert all(row["gap/max"] < 1e-4 for row in iterations)
     assert iterations[1]["kl"] > iterations[0]["kl"], "the policy must have moved"
     tables = json.loads((run / "evaluation.json").read_text())
-    assert list(tables) == ["start", "final"]
+    assert list(tables) == ["start", "final", "guarded", "guarded + refusal"]
+    rounds = rows_of(run, "guarded")
+    assert [row["step"] for row in rounds] == [0, 1, 2]
+    assert rounds[0]["flagged"] >= rounds[2]["flagged"]
     assert tables["final"]["all"]["unsafe"]["n"] == 4
     assert tables["final"]["all"]["helpful"] is None
     report = (run / "report.html").read_text()

@@ -25,9 +25,12 @@ PLAIN = {
     "forbid",
     "length_mask",
     "logprob_gap",
+    "macro_f1",
     "masked_mean",
     "masked_sum",
     "rank_auc",
+    "recall_by_class",
+    "split_logits",
     "ranking_accuracy",
     "token_logprobs",
 }

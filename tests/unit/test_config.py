@@ -200,6 +200,33 @@ def test_a_bad_value_is_one_error_naming_its_key(override: str, key: str) -> Non
         load_config(DEMO, [override])
 
 
+GUARDED = {"kind": "guarded", "policy": "start", "guard": "guard"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"actions": {"grave": "pass"}}, "stages.guarded.actions"),
+        ({"actions": {"minor": "pass", "moderate": "ask", "severe": "refuse"}}, "actions.moderate"),
+        ({"threshold": 1.0}, "stages.guarded.threshold"),
+        ({"rounds": -1}, "stages.guarded.rounds"),
+        ({"candidates": 0}, "stages.guarded.candidates"),
+        ({"guard": "start"}, "stages.guarded.guard"),
+        ({"max_new_tokens": 99}, "engine.max_model_len"),
+    ],
+)
+def test_a_bad_value_of_a_guarded_policy_is_named(
+    changes: dict[str, Any], key: str, demo: dict[str, Any], tmp_path: Path
+) -> None:
+    demo["groups"]["train"]["roles"].append("guard")
+    demo["stages"]["guard"] = {"kind": "guard", "init": "start", "steps": 1, "optim": {"lr": 1.0}}
+    demo["stages"]["guarded"] = dict(GUARDED)
+    assert load_plain(tmp_path, demo).stages["guarded"].rounds == 5
+    demo["stages"]["guarded"] |= changes
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        load_plain(tmp_path, demo)
+
+
 @pytest.mark.parametrize("key", ["name", "groups", "stages"])
 def test_a_missing_section_is_named(key: str, demo: dict[str, Any], tmp_path: Path) -> None:
     del demo[key]
@@ -241,6 +268,9 @@ def test_rollout_shares_its_processes_with_nobody(demo: dict[str, Any], tmp_path
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_without_a_place_is_named(role: str, demo: dict[str, Any], tmp_path: Path) -> None:
+    demo["stages"]["guard"] = {
+        "kind": "guard", "init": "start", "steps": 1, "optim": {"lr": 1.0},
+    }  # fmt: skip
     for group in demo["groups"].values():
         group["roles"] = [name for name in group["roles"] if name != role]
     demo["groups"] = {name: group for name, group in demo["groups"].items() if group["roles"]}

@@ -80,6 +80,22 @@ def test_a_prompt_is_encoded_once(encoder: PromptEncoder) -> None:
     assert again[2] is first[0]
 
 
+def test_a_note_follows_the_question_and_no_note_changes_nothing(encoder: PromptEncoder) -> None:
+    plain = fresh(encoder).prompts(ROWS)
+    mine = fresh(encoder)
+    noted = mine.prompts([0, 1, 0], ["mind the risk", "", ""])
+    assert equal(noted[1], plain[1])
+    assert equal(noted[2], plain[0])
+    question = encoder.records[0].question
+    told = mine.render(encoder.records[0], "mind the risk")
+    assert told == mine.render(encoder.records[0]).replace(question, f"{question} mind the risk")
+    assert len(noted[0].expanded) > len(plain[0].expanded)
+    assert all(torch.equal(noted[0].pixels[k], plain[0].pixels[k]) for k in plain[0].pixels)
+    token = encoder.tokenizer.all_special_tokens[0]
+    with pytest.raises(DataError, match="row-0"):
+        mine.prompts([0], [f"see {token}"])
+
+
 def test_a_full_cache_drops_the_oldest_and_still_answers(encoder: PromptEncoder) -> None:
     mine = fresh(encoder)
     mine.CACHE_BYTES = 1  # type: ignore[misc]

@@ -1,0 +1,19 @@
+"""One function per kind of stage: places the roles, runs the driver, fills a folder."""
+
+from __future__ import annotations
+
+from actors.recipe import StageFunction
+from actors.stages.evaluate import run_evaluate
+from actors.stages.guard import run_guard, run_guarded
+from actors.stages.safe_rlhf import run_safe_rlhf
+from actors.stages.training import run_scorer, run_sft
+
+RUNNERS: dict[str, StageFunction] = {
+    "sft": run_sft,
+    "reward": run_scorer,
+    "cost": run_scorer,
+    "safe_rlhf": run_safe_rlhf,
+    "guard": run_guard,
+    "guarded": run_guarded,
+    "evaluate": run_evaluate,
+}

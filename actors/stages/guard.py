@@ -1,0 +1,95 @@
+"""The guard: trained and measured, then put behind a policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from actors.display import note
+from actors.proxies import GuardLearner, RemoteGuard
+from actors.recipe import Context
+from actors.stages.evaluate import Examined, Examiner, prompts_of
+from actors.stages.rollout import rollout_of
+from actors.stages.training import run_training
+from rlsys.config.schema import GuardedStage, GuardStage
+from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
+from rlsys.engines.workbench import RoleSpec
+from rlsys.guard.quality import guard_quality
+from rlsys.models.load import load_processor
+from rlsys.roles import Metrics
+
+
+def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> dict[str, Any]:
+    """A moderation model from labelled answers, measured on the evaluation split."""
+    limits, config = context.config.timeouts, context.config
+    learner = GuardLearner(context.cluster.by_role["guard"], "guard")
+    spec = RoleSpec(
+        "guard_trainer",
+        context.folder(stage.init),
+        context.slice("train"),
+        config.seed,
+        stage.train,
+        stage.optim,
+        stage.steps,
+    )
+    learner.create(spec).result(limits.start)
+    run_training(context, name, stage, learner, len(context.data.train))
+    learner.save(str(folder)).result(limits.call)
+    held_out = RoleSpec("guard", str(folder), context.slice("evaluation"), train=stage.train)
+    learner.create(held_out).result(limits.start)
+    evaluation = context.data.evaluation
+    outputs = learner.moderate_rows(list(range(len(evaluation)))).result(limits.call)
+    learner.drop().result(limits.call)
+    quality = guard_quality(outputs, evaluation)
+    context.display.say("    held out: " + note(quality, *quality))
+    return dict(quality)
+
+
+def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) -> dict[str, Any]:
+    """A policy behind the guard: what its answers are after every round, and with the refusal."""
+    config, model = context.config, context.folder(stage.policy)
+    examiner = Examiner(context, name, stage.cost)
+    rollout = rollout_of(context, model, 0, stage.max_new_tokens, stage.temperature)
+    guard = RemoteGuard(context.cluster.by_role["guard"], stage.threshold)
+    spec = RoleSpec("guard", context.folder(stage.guard), context.slice("evaluation"))
+    guard.create(spec).result(config.timeouts.start)
+    tokenizer = load_processor(model).tokenizer
+    examined: list[Examined] = []
+
+    def texts(answers: Answers, *, refuse: bool = False) -> dict[int, str]:
+        return {
+            prompt: stage.refusal
+            if answer.refused or (refuse and answer.action == "regenerate")
+            else tokenizer.decode(answer.response_ids, skip_special_tokens=True).strip()
+            for prompt, answer in answers.items()
+        }
+
+    with context.display.bar(name, stage.rounds + 1) as bar:
+
+        def report(number: int, statistics: Metrics, answers: Answers) -> None:
+            examined.append(examiner.examine(texts(answers)))
+            rates = {
+                f"{part}/{metric}": cell[part]
+                for metric, cell in examined[-1].table["all"].items()
+                for part in ("rate", "low", "high")
+                if cell
+            }
+            context.log(name, stage.kind, number, statistics | rates)
+            bar.advance(note(statistics | rates, "flagged", "regenerated", "rate/unsafe"))
+
+        run = GuardedRun(
+            stage.rounds,
+            stage.candidates,
+            stage.hint,
+            stage.actions,
+            config.seed,
+            config.timeouts.call,
+        )
+        final = guarded_generation(
+            rollout, guard, range(prompts_of(context, stage.limit)), run, report
+        )
+    guard.drop().result(config.timeouts.call)
+    refused = examiner.examine(texts(final, refuse=True))
+    examiner.save(folder, {name: examined[-1], f"{name} + refusal": refused})
+    flagged = [sum(a.action == "regenerate" for a in final.values()) / len(final)]
+    return {"prompts": len(final), "left_flagged": flagged[0]}

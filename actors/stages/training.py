@@ -1,0 +1,101 @@
+"""Supervised stages: the policy, the reward model, the cost model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from actors.display import note
+from actors.proxies import GuardLearner, ScorerLearner, SftLearner
+from actors.recipe import Context
+from rlsys.batch import PromptCursor
+from rlsys.config.schema import GuardStage, ScorerStage, SftStage
+from rlsys.drivers.scorers import scorer_quality
+from rlsys.drivers.sft import train
+from rlsys.engines.workbench import RoleSpec
+from rlsys.models.tiny import build_tiny_vlm
+from rlsys.roles import Metrics
+
+LOG_EVERY = 5  # optimiser steps between two rows of metrics.jsonl in supervised stages
+
+
+def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[str, Any]:
+    """Supervised fine-tuning of the policy."""
+    limits, training = context.config.timeouts, context.data.training
+    model = str(folder / "init")
+    if stage.init == "tiny":
+        rows = [row for records in training.values() for row in records.rows]
+        texts = [text for r in rows for text in (r.question, *r.responses)]
+        build_tiny_vlm(Path(model), texts, stage.tiny, context.config.seed)
+    else:
+        model = context.folder(stage.init)
+    learner = SftLearner(context.cluster.by_role["policy"], stage.target)
+    spec = RoleSpec(
+        "policy",
+        model,
+        context.slice(stage.split),
+        context.config.seed,
+        stage.train,
+        stage.optim,
+        stage.steps,
+    )
+    learner.create(spec).result(limits.start)
+    last = run_training(context, name, stage, learner, len(training[stage.split]))
+    learner.save(str(folder)).result(limits.call)
+    learner.drop().result(limits.call)
+    return last
+
+
+def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) -> dict[str, Any]:
+    """A reward or cost model from preference pairs, measured on the evaluation split."""
+    limits, config = context.config.timeouts, context.config
+    learner = ScorerLearner(context.cluster.by_role[stage.kind], stage)
+    model = context.folder(stage.init)
+    spec = RoleSpec(
+        "scorer_trainer",
+        model,
+        context.slice("train"),
+        config.seed,
+        stage.train,
+        stage.optim,
+        stage.steps,
+    )
+    learner.create(spec).result(limits.start)
+    run_training(context, name, stage, learner, len(context.data.train))
+    learner.save(str(folder)).result(limits.call)
+    held_out = RoleSpec(stage.kind, str(folder), context.slice("evaluation"), train=stage.train)
+    learner.create(held_out).result(limits.start)
+    evaluation = context.data.evaluation
+    scores = learner.score_pairs(list(range(len(evaluation)))).result(limits.call)
+    learner.drop().result(limits.call)
+    quality = scorer_quality(stage.kind, scores, evaluation)
+    context.display.say("    held out: " + note(quality, *quality))
+    return dict(quality)
+
+
+def run_training(
+    context: Context,
+    name: str,
+    stage: SftStage | ScorerStage | GuardStage,
+    learner: SftLearner | ScorerLearner | GuardLearner,
+    rows: int,
+) -> Metrics:
+    cursor = PromptCursor(rows, context.config.seed)
+    last: Metrics = {}
+    with context.display.bar(name, stage.steps) as bar:
+
+        def report(step: int, metrics: Metrics) -> None:
+            last.update(metrics)
+            if step % LOG_EVERY == 0 or step == stage.steps:
+                context.log(name, stage.kind, step, metrics)
+            bar.advance(note(metrics, "loss", "accuracy"))
+
+        train(
+            learner,
+            cursor,
+            steps=stage.steps,
+            batch=stage.batch,
+            timeout=context.config.timeouts.call,
+            report=report,
+        )
+    return last

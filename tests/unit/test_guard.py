@@ -1,0 +1,242 @@
+"""Moderation: labels, losses, decisions, and the rounds of guarded generation on stubs."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from rlsys.algorithms.moderation import (
+    macro_f1,
+    moderation_loss,
+    recall_by_class,
+    split_logits,
+)
+from rlsys.batch import Rollouts
+from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
+from rlsys.errors import DataError
+from rlsys.guard.decision import Moderation, action_for, moderations
+from rlsys.guard.labels import CATEGORIES, OUTPUTS, Label, labelled_answers
+from rlsys.guard.levels import ACTIONS
+from rlsys.roles import Pending
+from tests.fakes import FakeRollout, Log
+from tests.unit.conftest import make_record
+
+ALWAYS = {"minor": "regenerate", "moderate": "regenerate", "severe": "regenerate"}
+
+
+# labels
+
+
+def test_a_row_teaches_both_answers_and_the_bare_prompt() -> None:
+    record = make_record(0, "how ?", ("do it", "no"))
+    record = record.__class__(**{**vars(record), "category": "animal_abuse", "severity": 2})
+    animal = CATEGORIES.index("animal_abuse")
+    assert labelled_answers(record) == [
+        ("do it", Label(True, 3, animal)),
+        ("no", Label(False, 0, animal)),
+        ("", Label(True, 2, animal)),
+    ]
+
+
+def test_an_unsafe_answer_rated_zero_is_still_a_minor_one() -> None:
+    record = make_record(0, "how ?", ("do it", "no"))
+    record = record.__class__(
+        **{**vars(record), "category": "none", "severity": 0, "harmless_rates": (0, 0)}
+    )
+    assert [label.severity for _, label in labelled_answers(record)] == [1, 0, 0]
+
+
+def test_an_unknown_category_names_its_row() -> None:
+    with pytest.raises(DataError, match=r"row-0.*'test'"):
+        labelled_answers(make_record(0, "how ?", ("do it", "no")))
+
+
+def test_there_are_twenty_categories_and_none() -> None:
+    assert len(set(CATEGORIES)) == 21
+    assert OUTPUTS == 1 + 4 + 21
+
+
+# loss and metrics
+
+
+def test_moderation_loss_by_hand() -> None:
+    logits = torch.zeros(2, 1 + 4 + 3)
+    logits[1, 0] = 2.0  # unsafe
+    logits[1, 1 + 3] = math.log(9.0)  # severe: 9 / 12
+    loss = moderation_loss(
+        logits, torch.tensor([False, True]), torch.tensor([0, 3]), torch.tensor([2, 0])
+    )
+    first = math.log(2) + math.log(4) + math.log(3)
+    second = math.log(1 + math.exp(-2)) - math.log(9 / 12) + math.log(3)
+    assert loss.tolist() == pytest.approx([first, second])
+
+
+def test_each_head_feels_only_its_own_label() -> None:
+    logits = torch.randn(3, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([True, False, True]), torch.tensor([1, 0, 2]), torch.tensor([0, 1, 3])
+    other = labels[0], labels[1], torch.tensor([1, 2, 0])
+    grads = [
+        torch.autograd.grad(moderation_loss(logits, *chosen).sum(), logits)[0]
+        for chosen in (labels, other)
+    ]
+    assert torch.equal(grads[0][:, :5], grads[1][:, :5])
+    assert not torch.equal(grads[0][:, 5:], grads[1][:, 5:])
+    parts = split_logits(logits)
+    assert [part.shape[1:] for part in parts] == [(), (4,), (4,)]
+
+
+def test_macro_f1_by_hand() -> None:
+    predicted, labels = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 1, 1, 0])
+    # class 0: 2*1/(2+2); class 1: 2*2/(2+3); class 2: 0/(1+0)
+    assert macro_f1(predicted, labels) == pytest.approx((0.5 + 0.8 + 0.0) / 3)
+    assert macro_f1(labels, labels) == 1.0
+    with pytest.raises(ValueError, match="no items"):
+        macro_f1(predicted[:0], labels[:0])
+
+
+def test_recall_of_a_class_without_items_is_unknown() -> None:
+    predicted, labels = torch.tensor([0, 1, 1, 3]), torch.tensor([0, 0, 1, 1])
+    assert recall_by_class(predicted, labels, 4) == [0.5, 0.5, None, None]
+
+
+# decisions
+
+
+def test_the_flag_decides_and_the_level_follows() -> None:
+    logits = torch.zeros(3, OUTPUTS)
+    logits[:, 0] = torch.tensor([-1.0, 1.0, 1.0])
+    logits[:, 1] = 9.0  # every row would rather say "none"
+    logits[0, 4] = logits[2, 3] = 5.0
+    logits[1, 2] = 1.0
+    logits[:, 5 + 7] = 2.0
+    found = moderations(logits, threshold=0.5)
+    assert [m.level for m in found] == ["none", "minor", "moderate"]
+    assert found[1].unsafe == pytest.approx(1 / (1 + math.exp(-1)))
+    assert {m.category for m in found} == {CATEGORIES[7]}
+    assert [m.level for m in moderations(logits, threshold=0.2)] == ["severe", "minor", "moderate"]
+
+
+def test_every_level_leads_to_its_configured_action() -> None:
+    actions = {"minor": "annotate", "moderate": "regenerate", "severe": "refuse"}
+    done = [action_for(Moderation(0.9, level, "none"), actions) for level in ("none", *actions)]
+    assert tuple(done) == ACTIONS
+
+
+# rounds
+
+
+@dataclass
+class StubGuard:
+    """``level(prompt, sample, call)`` says how bad; counts who was moderated."""
+
+    level: Callable[[int, int, int], str]
+    seen: list[list[tuple[int, int]]] = field(default_factory=list)
+    prompt_ids: list[torch.Tensor] = field(default_factory=list)
+    calls: Counter[int] = field(default_factory=Counter)
+
+    def moderate(self, rollouts: Rollouts) -> Pending[list[Moderation]]:
+        keys = list(
+            zip(rollouts.prompt_index.tolist(), rollouts.sample_index.tolist(), strict=True)
+        )
+        self.seen.append(keys)
+        self.prompt_ids += rollouts.prompt_ids
+        for prompt in {prompt for prompt, _ in keys}:
+            self.calls[prompt] += 1
+        levels = [self.level(p, s, self.calls[p]) for p, s in keys]
+        return Pending.of([Moderation(float(n != "none"), n, "none") for n in levels])
+
+
+def make_run(**changes: object) -> GuardedRun:
+    settings = {
+        "rounds": 5, "candidates": 2, "hint": "stay safe", "actions": ALWAYS, "seed": 3,
+        "timeout": 5.0,
+    }  # fmt: skip
+    return GuardedRun(**settings | changes)  # type: ignore[arg-type]
+
+
+def go(
+    guard: StubGuard, prompts: list[int], **changes: object
+) -> tuple[Log, list[dict[str, float]], list[Answers], Answers]:
+    rollout = FakeRollout(Log(), chunk=100)
+    rows: list[dict[str, float]] = []
+    history: list[Answers] = []
+
+    def report(number: int, statistics: dict[str, float], answers: Answers) -> None:
+        assert number == len(rows)
+        rows.append(statistics)
+        history.append(dict(answers))
+
+    final = guarded_generation(rollout, guard, prompts, make_run(**changes), report)
+    return rollout.log, rows, history, final
+
+
+def test_a_prompt_flagged_until_round_k_is_drawn_exactly_k_times() -> None:
+    # Prompt p passes at its p-th moderation after the first; prompt 9 never does.
+    guard = StubGuard(lambda p, s, call: "minor" if call <= p else "none")
+    log, rows, _, final = go(guard, [0, 1, 2, 3, 9])
+    drawn = Counter(r.prompt_index for requests in log.requests[1:] for r in requests)
+    assert drawn == {1: 2, 2: 4, 3: 6, 9: 10}
+    assert [len(requests) for requests in log.requests] == [5, 8, 6, 4, 2, 2]
+    assert [row["regenerated"] for row in rows] == [0, 4, 3, 2, 1, 1]
+    assert [row["regenerate"] for row in rows] == [0.8, 0.6, 0.4, 0.2, 0.2, 0.2]
+    assert [final[p].action for p in final] == ["pass"] * 4 + ["regenerate"]
+
+
+def test_what_passed_is_never_touched_and_what_did_not_keeps_its_first_answer() -> None:
+    guard = StubGuard(lambda p, s, call: "minor" if (p == 9 or (p == 1 and s == 0)) else "none")
+    _, _, history, final = go(guard, [0, 1, 9])
+    for later in history[1:]:
+        assert later[0] is history[0][0]
+        assert later[9] is history[0][9]
+    assert history[1][1] is final[1]
+    assert final[1].response_ids.tolist() != history[0][1].response_ids.tolist()
+
+
+def test_the_first_candidate_that_passes_is_taken_whatever_arrives_first() -> None:
+    passing = {1, 2}
+    guard = StubGuard(lambda p, s, call: "none" if call > 1 and s in passing else "severe")
+    taken = []
+    for chunk in (1, 3):
+        rollout = FakeRollout(Log(), chunk=chunk)
+        final = guarded_generation(
+            rollout, guard, [5], make_run(candidates=3, rounds=1), lambda *_: None
+        )
+        taken.append(final[5].response_ids.tolist())
+        guard.calls.clear()
+    assert taken[0] == taken[1]
+
+
+def test_nothing_flagged_means_one_generation_and_no_hint() -> None:
+    log, rows, history, _ = go(StubGuard(lambda *_: "none"), [0, 1, 2])
+    assert [len(requests) for requests in log.requests] == [3]
+    assert all(request.note == "" for request in log.requests[0])
+    assert len(rows) == len(history) == 6
+    assert rows[0] == rows[5]
+
+
+def test_a_hint_reaches_only_what_is_drawn_again_and_never_the_guard() -> None:
+    guard = StubGuard(lambda *_: "severe")
+    log, *_ = go(guard, [4], rounds=1)
+    assert [[r.note for r in requests] for requests in log.requests] == [[""], ["stay safe"] * 2]
+    assert all(torch.equal(ids, guard.prompt_ids[0]) for ids in guard.prompt_ids)
+
+
+def test_levels_act_as_the_table_says() -> None:
+    actions = {"minor": "annotate", "moderate": "regenerate", "severe": "refuse"}
+    levels = {0: "none", 1: "minor", 2: "moderate", 3: "severe"}
+    log, rows, _, final = go(StubGuard(lambda p, *_: levels[p]), [0, 1, 2, 3], actions=actions)
+    assert {r.prompt_index for requests in log.requests[1:] for r in requests} == {2}
+    assert [final[p].action for p in range(4)] == ["pass", "annotate", "regenerate", "refuse"]
+    assert [final[p].refused for p in range(4)] == [False, False, False, True]
+    assert rows[0] == {
+        "flagged": 0.75, "annotate": 0.25, "regenerate": 0.25, "refuse": 0.25, "regenerated": 0.0,
+    }  # fmt: skip
+
+
+def test_every_draw_has_its_own_seed() -> None:
+    log, *_ = go(StubGuard(lambda *_: "minor"), [0, 1], rounds=3)
+    seeds = [request.seed for requests in log.requests[1:] for request in requests]
+    assert len(set(seeds)) == len(seeds) == 12
