@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.host import Host, HostInfo
+from rlsys.batch import PreferencePairs, Rollouts, TrainBatch
 from rlsys.config.schema import GroupConfig, TimeoutConfig
 from rlsys.engines.train import Rank
 from rlsys.errors import RlsysError
@@ -162,7 +163,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _is_batch(value: Any) -> bool:
-    return hasattr(value, "rollouts") or hasattr(value, "response_ids")
+    return isinstance(value, Rollouts | TrainBatch | PreferencePairs)
 
 
 def probe_paths(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from actors.group import Group
-from rlsys.batch import Rollouts, SampleRequest, TrainBatch
+from rlsys.batch import PreferencePairs, Rollouts, SampleRequest, TrainBatch
 from rlsys.config.schema import PpoConfig, ScorerStage
 from rlsys.engines.common import merge_stats
 from rlsys.engines.forward import merge_rows
@@ -100,6 +100,16 @@ class SftLearner(RemoteRole):
 
     def step(self, rows: list[int]) -> Pending[Metrics]:
         return self._call("sft_step", rows, self.target, combine=merge_stats)
+
+
+class DpoLearner(RemoteRole):
+    """A policy that learns from preference pairs."""
+
+    def pair_logprobs(self, pairs: PreferencePairs) -> Pending[Tensor]:
+        return self._call("pair_logprobs", pairs, combine=merge_rows)
+
+    def dpo_step(self, pairs: PreferencePairs, beta: float) -> Pending[Metrics]:
+        return self._call("dpo_step", pairs, beta, combine=merge_stats)
 
 
 class ScorerLearner(RemoteRole):

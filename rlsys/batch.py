@@ -133,6 +133,41 @@ def gather_scored(parts: Sequence[tuple[Rollouts, Scores]]) -> tuple[Rollouts, S
     return rollouts, Scores(**{f.name: cat(f.name, 1) for f in fields(Scores)})
 
 
+@dataclass(frozen=True)
+class PreferencePairs:
+    """P pairs of answers, each to one prompt, as ids that end with the end-of-turn token.
+
+    prompt_index [P]; chosen, rejected: P 1-d tensors; reference [P, 2]: summed log-probabilities of
+    (chosen, rejected) under the reference, nats; None until they are known.
+    """
+
+    prompt_index: Tensor
+    chosen: list[Tensor]
+    rejected: list[Tensor]
+    reference: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        counts = {len(self.prompt_index), len(self.chosen), len(self.rejected)}
+        if self.reference is not None:
+            counts.add(len(self.reference))
+            if not bool(torch.isfinite(self.reference).all()):
+                raise DataError("reference log-probabilities of preference pairs are not finite")
+        if len(counts) != 1:
+            raise ValueError(f"preference pairs with parts of {sorted(counts)} rows")
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def rows(self, chosen: Sequence[int]) -> PreferencePairs:
+        """Some of the pairs, in the order given."""
+        return PreferencePairs(
+            self.prompt_index[list(chosen)],
+            [self.chosen[i] for i in chosen],
+            [self.rejected[i] for i in chosen],
+            None if self.reference is None else self.reference[list(chosen)],
+        )
+
+
 class PromptCursor:
     """Endless prompts: a fresh seeded permutation every epoch; ``position`` is its whole state.
 

@@ -6,10 +6,11 @@ from actors.recipe import StageFunction
 from actors.stages.evaluate import run_evaluate
 from actors.stages.guard import run_guard, run_guarded
 from actors.stages.safe_rlhf import run_safe_rlhf
-from actors.stages.training import run_scorer, run_sft
+from actors.stages.training import run_dpo, run_scorer, run_sft
 
 RUNNERS: dict[str, StageFunction] = {
     "sft": run_sft,
+    "dpo": run_dpo,
     "reward": run_scorer,
     "cost": run_scorer,
     "safe_rlhf": run_safe_rlhf,

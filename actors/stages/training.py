@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 from actors.display import note
-from actors.proxies import GuardLearner, ScorerLearner, SftLearner
+from actors.proxies import DpoLearner, GuardLearner, ScorerLearner, SftLearner
 from actors.recipe import Context
 from rlsys.batch import PromptCursor
-from rlsys.config.schema import GuardStage, ScorerStage, SftStage
+from rlsys.config.schema import DpoStage, GuardStage, ScorerStage, SftStage
+from rlsys.data.collate import labelled_pairs
+from rlsys.drivers.dpo import dpo
 from rlsys.drivers.scorers import scorer_quality
 from rlsys.drivers.sft import train
 from rlsys.engines.workbench import RoleSpec
+from rlsys.models.load import load_processor
 from rlsys.models.tiny import build_tiny_vlm
 from rlsys.roles import Metrics
 
@@ -44,6 +48,48 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[
     learner.save(str(folder)).result(limits.call)
     learner.drop().result(limits.call)
     return last
+
+
+def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> dict[str, Any]:
+    """The policy from labelled pairs, by direct preference optimisation."""
+    limits, records = context.config.timeouts, context.data.train
+    model = context.folder(stage.init)
+    learner = DpoLearner(context.cluster.by_role["policy"], "policy")
+    spec = RoleSpec(
+        "policy",
+        model,
+        context.slice("train"),
+        context.config.seed,
+        stage.train,
+        stage.optim,
+        stage.steps,
+    )
+    learner.create(spec).result(limits.start)
+    cursor = PromptCursor(len(records), context.config.seed)
+    batches = [cursor.next(min(stage.batch, cursor.count)) for _ in range(stage.steps)]
+    used = sorted({row for batch in batches for row in batch})
+    place = {row: number for number, row in enumerate(used)}
+    history: list[Metrics] = []
+    with context.display.bar(name, stage.steps) as bar:
+
+        def report(step: int, metrics: Metrics) -> None:
+            history.append(metrics | {"seconds": time.perf_counter()})
+            if step % LOG_EVERY == 0 or step == stage.steps:
+                context.log(name, stage.kind, step, metrics)
+            bar.advance(note(metrics, "loss", "accuracy", "margin"))
+
+        dpo(
+            learner,
+            labelled_pairs(records, used, stage.target, load_processor(model).tokenizer),
+            [[place[row] for row in batch] for batch in batches],
+            beta=stage.beta,
+            timeout=limits.call,
+            report=report,
+        )
+    learner.save(str(folder)).result(limits.call)
+    learner.drop().result(limits.call)
+    seconds = history[-1].pop("seconds") - history[0]["seconds"]
+    return history[-1] | {"pairs_per_s": stage.batch * (stage.steps - 1) / max(seconds, 1e-9)}
 
 
 def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) -> dict[str, Any]:

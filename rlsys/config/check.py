@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from rlsys.config.schema import (
+    DpoStage,
     EvaluateStage,
     GuardedStage,
     GuardStage,
@@ -19,7 +20,7 @@ from rlsys.errors import ConfigError
 TRAINING_ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic", "guard")
 ROLES = ("rollout", *TRAINING_ROLES)
 # What a key that names a stage may name.
-POLICIES = ("sft", "safe_rlhf")
+POLICIES = ("sft", "dpo", "safe_rlhf")
 KINDS = {
     "init": POLICIES,
     "policy": POLICIES,
@@ -30,6 +31,7 @@ KINDS = {
 }
 NEEDED = {
     "sft": ("policy",),
+    "dpo": ("policy",),
     "reward": ("reward",),
     "cost": ("cost",),
     "safe_rlhf": tuple(role for role in ROLES if role != "guard"),
@@ -115,7 +117,7 @@ def references(stage: object) -> dict[str, str]:
     """Keys of a stage that name an artefact, with what they name."""
     if isinstance(stage, SftStage):
         return {} if stage.init == "tiny" else {"init": stage.init}
-    if isinstance(stage, ScorerStage | GuardStage):
+    if isinstance(stage, DpoStage | ScorerStage | GuardStage):
         return {"init": stage.init}
     if isinstance(stage, GuardedStage):
         named = {"policy": stage.policy, "guard": stage.guard}

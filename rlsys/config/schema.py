@@ -212,6 +212,28 @@ class SftStage:
 
 
 @dataclass
+class DpoStage:
+    """Direct preference optimisation on labelled pairs."""
+
+    kind: str = "dpo"
+    init: str = MISSING
+    "The policy to start from, which is also the reference: a stage or a folder."
+    target: str = "more_helpful"
+    "Which response of a pair is the chosen one: more_helpful or safer."
+    beta: float = 0.1
+    steps: int = MISSING
+    batch: int = 32
+    "Pairs per step."
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def check(self) -> None:
+        _at_least(1, steps=self.steps, batch=self.batch)
+        _positive(beta=self.beta)
+        _one_of("target", self.target, ("more_helpful", "safer"))
+
+
+@dataclass
 class ScorerStage:
     """A reward model (kind reward) or a cost model (kind cost) with pixels."""
 
@@ -418,6 +440,7 @@ class GuardedStage:
 
 STAGES = {
     "sft": SftStage,
+    "dpo": DpoStage,
     "reward": ScorerStage,
     "cost": ScorerStage,
     "safe_rlhf": SafeRlhfStage,

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsys.data.encoder import PromptEncoder
+from rlsys.batch import PreferencePairs
+from rlsys.data.encoder import PromptEncoder, response_ids
+from rlsys.data.records import Records
 from rlsys.errors import DataError
 
 
@@ -26,6 +28,19 @@ class Collated:
     states: Tensor
     tokens: Tensor
     ends: Tensor
+
+
+def labelled_pairs(
+    records: Records, rows: Sequence[int], target: str, tokenizer: Any
+) -> PreferencePairs:
+    """Both answers of these rows; ``target`` (more_helpful or safer) names the chosen one."""
+    chosen, rejected = [], []
+    for row in rows:
+        record = records[row]
+        better = record.more_helpful if target == "more_helpful" else record.safer
+        chosen.append(response_ids(tokenizer, record.responses[better]))
+        rejected.append(response_ids(tokenizer, record.responses[1 - better]))
+    return PreferencePairs(torch.tensor(rows), chosen, rejected)
 
 
 def collate(

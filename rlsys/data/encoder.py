@@ -77,8 +77,7 @@ class PromptEncoder:
 
     def response(self, text: str) -> Tensor:
         """Ids of an answer, ended by the end-of-turn token, once."""
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return torch.tensor([*ids, self.tokenizer.eos_token_id])
+        return response_ids(self.tokenizer, text)
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -123,6 +122,12 @@ class PromptEncoder:
         while self._bytes > self.CACHE_BYTES:
             _, dropped = self._cache.popitem(last=False)
             self._bytes -= _size(dropped)
+
+
+def response_ids(tokenizer: Any, text: str) -> Tensor:
+    """Ids of an answer, ended by the end-of-turn token, once; special tokens in it stay text."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return torch.tensor([*ids, tokenizer.eos_token_id])
 
 
 def forged_token(text: str, tokenizer: Any) -> str | None:

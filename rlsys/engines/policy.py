@@ -11,7 +11,8 @@ from torch import Tensor
 from rlsys.algorithms.kl import k3
 from rlsys.algorithms.masked import aggregate, length_mask, masked_sum
 from rlsys.algorithms.policy_loss import ppo_clip
-from rlsys.batch import Rollouts, TrainBatch, micro_batches, step_rows
+from rlsys.algorithms.preference import dpo_loss, implicit_rewards
+from rlsys.batch import PreferencePairs, Rollouts, TrainBatch, micro_batches, step_rows
 from rlsys.config.schema import OptimConfig, PpoConfig, TrainConfig
 from rlsys.data.collate import Collated, collate
 from rlsys.engines.common import Seat, Stats, train_step
@@ -123,6 +124,54 @@ class PolicyWorker(ReferenceWorker):
 
         train_step(self.engine, self._plan(range(len(rows)), counts), 0, share, stats)
         return stats
+
+    @torch.no_grad()
+    def pair_logprobs(self, pairs: PreferencePairs) -> tuple[list[int], Tensor]:
+        """This rank's pairs and the summed log-probabilities [.., 2] of chosen and rejected."""
+        mine: list[int] = []
+        results: list[Tensor] = []
+        for micro in self._plan(range(len(pairs)), self._pair_counts(pairs)):
+            sums = self._pair_sums(pairs, micro or [0])
+            if micro:
+                mine += micro
+                results.append(sums)
+        return mine, torch.cat(results) if results else torch.empty(0)
+
+    def dpo_step(self, pairs: PreferencePairs, beta: float) -> Stats:
+        """One optimiser step of DPO on pairs whose reference is known."""
+        stats, reference = Stats(), pairs.reference
+        if reference is None:
+            raise ValueError("DPO needs the reference's log-probabilities")
+
+        def share(micro: list[int], real: bool) -> tuple[Tensor, Metrics]:
+            sums, weight = self._pair_sums(pairs, micro), float(real) / len(pairs)
+            losses = dpo_loss(*sums.T, *reference[micro].T, beta=beta)
+            rewards = implicit_rewards(sums.detach(), reference[micro], beta=beta)
+            margins = rewards[:, 0] - rewards[:, 1]
+            return losses.sum() * weight, {
+                "loss": float(losses.detach().sum()) * weight,
+                "accuracy": float((margins > 0).sum()) * weight,
+                "margin": float(margins.sum()) * weight,
+            }
+
+        plan = self._plan(range(len(pairs)), self._pair_counts(pairs))
+        train_step(self.engine, plan, 0, share, stats)
+        return stats
+
+    def _pair_counts(self, pairs: PreferencePairs) -> list[int]:
+        """Tokens a pair takes in a batch: twice its longer side."""
+        prompts = self.seat.encoder.prompts(pairs.prompt_index.tolist())
+        sides = zip(prompts, pairs.chosen, pairs.rejected, strict=True)
+        return [2 * (len(p.expanded) + max(len(c), len(r))) for p, c, r in sides]
+
+    def _pair_sums(self, pairs: PreferencePairs, micro: list[int]) -> Tensor:
+        """[M, 2] summed log-probabilities; both answers of a prompt share its pixels."""
+        answers = [side[i] for i in micro for side in (pairs.chosen, pairs.rejected)]
+        index = [int(pairs.prompt_index[i]) for i in micro for _ in range(2)]
+        batch = collate(self.seat.encoder, index, None, answers)
+        lengths = torch.tensor([len(answer) for answer in answers])
+        mask = length_mask(lengths, batch.tokens.shape[1])
+        return self._forward(batch).masked_fill(~mask, 0.0).sum(-1).reshape(len(micro), 2)
 
     def publish(self, version: int, writer: WeightWriter) -> WeightUpdate | None:
         """Whole trained tensors to the engines; rank 0 writes, every rank takes part."""

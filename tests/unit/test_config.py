@@ -170,7 +170,7 @@ BAD_OVERRIDES = [
     ("stages.ppo.lagrange.window=0", "lagrange.window"),
     ("stages.ppo.lagrange.floor=2", "lagrange"),
     ("stages.ppo.lagrange.threshold=low", "lagrange.threshold"),
-    ("stages.ppo.kind=dpo", "stages.ppo.kind"),
+    ("stages.ppo.kind=grpo", "stages.ppo.kind"),
     ("stages.extra.steps=3", "stages.extra.kind"),
     ("stages.ppo=3", "stages.ppo.kind"),
     # across sections

@@ -1,5 +1,6 @@
 """One optimiser step is one step however it is cut, and padding has no say in it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlsys.batch import Rollouts, TrainBatch, micro_batches
+from rlsys.batch import PreferencePairs, Rollouts, TrainBatch, micro_batches
 from rlsys.config.schema import OptimConfig, PpoConfig, ScorerStage, TrainConfig
+from rlsys.data.collate import labelled_pairs
 from rlsys.data.encoder import PromptEncoder
 from rlsys.engines.common import Seat, Stats, merge_stats
 from rlsys.engines.policy import PolicyWorker
 from rlsys.engines.scorer import CriticWorker, ScorerTrainer, ScorerWorker
 from rlsys.engines.train import Rank, lr_factor
+from rlsys.errors import DataError
 from rlsys.models.heads import build_policy_module, build_scorer_module
 from rlsys.models.load import vision_token_ids
 
@@ -85,6 +88,16 @@ def distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
+def known_pairs(worker: PolicyWorker, target: str = "safer") -> PreferencePairs:
+    """The labelled pairs of all four rows; the reference lies half a nat from the policy."""
+    encoder = worker.seat.encoder
+    pairs = labelled_pairs(encoder.records, PAIRS, target, encoder.tokenizer)
+    places, sums = worker.pair_logprobs(pairs)
+    reference = torch.empty_like(sums)
+    reference[places] = sums + torch.tensor([0.5, -0.5])
+    return replace(pairs, reference=reference)
+
+
 Step = tuple[Callable[..., Any], Callable[[Any, TrainBatch], Stats]]
 PAIRS = [0, 1, 2, 3]
 REWARD = ScorerStage(kind="reward")
@@ -96,6 +109,7 @@ STEPS: dict[str, Step] = {
         lambda worker, batch: worker.update(batch, replace(PPO, loss_form="sequence_mean")),
     ),
     "sft": (policy, lambda worker, _: worker.sft_step(PAIRS, "more_helpful")),
+    "dpo": (policy, lambda worker, _: worker.dpo_step(known_pairs(worker), 0.5)),
     "critic": (critic, lambda worker, batch: worker.update(batch, PPO, "cost")),
     "reward": (trainer, lambda worker, _: worker.step(PAIRS, REWARD)),
     "cost": (trainer, lambda worker, _: worker.step(PAIRS, COST)),
@@ -264,6 +278,49 @@ def test_supervised_steps_imitate_the_chosen_response(tiny: str, encoder: Prompt
     safer = policy(tiny, encoder)
     safer.sft_step(PAIRS, "safer")
     assert distance(weights(more_helpful), weights(safer)) > 1e-5
+
+
+@pytest.mark.parametrize("target", ["more_helpful", "safer"])
+def test_preference_steps_part_the_pairs_from_log_two(
+    target: str, tiny: str, encoder: PromptEncoder
+) -> None:
+    worker = policy(tiny, encoder)
+    pairs = labelled_pairs(encoder.records, PAIRS, target, encoder.tokenizer)
+    chosen = [r.responses[getattr(r, target)] for r in encoder.records.rows]
+    assert [encoder.decode(ids) for ids in pairs.chosen] == chosen
+    places, sums = worker.pair_logprobs(pairs)
+    pairs = replace(pairs, reference=sums[torch.tensor(places).argsort()])
+    first = worker.dpo_step(pairs, 0.5).shares
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert first["margin"] == pytest.approx(0.0, abs=1e-4)
+    for _ in range(6):
+        last = worker.dpo_step(pairs, 0.5).shares
+    assert last["loss"] < first["loss"]
+    assert last["accuracy"] == pytest.approx(1.0)
+
+
+def test_pair_logprobs_are_the_sums_of_token_logprobs(
+    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+) -> None:
+    worker, rollouts = policy(tiny, encoder, SMALL), batch.rollouts
+    rows, logprobs = worker.logprobs(rollouts)
+    sums = logprobs.masked_fill(~rollouts.mask[rows], 0.0).sum(-1)[torch.tensor(rows).argsort()]
+    answers = [ids[:n] for ids, n in zip(rollouts.response_ids, LENGTHS, strict=True)]
+    pairs = PreferencePairs(rollouts.prompt_index[0::2], answers[0::2], answers[1::2])
+    places, found = worker.pair_logprobs(pairs)
+    ordered = found[torch.tensor(places).argsort()]
+    torch.testing.assert_close(ordered, sums.reshape(-1, 2), atol=1e-4, rtol=1e-5)
+
+
+def test_preference_pairs_without_a_reference_teach_nothing(
+    tiny: str, encoder: PromptEncoder
+) -> None:
+    worker = policy(tiny, encoder)
+    pairs = labelled_pairs(encoder.records, PAIRS, "safer", encoder.tokenizer)
+    with pytest.raises(ValueError, match="reference"):
+        worker.dpo_step(pairs, 0.1)
+    with pytest.raises(DataError, match="not finite"):
+        replace(pairs, reference=torch.full((4, 2), float("nan")))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""Direct preference optimisation (DPO, arXiv 2305.18290), for any learner behind the protocol.
+
+The reference is the policy as it is before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlsys.batch import PreferencePairs
+from rlsys.roles import Metrics, Pending
+
+REFERENCE_CHUNK = 512  # pairs per call, so that one call stays well inside its deadline
+
+
+class PreferenceLearner(Protocol):
+    """A policy that learns from pairs."""
+
+    def pair_logprobs(self, pairs: PreferencePairs) -> Pending[Tensor]:
+        """[P, 2] summed log-probabilities of chosen and rejected, nats."""
+        ...
+
+    def dpo_step(self, pairs: PreferencePairs, beta: float) -> Pending[Metrics]: ...
+
+
+Report = Callable[[int, Metrics], None]
+
+
+def dpo(
+    policy: PreferenceLearner,
+    pairs: PreferencePairs,
+    steps: Sequence[Sequence[int]],
+    *,
+    beta: float,
+    timeout: float,
+    report: Report,
+) -> None:
+    """One optimiser step on the pairs of each of ``steps``. ``report(step, metrics)``, from 1."""
+    known = with_reference(policy, pairs, timeout)
+    for number, rows in enumerate(steps, 1):
+        report(number, policy.dpo_step(known.rows(rows), beta).result(timeout))
+
+
+def with_reference(
+    policy: PreferenceLearner, pairs: PreferencePairs, timeout: float
+) -> PreferencePairs:
+    """The pairs with the log-probabilities of the policy as it is now."""
+    order = range(len(pairs))
+    chunks = [order[i : i + REFERENCE_CHUNK] for i in range(0, len(pairs), REFERENCE_CHUNK)]
+    sums = [policy.pair_logprobs(pairs.rows(chunk)).result(timeout) for chunk in chunks]
+    return replace(pairs, reference=torch.cat(sums))
