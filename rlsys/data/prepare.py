@@ -10,7 +10,7 @@ from typing import Any
 
 from rlsys.artifacts import ArtifactStore, folder_hash
 from rlsys.config.schema import RunConfig, SftStage
-from rlsys.data.records import Records, leaked_ids, load_records
+from rlsys.data.records import Records, joined, leaked_ids, load_records
 from rlsys.data.worlds import WORLDS
 from rlsys.errors import ConfigError
 from rlsys.evaluation.verdict import Verdict
@@ -63,14 +63,17 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
         source = str(folder.resolve()) if folder.is_dir() else source
     evaluation = load_records(source, data.evaluation_split)
     used = ["train", *(s.split for s in config.stages.values() if isinstance(s, SftStage))]
-    parts = dict.fromkeys(part for split in used for part in split.split("+"))
-    leaked = {part: leaked_ids(load_records(source, part), evaluation) for part in parts}
+    names = dict.fromkeys(part for split in used for part in split.split("+"))
+    parts = {name: load_records(source, name) for name in names}
+    leaked = {name: leaked_ids(records, evaluation) for name, records in parts.items()}
+    for name, ids in leaked.items():
+        if ids:
+            parts[name] = load_records(source, name, exclude=ids)
+    training = {split: joined([parts[name] for name in split.split("+")]) for split in used}
     for split in used:
-        leaked[split] = frozenset().union(*(leaked[part] for part in split.split("+")))
-    training = {split: load_records(source, split, exclude=ids) for split, ids in leaked.items()}
+        leaked[split] = frozenset().union(*(leaked[name] for name in split.split("+")))
     validation = load_records(source, data.validation_split)
-    single = {part: training[part] for part in parts}
-    summary = _summary({**single, "validation": validation, "evaluation": evaluation})
+    summary = _summary({**parts, "validation": validation, "evaluation": evaluation})
     return Prepared(source, digest, leaked, oracle, training, validation, evaluation, summary)
 
 

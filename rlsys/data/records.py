@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,22 +99,32 @@ def load_records(source: str, split: str, *, exclude: frozenset[str] = frozenset
     names joined by a plus sign; exclude: ids to leave out (counted as "excluded").
     Raises: DataError for an absent source or column, or an id that two splits share.
     """
+    return joined([_load(source, part, exclude) for part in split.split("+")])
+
+
+def joined(parts: Sequence[Records]) -> Records:
+    """One after another. Raises: DataError for an id that two parts share."""
+    counts = Counter(name for part in parts for name in {record.id for record in part.rows})
+    for name, count in counts.most_common(1):
+        if count > 1:
+            raise DataError(f"two splits have a row with the id {name}; they cannot be joined")
+    rejected = sum((part.rejected for part in parts), Counter[str]())
+    return Records([record for part in parts for record in part.rows], rejected)
+
+
+def _load(source: str, split: str, exclude: frozenset[str]) -> Records:
+    rows, folder = _read(source, split)
     records: list[Record] = []
     rejected: Counter[str] = Counter()
-    for part in split.split("+"):
-        rows, folder = _read(source, part)
-        earlier = {record.id for record in records}
-        for number, row in enumerate(rows):
-            name = str(row.get("id") or f"{part}-{number:06d}")
-            if name in earlier:
-                raise DataError(f"{source} [{split}]: two splits have a row with the id {name}")
-            if name in exclude:
-                rejected["excluded: the image is in the evaluation split"] += 1
-                continue
-            try:
-                records.append(_record(name, row, folder))
-            except _Rejected as reason:
-                rejected[str(reason)] += 1
+    for number, row in enumerate(rows):
+        name = str(row.get("id") or f"{split}-{number:06d}")
+        if name in exclude:
+            rejected["excluded: the image is in the evaluation split"] += 1
+            continue
+        try:
+            records.append(_record(name, row, folder))
+        except _Rejected as reason:
+            rejected[str(reason)] += 1
     if not records:
         raise DataError(f"{source} [{split}]: no usable row; rejected: {dict(rejected)}")
     return Records(records, rejected)
