@@ -132,7 +132,8 @@ def test_what_is_odd_about_observations_is_counted() -> None:
         ("image content", "violence"), ("image content", OTHER), (OTHER, "violence"),
     ]  # fmt: skip
     assert found.oddities == {
-        "repeated item": 1, "unknown category": 1, "unknown source": 1, "item without all fields": 4,
+        "repeated item": 1, "unknown category": 1, "unknown source": 1,
+        "item without all fields": 4,
     }  # fmt: skip
 
 
