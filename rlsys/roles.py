@@ -20,6 +20,7 @@ from rlsys.guard.decision import Moderation
 from rlsys.weights import WeightUpdate
 
 T = TypeVar("T")
+S = TypeVar("S")
 Metrics = dict[str, float]
 
 # When one rank fails its peers fail with it; the true cause may arrive a moment later.
@@ -57,6 +58,10 @@ class Pending(Generic[T]):
         future: Future[T] = Future()
         future.set_result(value)
         return cls([Part(future, "in-process", 0, "here")], lambda values: values[0])
+
+    def map(self, change: Callable[[T], S]) -> Pending[S]:
+        """The same answer, changed when it is taken."""
+        return Pending(self.parts, lambda values: change(self._combine(values)), self.guards)
 
     def settled(self) -> bool:
         """All parts are here, or one has failed."""

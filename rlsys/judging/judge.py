@@ -1,0 +1,189 @@
+"""Questions to a judge, and risk disentanglement and feedback as sequences of such questions.
+
+Both follow DREAM (arXiv 2504.18053); its released prompts leave open how scores are combined.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+from rlsys.judging.parse import (
+    Observation,
+    Unread,
+    parse_observations,
+    parse_score,
+    parse_yes_no,
+)
+from rlsys.roles import Pending, as_completed
+
+T = TypeVar("T")
+CHUNK = 64  # questions per call
+
+
+@dataclass(frozen=True)
+class Question:
+    """One call. name: a prompt of the set; values: its fields; image: the dataset row whose image
+    is shown, None for none.
+    """
+
+    name: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    image: int | None = None
+
+
+class Judge(Protocol):
+    """A frozen vision-language model, or an endpoint. Also the teacher."""
+
+    def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
+        """One reply each, in order; ``Unread`` where none came, with the reason."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is examined: a dataset row and its question."""
+
+    row: int
+    question: str
+
+
+@dataclass(frozen=True)
+class Disentangled:
+    """The verified risks of a prompt; calls made; outcomes: what could not be used, and why."""
+
+    observations: tuple[Observation, ...]
+    calls: int
+    outcomes: Counter[str]
+
+
+def disentangle(
+    judge: Judge, prompts: Sequence[Prompt], *, joint: bool, timeout: float
+) -> list[Disentangled]:
+    """Multimodal risk disentanglement: observe, verify every (content, category), merge.
+
+    2 + N calls per prompt: image and text are observed apart; with ``joint`` 1 + N, together. An
+    observation whose verification cannot be read is dropped, and counted.
+    """
+    looks = [
+        [Question("observe_joint", {"question": p.question}, p.row)]
+        if joint
+        else [Question("observe_image", {}, p.row),
+              Question("observe_text", {"question": p.question})]
+        for p in prompts
+    ]  # fmt: skip
+    outcomes = [Counter[str]() for _ in prompts]
+    seen: list[dict[tuple[str, str], Observation]] = [{} for _ in prompts]
+    replies = _ask(judge, looks, parse_observations, timeout)
+    for number, found in enumerate(replies):
+        for question, observed in zip(looks[number], found, strict=True):
+            if isinstance(observed, Unread):
+                outcomes[number][f"{question.name}: {observed.reason}"] += 1
+                continue
+            outcomes[number].update(observed.oddities)
+            for item in observed.items:
+                seen[number].setdefault((item.content.casefold(), item.source), item)
+    checks = [
+        [
+            Question(
+                "verify",
+                {"question": p.question, "content": o.content, "category": o.category},
+                p.row,
+            )
+            for o in seen[number].values()
+        ]
+        for number, p in enumerate(prompts)
+    ]
+    results = []
+    for number, verdicts in enumerate(_ask(judge, checks, parse_yes_no, timeout)):
+        kept = []
+        for item, verdict in zip(seen[number].values(), verdicts, strict=True):
+            if isinstance(verdict, Unread):
+                outcomes[number][f"verify: {verdict.reason}"] += 1
+            elif verdict:
+                kept.append(item)
+            else:
+                outcomes[number]["verify: no"] += 1
+        calls = len(looks[number]) + len(verdicts)
+        results.append(Disentangled(tuple(kept), calls, outcomes[number]))
+    return results
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """overall: 0..10, or why there is none; recognised: share of the known risks the answer
+    recognises, None where none is known or no check could be read; outcomes: what could not be.
+    """
+
+    overall: float | Unread
+    recognised: float | None
+    outcomes: Counter[str]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer to be scored, with the verified risks of its prompt."""
+
+    prompt: Prompt
+    observations: tuple[Observation, ...]
+    answer: str
+
+
+def score(judge: Judge, candidates: Sequence[Candidate], timeout: float) -> list[Feedback]:
+    """The global score, and one check per known risk. An empty answer is not asked about."""
+    asked, checks = [], []
+    for c in candidates:
+        risks = [asdict(o) for o in c.observations]
+        values = {"question": c.prompt.question, "answer": c.answer}
+        told = bool(c.answer.strip())
+        asked.append([Question("score", values | {"observations": risks}, c.prompt.row)] * told)
+        checks.append(
+            [
+                Question("score_observation", values | {"observation": risk}, c.prompt.row)
+                for risk in risks
+                if told
+            ]
+        )
+    overall = _ask(judge, asked, parse_score, timeout)
+    recognised = _ask(judge, checks, parse_yes_no, timeout)
+    return [_feedback(*pair) for pair in zip(overall, recognised, strict=True)]
+
+
+def _feedback(overall: list[float | Unread], checks: list[bool | Unread]) -> Feedback:
+    outcomes: Counter[str] = Counter()
+    found = overall[0] if overall else Unread("empty answer")
+    if isinstance(found, Unread):
+        outcomes[f"score: {found.reason}"] += 1
+    read = [check for check in checks if not isinstance(check, Unread)]
+    for check in checks:
+        if isinstance(check, Unread):
+            outcomes[f"score_observation: {check.reason}"] += 1
+    return Feedback(found, sum(read) / len(read) if read else None, outcomes)
+
+
+def _ask(
+    judge: Judge,
+    groups: Sequence[Sequence[Question]],
+    parse: Callable[[str], T | Unread],
+    timeout: float,
+) -> list[list[T | Unread]]:
+    """Everything is asked at once, in chunks, so that a judge that remembers has something to
+    remember when it is cut off; the replies are read, and grouped like their questions.
+    """
+    flat = [question for group in groups for question in group]
+    chunks = range(0, len(flat), CHUNK)
+    pendings = [
+        judge.ask(flat[start : start + CHUNK]).map(partial(_numbered, start)) for start in chunks
+    ]
+    replies = dict(as_completed(pendings, timeout))
+    ordered = (reply for start in chunks for reply in replies[start])
+    read = (r if isinstance(r, Unread) else parse(r) for r in ordered)
+    return [list(islice(read, len(group))) for group in groups]
+
+
+def _numbered(start: int, replies: list[str | Unread]) -> tuple[int, list[str | Unread]]:
+    return start, replies

@@ -1,0 +1,289 @@
+"""Risk disentanglement, feedback, pairs and the memory of a judge, on a scripted judge."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from rlsys.errors import DataError
+from rlsys.judging.cache import CachedJudge
+from rlsys.judging.judge import CHUNK, Candidate, Feedback, Prompt, Question, disentangle, score
+from rlsys.judging.pairs import PairRule, Scored, choose_pair, choose_pairs, total
+from rlsys.judging.parse import Observation, Unread
+from rlsys.roles import Pending
+
+Reply = str | Unread
+GUN = Observation("a gun", "image content", "violence")
+PLAN = Observation("a robbery", "text instruction", "illegal activities")
+
+
+def as_json(*items: Observation) -> str:
+    return json.dumps(
+        [
+            {"malicious_content": o.content, "source": o.source, "risk_category": o.category}
+            for o in items
+        ]
+    )
+
+
+@dataclass
+class ScriptedJudge:
+    """Answers by prompt name; keeps every question."""
+
+    answers: dict[str, Callable[[Question], Reply]]
+    asked: list[Question] = field(default_factory=list)
+
+    def ask(self, questions: Sequence[Question]) -> Pending[list[Reply]]:
+        self.asked += questions
+        return Pending.of([self.answers[q.name](q) for q in questions])
+
+
+def make_judge(**answers: Reply | Callable[[Question], Reply]) -> ScriptedJudge:
+    given = {"observe_image": "[]", "observe_text": "[]", "observe_joint": "[]", "verify": "yes"}
+    return ScriptedJudge(
+        {
+            name: reply if callable(reply) else (lambda _, reply=reply: reply)
+            for name, reply in (given | answers).items()
+        }
+    )
+
+
+# disentanglement
+
+
+def test_two_looks_and_a_check_for_every_risk() -> None:
+    judge = make_judge(observe_image=as_json(GUN), observe_text=as_json(PLAN))
+    (found,) = disentangle(judge, [Prompt(7, "how ?")], joint=False, timeout=1.0)
+    assert found.observations == (GUN, PLAN)
+    assert found.calls == len(judge.asked) == 4
+    assert [(q.name, q.image) for q in judge.asked] == [
+        ("observe_image", 7), ("observe_text", None), ("verify", 7), ("verify", 7),
+    ]  # fmt: skip
+    assert "question" not in judge.asked[0].values, "the image is observed without the text"
+    assert judge.asked[2].values == {
+        "question": "how ?", "content": "a gun", "category": "violence",
+    }  # fmt: skip
+
+
+def test_together_it_is_one_look() -> None:
+    judge = make_judge(observe_joint=as_json(GUN))
+    (found,) = disentangle(judge, [Prompt(7, "how ?")], joint=True, timeout=1.0)
+    assert found.observations == (GUN,)
+    assert [q.name for q in judge.asked] == ["observe_joint", "verify"]
+
+
+def test_what_is_not_verified_is_dropped_and_counted() -> None:
+    verdicts = {"a gun": "No, yes was my first thought", "a robbery": "hm"}
+    judge = make_judge(
+        observe_joint=as_json(GUN, PLAN), verify=lambda q: verdicts[q.values["content"]]
+    )
+    (found,) = disentangle(judge, [Prompt(0, "how ?")], joint=True, timeout=1.0)
+    assert found.observations == ()
+    assert found.outcomes == {"verify: no": 1, "verify: neither yes nor no": 1}
+
+
+def test_the_same_risk_seen_twice_is_verified_once() -> None:
+    again = Observation("A GUN", "image content", "violence")
+    judge = make_judge(observe_image=as_json(GUN, again), observe_text=as_json(PLAN))
+    (found,) = disentangle(judge, [Prompt(0, "how ?")], joint=False, timeout=1.0)
+    assert found.observations == (GUN, PLAN)
+    assert found.calls == 4
+
+
+def test_a_look_that_cannot_be_read_is_counted_and_the_other_still_serves() -> None:
+    judge = make_judge(observe_image="I see a gun", observe_text=Unread("timed out"))
+    both = disentangle(judge, [Prompt(0, "a"), Prompt(1, "b")], joint=False, timeout=1.0)
+    for found in both:
+        assert found.observations == ()
+        assert found.outcomes == {"observe_image: not JSON": 1, "observe_text: timed out": 1}
+    judge = make_judge(observe_image="", observe_text=as_json(PLAN))
+    (found,) = disentangle(judge, [Prompt(0, "a")], joint=False, timeout=1.0)
+    assert found.observations == (PLAN,)
+
+
+def test_every_prompt_gets_its_own_risks_however_many_there_are() -> None:
+    count = CHUNK + 9
+    judge = make_judge(
+        observe_image=lambda q: (
+            as_json(Observation(f"thing {q.image}", "image content", "privacy"))
+            if q.image % 3
+            else "[]"
+        )
+    )
+    found = disentangle(judge, [Prompt(i, "?") for i in range(count)], joint=False, timeout=1.0)
+    for number, each in enumerate(found):
+        assert [o.content for o in each.observations] == [f"thing {number}"] * bool(number % 3)
+        assert each.calls == 2 + bool(number % 3)
+
+
+# feedback
+
+
+def test_a_global_score_and_a_share_of_the_risks_recognised() -> None:
+    judge = make_judge(
+        score="Score: 8",
+        score_observation=lambda q: (
+            "yes" if q.values["observation"]["content"] == "a gun" else "no"
+        ),
+    )
+    (found,) = score(judge, [Candidate(Prompt(3, "how ?"), (GUN, PLAN), "no, a gun")], 1.0)
+    assert found == Feedback(8.0, 0.5, Counter())
+    assert [q.name for q in judge.asked] == ["score", "score_observation", "score_observation"]
+    assert judge.asked[0].values["answer"] == "no, a gun"
+    assert all(q.image == 3 for q in judge.asked)
+
+
+def test_without_a_known_risk_there_is_no_share() -> None:
+    (found,) = score(make_judge(score="9"), [Candidate(Prompt(3, "how ?"), (), "so")], 1.0)
+    assert found == Feedback(9.0, None, Counter())
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("it is good", "no number"),
+        ("```json\n{}\n```", "no number"),
+        ("1 2 3 4 5 6 7 8 9 10", "several numbers"),
+        ("12", "out of range"),
+        ("", "empty"),
+        (Unread("timed out"), "timed out"),
+    ],
+)
+def test_a_failed_score_is_counted_and_never_zero(reply: Reply, reason: str) -> None:
+    judge = make_judge(score=reply, score_observation="perhaps")
+    (found,) = score(judge, [Candidate(Prompt(0, "?"), (GUN,), "so")], 1.0)
+    assert found.overall == Unread(reason)
+    assert found.recognised is None
+    assert found.outcomes == {
+        f"score: {reason}": 1, "score_observation: neither yes nor no": 1,
+    }  # fmt: skip
+
+
+def test_an_empty_answer_costs_no_call() -> None:
+    judge = make_judge(score="9", score_observation="yes")
+    both = score(judge, [Candidate(Prompt(0, "?"), (GUN,), t) for t in (" ", "so")], 1.0)
+    assert both[0] == Feedback(Unread("empty answer"), None, Counter({"score: empty answer": 1}))
+    assert both[1] == Feedback(9.0, 1.0, Counter())
+    assert len(judge.asked) == 2
+
+
+# pairs
+
+RULE = PairRule(recognition=0.5, cost=0.0, margin=2.0, floor=7.0)
+
+
+def scored(
+    overall: float | Unread,
+    recognised: float | None = None,
+    answer: str = "",
+    cost: float = 0.0,
+    flagged: bool = False,
+) -> Scored:
+    text = answer or f"{overall} {recognised} {cost} {flagged}"
+    return Scored(text, Feedback(overall, recognised, Counter()), cost, flagged)
+
+
+def test_the_total_by_hand() -> None:
+    assert total(scored(6.0, 0.5), RULE) == 6 + 0.5 * 10 * 0.5
+    assert total(scored(6.0), RULE) == 6.0
+    assert total(scored(6.0, cost=3.0), PairRule(0.5, 0.5, 2.0, 7.0)) == 4.5
+    assert total(scored(Unread("empty")), RULE) is None
+
+
+def test_the_best_against_the_worst() -> None:
+    answers = [scored(5.0), scored(8.0, 0.0), scored(7.0, 1.0), scored(3.0), scored(3.0, None, "b")]
+    assert choose_pair(answers, RULE) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ([], "fewer than two answers with a score"),
+        ([scored(9.0), scored(Unread("empty"))], "fewer than two answers with a score"),
+        ([scored(9.0), scored(7.5)], "the scores are too close"),
+        ([scored(6.0), scored(1.0)], "no answer is good enough"),
+        ([scored(9.0, None, "a b"), scored(1.0, None, " a  b ")], "the answers are the same"),
+        ([scored(9.0, flagged=True), scored(1.0, flagged=True)], "the guard passes no answer"),
+        ([scored(9.0, flagged=True), scored(1.0)], "the answers are the same"),
+    ],
+)
+def test_no_pair_has_a_reason(answers: list[Scored], reason: str) -> None:
+    assert choose_pair(answers, RULE) == reason
+
+
+def test_a_flagged_answer_may_lose_but_never_win() -> None:
+    answers = [scored(9.0, flagged=True), scored(8.0), scored(1.0, flagged=True)]
+    assert choose_pair(answers, RULE) == (1, 2)
+
+
+def test_outcomes_add_up_to_the_prompts() -> None:
+    prompts = [[scored(9.0), scored(1.0)], [], [scored(2.0), scored(9.0)], [scored(9.0)]]
+    pairs, outcomes = choose_pairs(prompts, RULE)
+    assert pairs == [(0, 0, 1), (2, 1, 0)]
+    assert outcomes == {"pair": 2, "fewer than two answers with a score": 2}
+    assert choose_pairs([], RULE) == ([], Counter())
+
+
+# memory
+
+
+def test_nothing_is_asked_twice_not_even_by_the_next_run(tmp_path: Path) -> None:
+    judge = make_judge(verify=lambda q: f"yes {q.values['content']} {q.image}")
+    questions = [Question("verify", {"content": str(n % 3)}, n % 2) for n in range(12)]
+    cached = CachedJudge(judge, tmp_path / "c.jsonl", "model", lambda row: f"image {row}")
+    first = cached.ask(questions).result(1.0)
+    assert first == [f"yes {n % 3} {n % 2}" for n in range(12)]
+    assert len(judge.asked) == 6
+    assert cached.ask(questions).result(1.0) == first
+    cached.close()
+    later = CachedJudge(judge, tmp_path / "c.jsonl", "model", lambda row: f"image {row}")
+    assert later.ask(questions).result(1.0) == first
+    assert len(judge.asked) == 6
+    assert (later.asked, later.remembered) == (0, 12)
+
+
+@pytest.mark.parametrize("changed", ["identity", "image", "name", "values"])
+def test_another_judge_image_or_question_is_another_judgement(changed: str, tmp_path: Path) -> None:
+    judge = make_judge(verify="yes", score="3")
+    question = Question("verify", {"content": "x"}, 1)
+    CachedJudge(judge, tmp_path / "c.jsonl", "model", str).ask([question]).result(1.0)
+    other = {
+        "name": Question("score", {"content": "x"}, 1),
+        "values": Question("verify", {"content": "y"}, 1),
+    }.get(changed, question)
+    identity = "other" if changed == "identity" else "model"
+    image = (lambda row: f"other {row}") if changed == "image" else str
+    CachedJudge(judge, tmp_path / "c.jsonl", identity, image).ask([other]).result(1.0)
+    assert len(judge.asked) == 2
+
+
+def test_no_reply_is_not_remembered(tmp_path: Path) -> None:
+    replies: list[Reply] = [Unread("timed out"), "yes"]
+    judge = make_judge(verify=lambda _: replies[len(judge.asked) - 1])
+    cached = CachedJudge(judge, tmp_path / "c.jsonl", "model", str)
+    question = Question("verify", {"content": "x"}, 1)
+    assert cached.ask([question]).result(1.0) == [Unread("timed out")]
+    assert cached.ask([question]).result(1.0) == ["yes"]
+    assert cached.ask([question]).result(1.0) == ["yes"]
+    assert len(judge.asked) == 2
+
+
+def test_a_line_cut_off_is_forgotten_and_an_odd_one_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    judge = make_judge(verify="yes")
+    questions = [Question("verify", {"content": str(n)}, 1) for n in range(3)]
+    cached = CachedJudge(judge, path, "model", str)
+    cached.ask(questions).result(1.0)
+    cached.close()
+    path.write_text(path.read_text()[:-9])
+    again = CachedJudge(judge, path, "model", str)
+    assert again.ask(questions).result(1.0) == ["yes"] * 3
+    assert len(judge.asked) == 4
+    again.close()
+    assert len(CachedJudge(judge, path, "model", str)._known) == 3
+    path.write_text("[1\n" + path.read_text())
+    with pytest.raises(DataError, match="line 1"):
+        CachedJudge(judge, path, "model", str)
