@@ -59,10 +59,10 @@ def choose_pair(answers: Sequence[Scored], rule: PairRule) -> tuple[int, int] | 
     if not open_to:
         return "the guard passes no answer"
     best = max(open_to, key=lambda i: (totals[i], -i))
-    if answers[best].answer.split() == answers[worst].answer.split():
-        return "the answers are the same"
     if totals[best] - totals[worst] < rule.margin:
         return "the scores are too close"
+    if answers[best].answer.split() == answers[worst].answer.split():
+        return "the answers are the same"
     overall = answers[best].feedback.overall
     if isinstance(overall, Unread) or overall < rule.floor:
         return "no answer is good enough"

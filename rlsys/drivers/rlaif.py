@@ -1,0 +1,227 @@
+"""Iterative AI feedback: DREAM's second stage (arXiv 2504.18053).
+
+One round: 1 observe the risks of every prompt, 2 sample answers, 3 judge them, 4 build pairs,
+5 DPO against the policy at the round's start, 6 sync weights, 7 report. How scores become pairs
+and how many rounds there are is open in the paper and is configured here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlsys.batch import PreferencePairs, Rollouts, SampleRequest, sample_seed, step_rows
+from rlsys.drivers.dpo import PreferenceLearner, dpo
+from rlsys.judging.judge import (
+    Candidate,
+    Disentangled,
+    Feedback,
+    Judge,
+    Prompt,
+    disentangle,
+    score,
+)
+from rlsys.judging.pairs import PairRule, Scored, choose_pairs
+from rlsys.roles import Guard, Metrics, Pending, Rollout, Scorer, as_completed
+from rlsys.weights import WeightUpdate
+
+
+class FeedbackPolicy(PreferenceLearner, Protocol):
+    """A policy that learns from pairs and hands its weights to the engines."""
+
+    def publish(self, version: int) -> Pending[WeightUpdate]: ...
+
+
+@dataclass(frozen=True)
+class RlaifRoles:
+    """cost and guard are optional: an extra score, and a filter on what may be chosen."""
+
+    rollout: Rollout
+    policy: FeedbackPolicy
+    judge: Judge
+    cost: Scorer | None = None
+    guard: Guard | None = None
+
+
+@dataclass(frozen=True)
+class RlaifRun:
+    """What one run is told. decode: response ids to text; timeout: of one call, seconds;
+    sync_timeout: of one weight sync.
+    """
+
+    rounds: int
+    prompts: int
+    samples: int
+    joint: bool
+    rule: PairRule
+    beta: float
+    epochs: int
+    minibatch: int
+    seed: int
+    timeout: float
+    sync_timeout: float
+    decode: Callable[[Tensor], str]
+
+
+@dataclass
+class RlaifState:
+    """What is remembered between rounds. observed: dataset row -> its verified risks."""
+
+    round: int = 0
+    observed: dict[int, Disentangled] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer's ids with all that was said about it."""
+
+    ids: Tensor
+    scored: Scored
+
+
+Report = Callable[[RlaifState, Metrics], None]
+
+
+def rlaif(
+    roles: RlaifRoles,
+    state: RlaifState,
+    run: RlaifRun,
+    questions: Sequence[str],
+    report: Report,
+) -> None:
+    """Rounds up to ``run.rounds`` on the prompts of a dataset, ``questions`` by row."""
+    while state.round < run.rounds:
+        rows = prompts_of_round(len(questions), state.round, run)
+        prompts = [Prompt(row, questions[row]) for row in rows]
+        metrics = observe(roles.judge, prompts, state, run)  # 1
+        answers = sample_and_judge(roles, prompts, state, run)  # 2, 3
+        metrics |= describe(answers)
+        pairs, outcomes = build_pairs(prompts, answers, run)  # 4
+        metrics |= {f"pairs/{reason}": float(count) for reason, count in outcomes.items()}
+        if pairs is not None:
+            learn(roles.policy, pairs, state, run, metrics)  # 5
+            update = roles.policy.publish(state.round + 1).result(run.sync_timeout)  # 6
+            roles.rollout.load(update).result(run.sync_timeout)
+        state.round += 1
+        report(state, metrics)  # 7
+
+
+def prompts_of_round(count: int, number: int, run: RlaifRun) -> list[int]:
+    """Dataset rows in rising order; another draw every round, the same in every run."""
+    draw = random.Random(f"{run.seed}/rlaif/{number}")
+    return sorted(draw.sample(range(count), min(run.prompts, count)))
+
+
+def observe(judge: Judge, prompts: Sequence[Prompt], state: RlaifState, run: RlaifRun) -> Metrics:
+    """Verified risks of the prompts not seen in an earlier round."""
+    new = [p for p in prompts if p.row not in state.observed]
+    found = disentangle(judge, new, joint=run.joint, timeout=run.timeout)
+    state.observed |= {p.row: each for p, each in zip(new, found, strict=True)}
+    outcomes = sum((each.outcomes for each in found), Counter[str]())
+    risky = sum(bool(state.observed[p.row].observations) for p in prompts)
+    return {"risky_prompts": risky / len(prompts)} | _counted("observe", outcomes)
+
+
+def sample_and_judge(
+    roles: RlaifRoles, prompts: Sequence[Prompt], state: RlaifState, run: RlaifRun
+) -> dict[int, list[Judged]]:
+    """Every finished chunk is judged while the engines draw the next. Returns: dataset row ->
+    its answers in the order of their sample numbers, whatever arrived first.
+    """
+    requests = [
+        SampleRequest(p.row, s, sample_seed(run.seed, state.round, p.row, s))
+        for p in prompts
+        for s in range(run.samples)
+    ]
+    asked = {p.row: p for p in prompts}
+    judged: dict[tuple[int, int], Judged] = {}
+    for chunk in as_completed(roles.rollout.generate(requests), run.timeout):
+        judged |= _judge_chunk(roles, chunk, asked, state, run)
+    return {p.row: [judged[p.row, s] for s in range(run.samples)] for p in prompts}
+
+
+def _judge_chunk(
+    roles: RlaifRoles,
+    chunk: Rollouts,
+    asked: dict[int, Prompt],
+    state: RlaifState,
+    run: RlaifRun,
+) -> dict[tuple[int, int], Judged]:
+    costs = roles.cost.score(chunk) if roles.cost else None
+    moderated = roles.guard.moderate(chunk) if roles.guard else None
+    rows, numbers = chunk.prompt_index.tolist(), chunk.sample_index.tolist()
+    ids = [chunk.response_ids[i, : int(chunk.lengths[i])] for i in range(len(chunk))]
+    texts = [run.decode(each) for each in ids]
+    candidates = [
+        Candidate(asked[row], state.observed[row].observations, text)
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    feedback = score(roles.judge, candidates, run.timeout)
+    cost = costs.result(run.timeout).tolist() if costs else [0.0] * len(chunk)
+    flags = (
+        [m.level != "none" for m in moderated.result(run.timeout)]
+        if moderated
+        else [False] * len(chunk)
+    )
+    return {
+        (row, number): Judged(ids[i], Scored(texts[i], feedback[i], cost[i], flags[i]))
+        for i, (row, number) in enumerate(zip(rows, numbers, strict=True))
+    }
+
+
+def describe(answers: dict[int, list[Judged]]) -> Metrics:
+    """Mean scores over the answers that have one, and what could not be scored."""
+    given: list[Feedback] = [j.scored.feedback for each in answers.values() for j in each]
+    overall = [f.overall for f in given if isinstance(f.overall, float)]
+    recognised = [f.recognised for f in given if f.recognised is not None]
+    metrics = {"answers": float(len(given)), "scored": len(overall) / len(given)}
+    if overall:
+        metrics["score"] = sum(overall) / len(overall)
+    if recognised:
+        metrics["recognised"] = sum(recognised) / len(recognised)
+    return metrics | _counted("judge", sum((f.outcomes for f in given), Counter[str]()))
+
+
+def build_pairs(
+    prompts: Sequence[Prompt], answers: dict[int, list[Judged]], run: RlaifRun
+) -> tuple[PreferencePairs | None, Counter[str]]:
+    """The round's pairs, None when no prompt gave one; the outcomes add up to the prompts."""
+    given = [answers[p.row] for p in prompts]
+    chosen, outcomes = choose_pairs([[j.scored for j in each] for each in given], run.rule)
+    if not chosen:
+        return None, outcomes
+    return (
+        PreferencePairs(
+            torch.tensor([prompts[number].row for number, _, _ in chosen]),
+            [given[number][best].ids for number, best, _ in chosen],
+            [given[number][worst].ids for number, _, worst in chosen],
+        ),
+        outcomes,
+    )
+
+
+def learn(
+    policy: FeedbackPolicy,
+    pairs: PreferencePairs,
+    state: RlaifState,
+    run: RlaifRun,
+    metrics: Metrics,
+) -> None:
+    """DPO epochs over the round's pairs; the last step's numbers go into ``metrics``."""
+    seed = sample_seed(run.seed, state.round, -1, -1)
+    steps = step_rows(len(pairs), run.minibatch, run.epochs, seed)
+
+    def keep(_: int, last: Metrics) -> None:
+        metrics.update({f"policy/{name}": value for name, value in last.items()})
+
+    dpo(policy, pairs, steps, beta=run.beta, timeout=run.timeout, report=keep)
+
+
+def _counted(prefix: str, outcomes: Counter[str]) -> Metrics:
+    return {f"{prefix}/{reason}": float(count) for reason, count in outcomes.items()}

@@ -1,0 +1,190 @@
+"""Iterative AI feedback's loop, on roles that answer at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlsys.batch import PreferencePairs, Rollouts
+from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif
+from rlsys.guard.decision import Moderation
+from rlsys.judging.judge import Question
+from rlsys.judging.pairs import PairRule
+from rlsys.judging.parse import Observation
+from rlsys.roles import Metrics, Pending
+from rlsys.weights import WeightUpdate
+from tests.fakes import FakeRollout, FakeScorer, Log
+from tests.unit.test_feedback import ScriptedJudge, as_json, make_judge
+
+QUESTIONS = [f"question {row}" for row in range(6)]
+RULE = PairRule(recognition=0.5, cost=0.0, margin=1.0, floor=0.0)
+
+
+@dataclass
+class FakePolicy:
+    log: Log
+    steps: list[PreferencePairs] = field(default_factory=list)
+
+    def pair_logprobs(self, pairs: PreferencePairs) -> Pending[Tensor]:
+        self.log.calls.append("reference")
+        return Pending.of(torch.full((len(pairs), 2), -float(len(self.steps))))
+
+    def dpo_step(self, pairs: PreferencePairs, beta: float) -> Pending[Metrics]:
+        self.log.calls.append("dpo")
+        self.steps.append(pairs)
+        return Pending.of({"loss": 0.5})
+
+    def publish(self, version: int) -> Pending[WeightUpdate]:
+        self.log.calls.append("publish")
+        return Pending.of(WeightUpdate(version, (), None))
+
+
+@dataclass
+class FakeGuard:
+    """Flags what its test says."""
+
+    flags: Callable[[int, int], bool]
+
+    def moderate(self, rollouts: Rollouts) -> Pending[list[Moderation]]:
+        keys = zip(rollouts.prompt_index.tolist(), rollouts.sample_index.tolist(), strict=True)
+        levels = ["severe" if self.flags(*key) else "none" for key in keys]
+        return Pending.of([Moderation(float(n != "none"), n, "none") for n in levels])
+
+
+def first_id(question: Question) -> int:
+    """Answers decode to their ids; the first is ten times the row plus the sample's number."""
+    return int(question.values["answer"].split()[0])
+
+
+def graded_judge(**answers: Any) -> ScriptedJudge:
+    """Later samples are better: sample s scores 3 s."""
+    return make_judge(**{"score": lambda q: str(3 * (first_id(q) % 10))} | answers)
+
+
+def make_run(**changes: Any) -> RlaifRun:
+    settings = {
+        "rounds": 2, "prompts": 4, "samples": 3, "joint": True, "rule": RULE, "beta": 0.1,
+        "epochs": 1, "minibatch": 2, "seed": 5, "timeout": 1.0, "sync_timeout": 1.0,
+        "decode": lambda ids: " ".join(map(str, ids.tolist())),
+    }  # fmt: skip
+    return RlaifRun(**settings | changes)
+
+
+def go(
+    judge: ScriptedJudge, state: RlaifState | None = None, chunk: int = 4, **changes: Any
+) -> tuple[Log, FakePolicy, list[Metrics], RlaifState]:
+    roles = {name: changes.pop(name) for name in ("cost", "guard") if name in changes}
+    log = Log()
+    policy = FakePolicy(log)
+    rows: list[Metrics] = []
+    state = state or RlaifState()
+    rlaif(
+        RlaifRoles(FakeRollout(log, chunk=chunk), policy, judge, **roles),
+        state,
+        make_run(**changes),
+        QUESTIONS,
+        lambda _, metrics: rows.append(metrics),
+    )
+    return log, policy, rows, state
+
+
+def test_a_round_samples_judges_learns_and_syncs() -> None:
+    log, policy, rows, state = go(graded_judge())
+    assert log.calls == ["sample", "reference", "dpo", "dpo", "publish", "load"] * 2
+    assert log.versions == [1, 2]
+    assert state.round == 2
+    for metrics in rows:
+        assert metrics["pairs/pair"] == 4
+        assert (metrics["answers"], metrics["scored"], metrics["score"]) == (12, 1.0, 3.0)
+        assert metrics["policy/loss"] == 0.5
+    for pairs in policy.steps:
+        for row, chosen, rejected in zip(
+            pairs.prompt_index.tolist(), pairs.chosen, pairs.rejected, strict=True
+        ):
+            assert (int(chosen[0]), int(rejected[0])) == (10 * row + 2, 10 * row)
+
+
+def test_the_reference_is_the_policy_at_the_rounds_start() -> None:
+    _, policy, *_ = go(graded_judge())
+    started_with = [0, 0, 2, 2]  # steps taken before each step's round
+    for pairs, taken in zip(policy.steps, started_with, strict=True):
+        assert pairs.reference is not None
+        assert (pairs.reference == -taken).all()
+
+
+def test_a_prompt_is_observed_once_however_often_it_comes_up() -> None:
+    gun = Observation("a gun", "image content", "violence")
+    judge = graded_judge(observe_joint=as_json(gun), score_observation="yes")
+    _, _, rows, state = go(judge, rounds=4, prompts=6)
+    looks = [q.image for q in judge.asked if q.name == "observe_joint"]
+    assert sorted(looks) == list(range(6))
+    assert set(state.observed) == set(range(6))
+    assert [metrics["risky_prompts"] for metrics in rows] == [1.0] * 4
+    assert rows[0]["recognised"] == 1.0
+    known = {q.values["observation"]["content"] for q in judge.asked if "observation" in q.values}
+    assert known == {"a gun"}
+
+
+def test_without_a_pair_nothing_is_trained_and_the_reasons_are_there() -> None:
+    log, policy, rows, _ = go(graded_judge(score="5"), rounds=1)
+    assert log.calls == ["sample"]
+    assert policy.steps == []
+    assert rows[0]["pairs/the scores are too close"] == 4
+    assert "pairs/pair" not in rows[0]
+
+
+def test_failures_of_the_judge_are_counted_and_the_rest_still_teaches() -> None:
+    judge = graded_judge(
+        score=lambda q: "hard to say" if first_id(q) % 10 == 2 else str(3 * (first_id(q) % 10))
+    )
+    _, policy, rows, _ = go(judge, rounds=1)
+    assert rows[0]["judge/score: no number"] == 4
+    assert rows[0]["scored"] == pytest.approx(2 / 3)
+    assert {int(chosen[0]) % 10 for pairs in policy.steps for chosen in pairs.chosen} == {1}
+
+
+def test_the_order_of_arrival_changes_nothing() -> None:
+    runs = [go(graded_judge(), chunk=chunk) for chunk in (1, 5, 100)]
+    trained = [
+        [(p.prompt_index.tolist(), [c.tolist() for c in p.chosen]) for p in policy.steps]
+        for _, policy, _, _ in runs
+    ]
+    assert trained[0] == trained[1] == trained[2]
+    assert runs[0][2] == runs[2][2]
+
+
+def test_a_run_that_stopped_after_a_round_goes_on_as_if_it_had_not() -> None:
+    whole = go(graded_judge())
+    state = go(graded_judge(), rounds=1)[3]
+    rest = go(graded_judge(), state)
+    assert [requests for requests in rest[0].requests] == whole[0].requests[1:]
+    assert rest[2] == whole[2][1:]
+
+
+def test_rounds_draw_other_prompts_and_other_answers() -> None:
+    log = go(graded_judge(), rounds=2)[0]
+    seeds = [{r.seed for r in requests} for requests in log.requests]
+    assert not seeds[0] & seeds[1]
+    assert [len(s) for s in seeds] == [12, 12]
+    drawn = [
+        {r.prompt_index for r in requests} for requests in go(graded_judge(), rounds=6)[0].requests
+    ]
+    assert any(drawn[0] != other for other in drawn[1:])
+
+
+def test_the_cost_model_is_one_more_score() -> None:
+    expensive = FakeScorer(Log(), "cost", lambda row, sample: 10.0 * (sample == 2))
+    rule = replace(RULE, cost=1.0)
+    _, policy, *_ = go(graded_judge(), cost=expensive, rule=rule, rounds=1)
+    chosen = {int(ids[0]) % 10 for pairs in policy.steps for ids in pairs.chosen}
+    rejected = {int(ids[0]) % 10 for pairs in policy.steps for ids in pairs.rejected}
+    assert (chosen, rejected) == ({1}, {2})
+
+
+def test_what_the_guard_flags_is_never_chosen() -> None:
+    guard = FakeGuard(lambda row, sample: sample == 2)
+    _, policy, *_ = go(graded_judge(), guard=guard, rounds=1)
+    assert {int(ids[0]) % 10 for pairs in policy.steps for ids in pairs.chosen} == {1}
