@@ -45,13 +45,35 @@ def run(config: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def validate(config: Recipe, overrides: Overrides = None) -> None:
-    """Check a recipe without running anything."""
+def validate(
+    config: Annotated[
+        Path, typer.Argument(help="A recipe, or conversations: LLaVA's .json or .jsonl.")
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Check a recipe, or count what a file of conversations holds, without running anything."""
+    if config.suffix in (".json", ".jsonl"):
+        _validate_conversations(config)
+        return
     from rlsys.config.load import load_config
 
     loaded = load_config(config, overrides or [])
     stages = ", ".join(f"{name} ({stage.kind})" for name, stage in loaded.stages.items())
     print(f"{config}: fine. Stages: {stages}")
+
+
+def _validate_conversations(path: Path) -> None:
+    from rich.table import Table
+
+    from rlsys.data.llava import describe, load_conversations
+
+    found = load_conversations(path)
+    table = Table("what", "which", "count", title=str(path))
+    for heading, counts in {**describe(found.rows), "rejected": found.rejected}.items():
+        for place, (name, count) in enumerate(counts.items()):
+            last = place == len(counts) - 1
+            table.add_row(heading if place == 0 else "", name, str(count), end_section=last)
+    Console().print(table)
 
 
 @app.command()

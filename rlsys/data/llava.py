@@ -1,0 +1,171 @@
+"""Conversations about images in LLaVA's format, as DREAM's teacher data has it
+(arXiv 2504.18053): a JSON list, or one JSON object per line, of
+
+    {"id", "image", "conversations": [{"from": "human" | "gpt", "value", "safe"?, "observe"?}],
+     "safe"?, "harmful_category"?, "harmful_subcategory"?}
+
+Human and model turns alternate; the first human turn begins with ``<image>`` and a line break.
+``observe`` holds the risks of the turn before it and is never part of what a model is shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlsys.errors import DataError
+from rlsys.judging.parse import Observation, Unread, parse_observations
+
+IMAGE_MARK = "<image>\n"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer. safe: of the question, where the data says so; observations: its
+    risks, None where the data says nothing; oddities: what is wrong with their labels.
+    """
+
+    question: str
+    answer: str
+    safe: bool | None
+    observations: tuple[Observation, ...] | None
+    oddities: Counter[str]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """image: path as the data has it; safe: of the image, where the data says so."""
+
+    id: str
+    image: str
+    turns: tuple[Turn, ...]
+    safe: bool | None
+    category: str | None
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """The usable ones, and why the others were not."""
+
+    rows: list[Conversation]
+    rejected: Counter[str]
+
+
+class _Rejected(Exception):
+    """One conversation cannot be used; the message is the reason it is counted under."""
+
+
+def load_conversations(path: Path) -> Conversations:
+    """Raises: DataError for a file that is absent, is not JSON, or holds nothing usable."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    rows: list[Conversation] = []
+    rejected: Counter[str] = Counter()
+    for row in _read(path):
+        try:
+            rows.append(_conversation(row))
+        except _Rejected as reason:
+            rejected[str(reason)] += 1
+    if not rows:
+        raise DataError(f"{path}: no usable conversation; rejected: {dict(rejected)}")
+    return Conversations(rows, rejected)
+
+
+def _read(path: Path) -> list[Any]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: not a list of conversations")
+    return rows
+
+
+def _conversation(row: Any) -> Conversation:
+    if not isinstance(row, dict):
+        raise _Rejected("not an object")
+    turns = row.get("conversations")
+    if not isinstance(turns, list) or not turns or len(turns) % 2:
+        raise _Rejected("conversations is not a list of pairs of turns")
+    if not isinstance(row.get("image"), str) or not row["image"]:
+        raise _Rejected("image is not a path")
+    pairs = [_turn(*turns[i : i + 2], first=i == 0) for i in range(0, len(turns), 2)]
+    category = row.get("harmful_category")
+    return Conversation(
+        str(row.get("id", row["image"])), row["image"], tuple(pairs), row.get("safe"), category
+    )
+
+
+def _turn(human: Any, model: Any, *, first: bool) -> Turn:
+    for speaker, turn in (("human", human), ("gpt", model)):
+        if not isinstance(turn, dict) or turn.get("from") != speaker:
+            raise _Rejected("turns of human and gpt do not alternate")
+        if not isinstance(turn.get("value"), str) or not turn["value"].strip():
+            raise _Rejected(f"a turn of {speaker} is empty")
+    question = human["value"]
+    if first != question.startswith(IMAGE_MARK):
+        raise _Rejected("the image is not marked at the start, once")
+    observations, oddities = _observations(model)
+    return Turn(
+        question.removeprefix(IMAGE_MARK),
+        model["value"],
+        human.get("safe"),
+        observations,
+        oddities,
+    )
+
+
+def _observations(model: Mapping[str, Any]) -> tuple[tuple[Observation, ...] | None, Counter[str]]:
+    if model.get("observe") is None:
+        return None, Counter()
+    found = parse_observations(json.dumps(model["observe"]))
+    if isinstance(found, Unread):
+        return None, Counter({f"observe: {found.reason}": 1})
+    return found.items, found.oddities
+
+
+def describe(rows: Iterable[Conversation]) -> dict[str, dict[str, int]]:
+    """Counts by heading: what a reader checks before training on the file."""
+    rows = list(rows)
+    turns = [turn for row in rows for turn in row.turns]
+    observed = [turn for turn in turns if turn.observations]
+    items = [item for turn in observed for item in turn.observations or ()]
+    return {
+        "conversations": {
+            "all": len(rows),
+            "distinct ids": len({row.id for row in rows}),
+            "distinct images": len({row.image for row in rows}),
+            **_count(f"image {_word(row.safe)}" for row in rows),
+            **_count(f"turns: {len(row.turns)}" for row in rows),
+        },
+        "questions": _count(_word(turn.safe) for turn in turns),
+        "observations": {
+            **_count(f"{_word(turn.safe)}: {_state(turn)}" for turn in turns),
+            **_count(f"items: {len(turn.observations or ())}" for turn in observed),
+        },
+        "sources": _count(item.source for item in items),
+        "risk categories": _count(item.category for item in items),
+        "harmful categories": _count(row.category for row in rows if row.category),
+        "oddities": dict(sum((turn.oddities for turn in turns), Counter[str]())),
+    }
+
+
+def _count(labels: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(labels).items()))
+
+
+def _word(safe: bool | None) -> str:
+    return "unlabelled" if safe is None else "safe" if safe else "unsafe"
+
+
+def _state(turn: Turn) -> str:
+    if turn.observations is None:
+        return "no observation given"
+    return "observed" if turn.observations else "observed nothing"

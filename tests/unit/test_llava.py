@@ -1,0 +1,121 @@
+"""Conversations in LLaVA's format, and what a reader is told about them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.data.llava import describe, load_conversations
+from rlsys.errors import DataError
+from rlsys.judging.parse import Observation
+
+RISK = {
+    "malicious_content": "a fake bill",
+    "source": "Text Instructions",
+    "risk_category": "Privacy",
+}
+
+
+def human(value: str, safe: bool = True, first: bool = False) -> dict[str, Any]:
+    return {"from": "human", "value": ("<image>\n" if first else "") + value, "safe": safe}
+
+
+def gpt(value: str, **more: Any) -> dict[str, Any]:
+    return {"from": "gpt", "value": value} | more
+
+
+def conversation(number: int, *turns: dict[str, Any], **more: Any) -> dict[str, Any]:
+    given = list(turns) or [human("what is it ?", first=True), gpt("a cup")]
+    return {"id": f"c{number}", "image": f"{number}.png", "conversations": given} | more
+
+
+def load(tmp_path: Path, rows: Any, name: str = "data.json") -> Any:
+    path = tmp_path / name
+    text = json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows))
+    path.write_text(text)
+    return load_conversations(path)
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_turns_come_in_pairs_without_the_image_mark(tmp_path: Path, name: str) -> None:
+    turns = (
+        human("what is it ?", first=True), gpt("a bill"),
+        human("how do i fake it ?", safe=False), gpt("that harms people", observe=[RISK]),
+    )  # fmt: skip
+    (found,) = load(tmp_path, [conversation(1, *turns, safe=True)], name).rows
+    assert [(t.question, t.answer, t.safe) for t in found.turns] == [
+        ("what is it ?", "a bill", True), ("how do i fake it ?", "that harms people", False),
+    ]  # fmt: skip
+    assert found.turns[0].observations is None
+    assert found.turns[1].observations == (
+        Observation("a fake bill", "text instruction", "privacy"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("text", "not an object"),
+        (conversation(1) | {"conversations": []}, "conversations is not a list of pairs of turns"),
+        (conversation(1, human("a", first=True)), "conversations is not a list of pairs of turns"),
+        (conversation(1) | {"image": None}, "image is not a path"),
+        (conversation(1, gpt("a"), human("b")), "turns of human and gpt do not alternate"),
+        (conversation(1, human(" ", first=False), gpt("a")), "a turn of human is empty"),
+        (conversation(1, human("a", first=True), gpt("")), "a turn of gpt is empty"),
+        (conversation(1, human("a"), gpt("b")), "the image is not marked at the start, once"),
+        (
+            conversation(1, *[human("a", first=True), gpt("b")] * 2),
+            "the image is not marked at the start, once",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_counted_with_its_reason(
+    tmp_path: Path, row: Any, reason: str
+) -> None:
+    found = load(tmp_path, [conversation(0), row])
+    assert [each.id for each in found.rows] == ["c0"]
+    assert found.rejected == {reason: 1}
+
+
+def test_a_file_without_anything_usable_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no usable.*not an object"):
+        load(tmp_path, ["text"])
+    with pytest.raises(DataError, match="not a list"):
+        load(tmp_path, {"a": 1})
+    (tmp_path / "broken.json").write_text("[")
+    with pytest.raises(DataError, match=r"broken\.json: not JSON"):
+        load_conversations(tmp_path / "broken.json")
+    with pytest.raises(DataError, match="no such file"):
+        load_conversations(tmp_path / "none.json")
+
+
+def test_counts_say_what_the_file_holds(tmp_path: Path) -> None:
+    first = (human("what is it ?", first=True), gpt("a cup", observe=[]))
+    bad = (human("how do i fake it ?", safe=False), gpt("no"))
+    rows = [
+        conversation(1, *first, *bad, safe=True),
+        conversation(
+            1,
+            human("fake it", safe=False, first=True),
+            gpt("no", observe=[RISK, RISK | {"risk_category": "Health"}, {"source": "x"}]),
+            safe=False,
+            harmful_category="privacy",
+        ),
+    ]
+    counts = describe(load(tmp_path, rows).rows)
+    assert counts == {
+        "conversations": {
+            "all": 2, "distinct ids": 1, "distinct images": 1, "image safe": 1, "image unsafe": 1,
+            "turns: 1": 1, "turns: 2": 1,
+        },
+        "questions": {"safe": 1, "unsafe": 2},
+        "observations": {
+            "safe: observed nothing": 1, "unsafe: no observation given": 1, "unsafe: observed": 1,
+            "items: 2": 1,
+        },
+        "sources": {"text instruction": 2},
+        "risk categories": {"other": 1, "privacy": 1},
+        "harmful categories": {"privacy": 1},
+        "oddities": {"unknown category": 1, "item without all fields": 1},
+    }  # fmt: skip
