@@ -1,0 +1,155 @@
+"""The judge behind an endpoint, against a server that misbehaves on purpose."""
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from rlsys.judging.endpoint import Endpoint, EndpointJudge
+from rlsys.judging.judge import Question
+from rlsys.judging.parse import Unread
+from rlsys.judging.prompts import load_prompts
+
+QUESTION = Question("verify", {"question": "how ?", "content": "a gun", "category": "violence"}, 3)
+
+
+@dataclass
+class Server:
+    """``respond(number, request)`` gives (status, reply) of the n-th request, from 0."""
+
+    respond: Callable[[int, dict[str, Any]], tuple[int, str | None]]
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with server.lock:
+                number = len(server.requests)
+                server.requests.append(body)
+                server.times.append(time.monotonic())
+            status, reply = server.respond(number, body)
+            choices = [] if reply is None else [{"index": 0, "message": {"content": reply}}]
+            payload = json.dumps({"choices": choices, "error": {"message": "trouble"}}).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{http.server_port}/v1"
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+def settings(url: str, **changes: Any) -> Endpoint:
+    quick = Endpoint(url, "m", "k", per_second=500.0, timeout=1.0, patience=5.0, longest_pause=0.05)
+    return replace(quick, **changes)
+
+
+def picture(row: int) -> Image.Image:
+    return Image.new("RGB", (3, 2), (row, 0, 0))
+
+
+@contextmanager
+def judging(endpoint: Endpoint) -> Iterator[EndpointJudge]:
+    judge = EndpointJudge(endpoint, load_prompts(), picture)
+    try:
+        yield judge
+    finally:
+        judge.close()
+
+
+def test_a_call_carries_the_prompt_and_the_picture() -> None:
+    server = Server(lambda *_: (200, "yes"))
+    with serving(server) as url, judging(settings(url)) as judge:
+        bare = Question("observe_text", {"question": "how ?"})
+        assert judge.ask([QUESTION, bare]).result(5.0) == ["yes", "yes"]
+    bodies = sorted(server.requests, key=lambda body: len(body["messages"][0]["content"]))
+    assert [len(body["messages"]) for body in bodies] == [1, 1]
+    (text,) = bodies[0]["messages"][0]["content"]
+    assert text["text"] == load_prompts().render("observe_text", bare.values, ())
+    image, text = bodies[1]["messages"][0]["content"]
+    assert '"a gun"' in text["text"]
+    sent = base64.b64decode(image["image_url"]["url"].partition(",")[2])
+    with Image.open(io.BytesIO(sent)) as opened:
+        assert opened.getpixel((0, 0)) == (3, 0, 0)
+    assert bodies[1]["temperature"] == 0.0
+
+
+def test_replies_keep_the_order_of_the_questions() -> None:
+    def respond(number: int, body: dict[str, Any]) -> tuple[int, str]:
+        text = body["messages"][0]["content"][0]["text"]
+        wanted = next(word for word in ("alpha", "beta", "gamma") if word in text)
+        time.sleep({"alpha": 0.2, "beta": 0.1, "gamma": 0.0}[wanted])
+        return 200, wanted
+
+    with serving(Server(respond)) as url, judging(settings(url)) as judge:
+        asked = [Question("observe_text", {"question": w}) for w in ("alpha", "beta", "gamma")]
+        assert judge.ask(asked).result(5.0) == ["alpha", "beta", "gamma"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_an_outage_is_waited_out(status: int) -> None:
+    server = Server(lambda number, _: (status, None) if number < 4 else (200, "yes"))
+    with serving(server) as url, judging(settings(url)) as judge:
+        assert judge.ask([QUESTION]).result(5.0) == ["yes"]
+    assert len(server.requests) == 5
+
+
+def test_a_server_that_hangs_is_asked_again() -> None:
+    def respond(number: int, _: dict[str, Any]) -> tuple[int, str]:
+        time.sleep(0.6 if number == 0 else 0.0)
+        return 200, "yes"
+
+    with serving(Server(respond)) as url, judging(settings(url, timeout=0.2)) as judge:
+        assert judge.ask([QUESTION]).result(5.0) == ["yes"]
+
+
+def test_trouble_that_does_not_pass_is_a_reason_and_not_a_crash() -> None:
+    server = Server(lambda *_: (503, None))
+    with serving(server) as url:
+        endpoint = settings(url, patience=0.3)
+        with judging(endpoint) as judge:
+            assert judge.ask([QUESTION]).result(5.0) == [Unread("no answer: InternalServerError")]
+    with judging(endpoint) as judge:  # nobody listens there any more
+        assert judge.ask([QUESTION]).result(5.0) == [Unread("no answer: APIConnectionError")]
+
+
+def test_what_the_endpoint_declines_is_not_asked_again() -> None:
+    server = Server(lambda *_: (400, None))
+    with serving(server) as url, judging(settings(url)) as judge:
+        assert judge.ask([QUESTION]).result(5.0) == [Unread("declined: 400")]
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("reply", ["", None])
+def test_nothing_said_is_empty(reply: str | None) -> None:
+    with serving(Server(lambda *_: (200, reply))) as url, judging(settings(url)) as judge:
+        assert judge.ask([QUESTION]).result(5.0) == [Unread("empty")]
+
+
+def test_calls_start_no_faster_than_the_limit() -> None:
+    server = Server(lambda *_: (200, "yes"))
+    with serving(server) as url, judging(settings(url, per_second=20.0)) as judge:
+        judge.ask([QUESTION] * 9).result(5.0)
+    assert max(server.times) - min(server.times) > 8 / 20 * 0.8
