@@ -20,7 +20,7 @@ from rlsys.engines.train import Rank
 from rlsys.errors import RlsysError
 from rlsys.roles import Part, Pending, ProcessDied
 
-CALL_THREADS = 8  # calls one rollout process takes at a time; their requests share its engine
+CALL_THREADS = 8  # calls a process with an engine takes at a time; their requests share it
 
 CPU_ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
@@ -54,13 +54,13 @@ class Group:
         loopback: bool,
     ) -> None:
         self.name, self.settings = name, settings
-        self.is_rollout = "rollout" in settings.roles
+        self.hosts_engine = not {"rollout", "judge"}.isdisjoint(settings.roles)
         threads = str(settings.threads)
         environment = {**ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         environment |= {"DS_ACCELERATOR": "cuda"} if settings.gpus else CPU_ENVIRONMENT
         if loopback:
             environment["GLOO_SOCKET_IFNAME"] = "lo"
-        calls = CALL_THREADS if self.is_rollout else 1
+        calls = CALL_THREADS if self.hosts_engine else 1
         self.ranks = [
             ray.remote(concurrency_groups={"watch": 1, "calls": calls})(Host)
             .options(
@@ -86,7 +86,7 @@ class Group:
         """Wait for the processes, connect them; returns guards that fail when one dies."""
         self.hosts = self.all(self.label, "info").result(timeouts.start)
         port = 0
-        if not self.is_rollout:
+        if not self.hosts_engine:
             port = self.one(self.label, 0, "free_port").result(timeouts.start)
         address = self.hosts[0].ip
         joins = [

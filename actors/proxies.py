@@ -14,6 +14,8 @@ from rlsys.engines.common import merge_stats
 from rlsys.engines.forward import merge_rows
 from rlsys.engines.workbench import RoleSpec
 from rlsys.guard.decision import Moderation, moderations
+from rlsys.judging.judge import Question
+from rlsys.judging.parse import Unread
 from rlsys.roles import Metrics, Pending
 from rlsys.weights import WeightUpdate
 
@@ -146,6 +148,28 @@ class RemoteGuard(RemoteRole):
 
     def _decide(self, parts: list[tuple[list[int], Tensor]]) -> list[Moderation]:
         return moderations(merge_rows(parts), threshold=self.threshold)
+
+
+class RemoteJudge(RemoteRole):
+    """N engines with the same frozen model; every call is shared out among them."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__(group, "judge")
+
+    def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
+        ranks = len(self.group.ranks)
+        shares = [list(questions[rank::ranks]) for rank in range(ranks)]
+        asked = [
+            self.group.one(self.role, rank, "call", self.role, "answer", share)
+            for rank, share in enumerate(shares)
+            if share
+        ]
+
+        def interleave(parts: list[list[str | Unread]]) -> list[str | Unread]:
+            return [parts[i % ranks][i // ranks] for i in range(len(questions))]
+
+        parts = [part for pending in asked for part in pending.parts]
+        return Pending(parts, interleave, self.group.guards)
 
 
 class RemoteRollout(RemoteRole):

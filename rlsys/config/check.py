@@ -18,7 +18,8 @@ from rlsys.config.schema import (
 from rlsys.errors import ConfigError
 
 TRAINING_ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic", "guard")
-ROLES = ("rollout", *TRAINING_ROLES)
+ENGINES = ("rollout", "judge")
+ROLES = (*ENGINES, *TRAINING_ROLES)
 # What a key that names a stage may name.
 POLICIES = ("sft", "dpo", "safe_rlhf")
 KINDS = {
@@ -34,7 +35,7 @@ NEEDED = {
     "dpo": ("policy",),
     "reward": ("reward",),
     "cost": ("cost",),
-    "safe_rlhf": tuple(role for role in ROLES if role != "guard"),
+    "safe_rlhf": tuple(role for role in ROLES if role not in ("judge", "guard")),
     "guard": ("guard",),
     "guarded": ("rollout", "guard"),
     "evaluate": ("rollout",),
@@ -78,9 +79,10 @@ def _check_groups(config: RunConfig) -> dict[str, str]:
                     f"groups.{group}.roles: {role!r} is already in group {placed[role]!r}"
                 )
             placed[role] = group
-        if "rollout" in settings.roles and len(settings.roles) > 1:
+        alone = [role for role in ENGINES if role in settings.roles]
+        if alone and len(settings.roles) > 1:
             raise ConfigError(
-                f"groups.{group}.roles: rollout must have its processes to itself "
+                f"groups.{group}.roles: {alone[0]} must have its processes to itself "
                 "(vLLM changes the thread settings of its process)"
             )
     return placed

@@ -53,7 +53,7 @@ class GroupConfig:
     """A set of processes (ranks) and the roles each of them hosts."""
 
     roles: list[str] = MISSING
-    "rollout, or any of policy, reference, reward, cost, reward_critic, cost_critic, guard."
+    "rollout; any of policy, reference, reward, cost, reward_critic, cost_critic, guard; or judge."
     ranks: int = 1
     cpus: float = 1.0
     "CPUs reserved per rank, fractions allowed."

@@ -67,12 +67,28 @@ class PromptEncoder:
         forged = forged_token(text, self.tokenizer)
         if forged:
             raise DataError(f"row {record.id}: the question contains the special token {forged!r}")
-        message = {
-            "role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": text}],
-        }
+        return self._conversation(text, with_image=True)
+
+    def instruct(self, text: str, row: int | None) -> tuple[list[int], int]:
+        """Any instruction about a dataset row's image, or about none.
+
+        Returns: ids with one placeholder for the image, and their number once it is expanded.
+        Raises: DataError for text that spells a special token.
+        """
+        forged = forged_token(text, self.tokenizer)
+        if forged:
+            raise DataError(f"an instruction contains the special token {forged!r}")
+        rendered = self._conversation(text, with_image=row is not None)
+        ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        if row is None:
+            return list(ids), len(ids)
+        (prompt,) = self.prompts([row])
+        return list(ids), len(ids) + len(prompt.expanded) - len(prompt.collapsed)
+
+    def _conversation(self, text: str, *, with_image: bool) -> str:
+        content = [{"type": "image"}] * with_image + [{"type": "text", "text": text}]
         return str(self.processor.apply_chat_template(
-            [message], add_generation_prompt=True, tokenize=False
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         ))  # fmt: skip
 
     def response(self, text: str) -> Tensor:

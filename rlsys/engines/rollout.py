@@ -1,15 +1,8 @@
-"""vLLM as the rollout engine: requests are added, the engine is stepped, weights are swapped.
-
-The engine lives in the calling process (``VLLM_ENABLE_V1_MULTIPROCESSING=0``). Calls may come from
-several threads: each waiting call steps the engine for all of them, under one lock, so requests of
-different chunks are decoded together and a call returns as soon as its own are done.
-"""
+"""vLLM as the rollout engine: draws responses, and takes new weights while it lives."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from itertools import count
 from typing import Any
 
 import torch
@@ -18,6 +11,7 @@ from torch import Tensor
 from rlsys.batch import Rollouts, SampleRequest
 from rlsys.config.schema import EngineConfig
 from rlsys.data.encoder import PromptEncoder
+from rlsys.engines.stepped import SteppedEngine
 from rlsys.errors import SyncError
 from rlsys.models.load import vision_token_ids
 from rlsys.weights import WeightReader, WeightUpdate
@@ -38,40 +32,18 @@ class RolloutWorker:
         *,
         cpu: bool,
     ) -> None:
-        from vllm import LLM
-
-        sizes: dict[str, Any] = (
-            {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}
-            if cpu
-            else {"gpu_memory_utilization": config.gpu_memory_utilization}
-        )
-        self.llm = LLM(
-            model=model,
-            dtype=config.dtype,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            seed=0,
-            limit_mm_per_prompt={"image": 1, "video": 0},
-            mm_processor_cache_gb=0.25,
-            logprobs_mode="processed_logprobs",
-            disable_log_stats=True,
-            trust_remote_code=False,
-            **(sizes | config.extra),
-        )
+        self.engine = SteppedEngine(model, config, cpu=cpu)
         self.encoder, self.reader = encoder, reader
         self.version: int | None = None  # None: no weights proved yet
-        hf_config = self.llm.model_config.hf_config
+        hf_config = self.engine.llm.model_config.hf_config
         _, forbidden = vision_token_ids(hf_config, encoder.tokenizer)
         self.bias = dict.fromkeys(forbidden, FORBIDDEN_BIAS)
-        self._lock = threading.Lock()
-        self._finished: dict[str, Any] = {}
-        self._names = count()
 
     def reset(self, encoder: PromptEncoder) -> None:
         """Serve other prompts, after new weights: what is held now counts as stale."""
-        with self._lock:
+        with self.engine.lock:
             self.encoder, self.version = encoder, None
-            self._drop_caches()
+            self.engine.drop_caches()
 
     def generate(
         self,
@@ -84,23 +56,12 @@ class RolloutWorker:
 
         Raises: SyncError when the engine does not hold weights ``version``.
         """
-        with self._lock:
+        with self.engine.lock:
             if self.version is None or version != self.version:
                 held = "no proved weights" if self.version is None else f"weights {self.version}"
                 raise SyncError(f"the engine holds {held}, asked for version {version}")
-            names = self._add(requests, max_new_tokens, temperature)
-        mine = set(names)
-        while True:
-            with self._lock:
-                if mine <= self._finished.keys():
-                    outputs = [self._finished.pop(name) for name in names]
-                    break
-                if not self.llm.llm_engine.has_unfinished_requests():
-                    lost = sorted(mine - self._finished.keys())
-                    raise RuntimeError(f"the engine is idle and never answered requests {lost}")
-                for output in self.llm.llm_engine.step():
-                    if output.finished:
-                        self._finished[output.request_id] = output
+            names = self.engine.submit(self._requests(requests, max_new_tokens, temperature))
+        outputs = self.engine.wait(names)
         return self._collect(requests, outputs, version, max_new_tokens)
 
     def load(self, update: WeightUpdate) -> int:
@@ -108,8 +69,8 @@ class RolloutWorker:
 
         Raises: SyncError when a tensor is not the one sent or requests are still running.
         """
-        with self._lock:
-            if self.llm.llm_engine.has_unfinished_requests():
+        with self.engine.lock:
+            if self.engine.busy:
                 raise SyncError("weights cannot change while requests are running")
             self.version = None  # stale until proved otherwise
             self._load_tensors(list(self.reader.read(update)))
@@ -122,7 +83,7 @@ class RolloutWorker:
 
         from safetensors.torch import load_file
 
-        with self._lock:
+        with self.engine.lock:
             self.version = None
             files = sorted(Path(folder).glob("*.safetensors"))
             self._load_tensors([item for file in files for item in load_file(file).items()])
@@ -130,21 +91,14 @@ class RolloutWorker:
             return version
 
     def _load_tensors(self, tensors: list[tuple[str, Tensor]]) -> None:
-        engine = self.llm.llm_engine
+        engine = self.engine.llm.llm_engine
         engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
         engine.apply_model(_repack_tied_heads)
-        self._drop_caches()
+        self.engine.drop_caches()
 
-    def _drop_caches(self) -> None:
-        """Keys and values, processed images, encoded images: all belong to the old weights."""
-        engine = self.llm.llm_engine
-        engine.reset_prefix_cache()
-        engine.reset_mm_cache()
-        engine.reset_encoder_cache()
-
-    def _add(
+    def _requests(
         self, requests: Sequence[SampleRequest], max_new_tokens: int, temperature: float
-    ) -> list[str]:
+    ) -> list[tuple[dict[str, Any], Any]]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -152,9 +106,8 @@ class RolloutWorker:
         prompts = self.encoder.prompts(indices, [request.note for request in requests])
         records = {index: self.encoder.records[index] for index in indices}
         images = {index: record.open_image() for index, record in records.items()}
-        names = []
+        found = []
         for request, prompt in zip(requests, prompts, strict=True):
-            record = records[request.prompt_index]
             params = SamplingParams(
                 max_tokens=max_new_tokens,
                 temperature=temperature,
@@ -164,18 +117,13 @@ class RolloutWorker:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            name = str(next(self._names))
-            self.llm.llm_engine.add_request(
-                name,
-                {
-                    "prompt_token_ids": prompt.collapsed,
-                    "multi_modal_data": {"image": images[request.prompt_index]},
-                    "multi_modal_uuids": {"image": record.id},
-                },
-                params,
-            )
-            names.append(name)
-        return names
+            given = {
+                "prompt_token_ids": prompt.collapsed,
+                "multi_modal_data": {"image": images[request.prompt_index]},
+                "multi_modal_uuids": {"image": records[request.prompt_index].id},
+            }
+            found.append((given, params))
+        return found
 
     def _collect(
         self, requests: Sequence[SampleRequest], outputs: list[Any], version: int, width: int

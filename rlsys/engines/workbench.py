@@ -12,12 +12,14 @@ from rlsys.data.encoder import PromptEncoder
 from rlsys.data.records import Records, load_records
 from rlsys.engines.common import Seat
 from rlsys.engines.guard import GuardTrainer, GuardWorker
+from rlsys.engines.judge import JudgeWorker
 from rlsys.engines.policy import PolicyWorker, ReferenceWorker
 from rlsys.engines.rollout import RolloutWorker
 from rlsys.engines.scorer import CriticWorker, ScorerTrainer, ScorerWorker
 from rlsys.engines.train import Rank
 from rlsys.errors import ModelError
 from rlsys.guard.labels import OUTPUTS
+from rlsys.judging.prompts import FOLDER, load_prompts
 from rlsys.models.heads import PolicyModule, build_policy_module, build_scorer_module
 from rlsys.models.load import load_processor, vision_token_ids
 from rlsys.weights import WeightReader
@@ -45,6 +47,10 @@ class RoleSpec:
     optim: OptimConfig | None = None
     total_steps: int = 1
     engine: EngineConfig = field(default_factory=EngineConfig)
+    prompts: str = ""
+    "Judge: folder of its prompts; empty for those that are shipped."
+    max_new_tokens: int = 256
+    "Judge: the longest reply."
 
 
 class Workbench:
@@ -64,6 +70,12 @@ class Workbench:
         dtype = spec.train.dtype
         if spec.kind == "rollout":
             return self._engine(spec, encoder)
+        if spec.kind == "judge":
+            prompts = load_prompts(Path(spec.prompts) if spec.prompts else FOLDER)
+            limit = spec.max_new_tokens
+            return JudgeWorker(
+                spec.model, spec.engine, encoder, prompts, max_new_tokens=limit, cpu=self.cpu
+            )
         if spec.kind == "reference":
             return ReferenceWorker(self._policy(spec, encoder).to(self.device), seat)
         if spec.kind in ("reward", "cost"):

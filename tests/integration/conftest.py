@@ -54,7 +54,8 @@ def run_config() -> RunConfig:
     return RunConfig(
         name="tests",
         groups={
-            "rollout": GroupConfig(roles=["rollout"], ranks=1, cpus=1.0),
+            "rollout": GroupConfig(roles=["rollout"], ranks=1, cpus=0.5),
+            "judge": GroupConfig(roles=["judge"], ranks=1, cpus=0.5),
             "train": GroupConfig(roles=TRAINED, ranks=2, cpus=0.5),
         },
         engine=EngineConfig(max_model_len=128, max_num_seqs=16),

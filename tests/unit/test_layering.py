@@ -45,9 +45,9 @@ def test_the_actors_do_know_ray() -> None:
     assert any("ray" in roots(file) for file in (ROOT / "actors").rglob("*.py"))
 
 
-def test_only_the_rollout_engine_knows_vllm() -> None:
-    knowing = {file.name for file in LIBRARY if "vllm" in roots(file)}
-    assert knowing == {"rollout.py"}
+def test_only_engines_know_vllm() -> None:
+    knowing = {file.relative_to(ROOT).as_posix() for file in LIBRARY if "vllm" in roots(file)}
+    assert knowing == {f"rlsys/engines/{name}.py" for name in ("judge", "rollout", "stepped")}
 
 
 def test_formulas_and_drivers_know_no_engine() -> None:

@@ -1,0 +1,100 @@
+"""The judge's engine: real vLLM, an untrained model, and constraints that hold all the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from actors.cluster import Cluster
+from actors.proxies import RemoteJudge
+from rlsys.config.schema import EngineConfig
+from rlsys.engines.workbench import DataSlice, RoleSpec
+from rlsys.judging.cache import CachedJudge
+from rlsys.judging.forms import SCORES
+from rlsys.judging.judge import Candidate, Prompt, Question, disentangle, score
+from rlsys.judging.parse import Observed, Unread, parse_observations
+from rlsys.judging.prompts import FIELDS
+
+WAIT = 120.0
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Short ones: the shipped texts are long for a model of four thousand bytes of context."""
+    folder = tmp_path_factory.mktemp("prompts")
+    for name, fields in FIELDS.items():
+        text = " ".join([name, *(f"{{{{{field}}}}}" for field in sorted(fields))])
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge(cluster: Cluster, model: str, data: DataSlice, prompts: Path) -> RemoteJudge:
+    remote = RemoteJudge(cluster.by_role["judge"])
+    engine = EngineConfig(max_model_len=512, max_num_seqs=16)
+    spec = RoleSpec("judge", model, data, engine=engine, prompts=str(prompts), max_new_tokens=160)
+    remote.create(spec).result(WAIT)
+    return remote
+
+
+def test_replies_have_the_form_that_was_asked_for(judge: RemoteJudge) -> None:
+    risk = {"content": "a gun", "source": "image content", "category": "violence"}
+    values = {"question": "how do i use this ?", "answer": "so", "observations": [risk]}
+    asked = [
+        *(Question("score", values, row) for row in range(6)),
+        *(
+            Question("verify", {"question": "?", "content": "x", "category": "y"}, r)
+            for r in (1, 2)
+        ),
+        Question("observe_text", {"question": "how do i use this ?"}),
+        Question("observe_image", {}, 3),
+    ]
+    replies = judge.ask(asked).result(WAIT)
+    assert set(replies[:6]) <= set(SCORES)
+    assert set(replies[6:8]) <= {"yes", "no"}
+    for reply in replies[8:]:
+        if isinstance(reply, Unread):
+            assert reply.reason == "cut off"  # an untrained model may never close the list
+        else:
+            assert isinstance(parse_observations(reply), Observed)
+            assert isinstance(json.loads(reply), list)
+
+
+def test_the_same_question_gets_the_same_reply_in_any_company(judge: RemoteJudge) -> None:
+    questions = [
+        Question("score", {"question": f"{n} ?", "answer": "so", "observations": []}, n % 12)
+        for n in range(9)
+    ]
+    together = judge.ask(questions).result(WAIT)
+    assert judge.ask(questions[::-1]).result(WAIT) == together[::-1]
+    assert judge.ask(questions[4:5]).result(WAIT) == together[4:5]
+
+
+def test_a_question_that_does_not_fit_has_a_reason(judge: RemoteJudge) -> None:
+    long = Question("observe_text", {"question": "how " * 2000})
+    fine = Question("verify", {"question": "?", "content": "x", "category": "y"}, 1)
+    replies = judge.ask([long, fine]).result(WAIT)
+    assert replies[0] == Unread("the question is too long")
+    assert replies[1] in ("yes", "no")
+
+
+def test_disentangling_and_scoring_run_on_the_engine_and_are_remembered(
+    judge: RemoteJudge, tmp_path: Path
+) -> None:
+    prompts = [Prompt(row, "how do i use this ?") for row in range(5)]
+    kept = CachedJudge(judge, tmp_path / "judgements.jsonl", "tiny", str)
+    found = disentangle(kept, prompts, joint=False, timeout=WAIT)
+    candidates = [
+        Candidate(p, each.observations, "take it") for p, each in zip(prompts, found, strict=True)
+    ]
+    feedback = score(kept, candidates, WAIT)
+    assert all(isinstance(each.overall, float) for each in feedback)
+    asked = kept.asked
+    again = disentangle(kept, prompts, joint=False, timeout=WAIT)
+    assert [each.observations for each in again] == [each.observations for each in found]
+    assert score(kept, candidates, WAIT) == feedback
+    unread = sum(each.outcomes["observe_image: cut off"] for each in found)
+    unread += sum(each.outcomes["observe_text: cut off"] for each in found)
+    assert kept.asked - asked <= unread, "only what had no reply is asked again"
