@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actors.group import Group
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest, TrainBatch
-from rlsys.config.schema import PpoConfig, ScorerStage
+from rlsys.config.stages import PpoConfig, ScorerStage
 from rlsys.engines.common import merge_stats
 from rlsys.engines.forward import merge_rows
 from rlsys.engines.workbench import RoleSpec

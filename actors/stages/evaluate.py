@@ -12,7 +12,7 @@ from actors.proxies import RemoteScorer
 from actors.recipe import Context
 from actors.stages.rollout import rollout_of
 from rlsys.batch import Rollouts, SampleRequest
-from rlsys.config.schema import EvaluateStage
+from rlsys.config.stages import EvaluateStage
 from rlsys.engines.workbench import RoleSpec
 from rlsys.errors import ConfigError
 from rlsys.evaluation.answers import Answer, judge_answer, sample_rows

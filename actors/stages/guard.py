@@ -11,7 +11,7 @@ from actors.recipe import Context
 from actors.stages.evaluate import Examined, Examiner, prompts_of
 from actors.stages.rollout import rollout_of
 from actors.stages.training import run_training
-from rlsys.config.schema import GuardedStage, GuardStage
+from rlsys.config.stages import GuardedStage, GuardStage
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
 from rlsys.engines.workbench import RoleSpec
 from rlsys.guard.quality import guard_quality

@@ -20,7 +20,8 @@ from actors.recipe import Context
 from actors.stages.rollout import make_rollout
 from rlsys.batch import PromptCursor, Rollouts, Scores
 from rlsys.checkpoint import save_checkpoint
-from rlsys.config.schema import SafeRlhfStage, ScorerStage, TrainConfig
+from rlsys.config.schema import TrainConfig
+from rlsys.config.stages import SafeRlhfStage, ScorerStage
 from rlsys.drivers.safe_rlhf import safe_rlhf, sync_weights
 from rlsys.drivers.safe_rlhf_state import SafeRlhfRun, SafeRlhfState
 from rlsys.drivers.scorers import threshold_from_budget

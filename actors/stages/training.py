@@ -10,7 +10,7 @@ from actors.display import note
 from actors.proxies import DpoLearner, GuardLearner, ScorerLearner, SftLearner
 from actors.recipe import Context
 from rlsys.batch import PromptCursor
-from rlsys.config.schema import DpoStage, GuardStage, ScorerStage, SftStage
+from rlsys.config.stages import DpoStage, GuardStage, ScorerStage, SftStage
 from rlsys.data.collate import labelled_pairs
 from rlsys.drivers.dpo import dpo
 from rlsys.drivers.scorers import scorer_quality

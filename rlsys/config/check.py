@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from rlsys.config.schema import (
+from rlsys.config.schema import RunConfig
+from rlsys.config.stages import (
     DpoStage,
     EvaluateStage,
     GuardedStage,
     GuardStage,
-    RunConfig,
     SafeRlhfStage,
     ScorerStage,
     SftStage,

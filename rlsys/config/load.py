@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsys.config.check import check
-from rlsys.config.schema import STAGES, RunConfig
+from rlsys.config.schema import RunConfig
+from rlsys.config.stages import STAGES
 from rlsys.errors import ConfigError
 
 

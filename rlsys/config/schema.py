@@ -1,4 +1,4 @@
-"""Every key of a recipe, its default and its meaning. A string under a field is its doc.
+"""Every key of a recipe but those of its stages. A string under a field is its doc.
 
 Plain dataclasses for OmegaConf; what one class alone can tell to be wrong, its ``check`` raises,
 naming the key inside it. ``rlsys.config.check`` calls them, and checks across classes.
@@ -6,32 +6,14 @@ naming the key inside it. ``rlsys.config.check`` calls them, and checks across c
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
+from rlsys.config.rules import at_least, one_of, positive
 from rlsys.errors import ConfigError
-from rlsys.guard.levels import ACTIONS, LEVELS
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(allowed)}")
-
-
-def _at_least(least: int, **values: int) -> None:
-    for key, value in values.items():
-        if value < least:
-            raise ConfigError(f"{key}: must be at least {least}, got {value}")
-
-
-def _positive(**values: float) -> None:
-    for key, value in values.items():
-        if not value > 0:
-            raise ConfigError(f"{key}: must be positive, got {value}")
 
 
 @dataclass
@@ -62,7 +44,7 @@ class GroupConfig:
     "Torch threads per rank."
 
     def check(self) -> None:
-        _at_least(1, ranks=self.ranks, threads=self.threads)
+        at_least(1, ranks=self.ranks, threads=self.threads)
 
 
 @dataclass
@@ -91,7 +73,7 @@ class TimeoutConfig:
     "One weight sync over all engines."
 
     def check(self) -> None:
-        _positive(start=self.start, call=self.call, collective=self.collective, sync=self.sync)
+        positive(start=self.start, call=self.call, collective=self.collective, sync=self.sync)
 
 
 @dataclass
@@ -101,7 +83,7 @@ class TrackerConfig:
     project: str = "rlsys"
 
     def check(self) -> None:
-        _one_of("wandb", self.wandb, ("offline", "online", "disabled"))
+        one_of("wandb", self.wandb, ("offline", "online", "disabled"))
 
 
 @dataclass
@@ -123,9 +105,9 @@ class EngineConfig:
     "Passed to vllm.LLM as it stands."
 
     def check(self) -> None:
-        _one_of("transport", self.transport, ("shm", "ray"))
-        _one_of("dtype", self.dtype, ("float32", "bfloat16"))
-        _at_least(1, max_num_seqs=self.max_num_seqs, chunk_prompts=self.chunk_prompts)
+        one_of("transport", self.transport, ("shm", "ray"))
+        one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        at_least(1, max_num_seqs=self.max_num_seqs, chunk_prompts=self.chunk_prompts)
 
 
 @dataclass
@@ -157,10 +139,10 @@ class OptimConfig:
     grad_clip: float = 1.0
 
     def check(self) -> None:
-        _one_of("schedule", self.schedule, ("constant", "cosine"))
+        one_of("schedule", self.schedule, ("constant", "cosine"))
         if len(self.betas) != 2:
             raise ConfigError(f"betas: two numbers are needed, got {self.betas}")
-        _positive(grad_clip=self.grad_clip, lr=self.lr)
+        positive(grad_clip=self.grad_clip, lr=self.lr)
 
 
 @dataclass
@@ -183,271 +165,10 @@ class TrainConfig:
     )
 
     def check(self) -> None:
-        _one_of("engine", self.engine, ("deepspeed", "torch"))
-        _one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        one_of("engine", self.engine, ("deepspeed", "torch"))
+        one_of("dtype", self.dtype, ("float32", "bfloat16"))
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigError(f"zero_stage: {self.zero_stage} is not one of 0, 1, 2, 3")
-
-
-@dataclass
-class SftStage:
-    """Supervised fine-tuning on one response of each pair."""
-
-    kind: str = "sft"
-    init: str = "tiny"
-    "tiny (a small model made from scratch on the data's texts), an earlier stage, or a folder."
-    tiny: TinyConfig = field(default_factory=TinyConfig)
-    split: str = "train"
-    "Rows to learn from: a split, or several joined by a plus sign."
-    target: str = "more_helpful"
-    "Which response to imitate: more_helpful or safer."
-    steps: int = MISSING
-    batch: int = 64
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-    def check(self) -> None:
-        _at_least(1, steps=self.steps, batch=self.batch)
-        _one_of("target", self.target, ("more_helpful", "safer"))
-
-
-@dataclass
-class DpoStage:
-    """Direct preference optimisation on labelled pairs."""
-
-    kind: str = "dpo"
-    init: str = MISSING
-    "The policy to start from, which is also the reference: a stage or a folder."
-    target: str = "more_helpful"
-    "Which response of a pair is the chosen one: more_helpful or safer."
-    beta: float = 0.1
-    steps: int = MISSING
-    batch: int = 32
-    "Pairs per step."
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-    def check(self) -> None:
-        _at_least(1, steps=self.steps, batch=self.batch)
-        _positive(beta=self.beta)
-        _one_of("target", self.target, ("more_helpful", "safer"))
-
-
-@dataclass
-class ScorerStage:
-    """A reward model (kind reward) or a cost model (kind cost) with pixels."""
-
-    kind: str = MISSING
-    init: str = MISSING
-    "The policy stage or folder whose trunk it starts from."
-    steps: int = MISSING
-    batch: int = 64
-    "Pairs per step."
-    regularization: float = 0.001
-    sign_scale: float = 1.0
-    "Cost only: weight of the sign terms against the ranking term."
-    label_mode: str = "graded"
-    "Cost only: graded, graded_normalised or sign."
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-    def check(self) -> None:
-        _at_least(1, steps=self.steps, batch=self.batch)
-        if self.train.lora_rank:
-            raise ConfigError("train.lora_rank: adapters are for the policy")
-        _one_of("label_mode", self.label_mode, ("graded", "graded_normalised", "sign"))
-
-
-@dataclass
-class PpoConfig:
-    """One PPO-Lagrangian iteration."""
-
-    prompts: int = 32
-    "Prompts per iteration."
-    samples: int = 4
-    "Responses per prompt."
-    max_new_tokens: int = 16
-    temperature: float = 1.0
-    epochs: int = 1
-    minibatch: int = 128
-    "Samples per optimiser step."
-    kl_beta: float = 0.02
-    kl_split: str = "full_both"
-    score_clip: float = 50.0
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    policy_clip: float = 0.2
-    value_clip: float = 5.0
-    loss_form: str = "token_mean"
-    "token_mean (over all response tokens of the step) or sequence_mean (the papers' form)."
-
-    def check(self) -> None:
-        _one_of("kl_split", self.kl_split, ("full_both", "half_both"))
-        _one_of("loss_form", self.loss_form, ("token_mean", "sequence_mean"))
-        _at_least(1, prompts=self.prompts, samples=self.samples, epochs=self.epochs)
-        _at_least(1, minibatch=self.minibatch, max_new_tokens=self.max_new_tokens)
-        _positive(temperature=self.temperature)
-
-
-@dataclass
-class LagrangeConfig:
-    """The multiplier."""
-
-    rule: str = "log_sgd"
-    "log_sgd (Safe RLHF) or projected (Safe RLHF-V, eq. 8)."
-    init: float = 1.0
-    lr: float = 0.1
-    floor: float = 0.001
-    cap: float = 20.0
-    window: int = 128
-    "Episodes whose mean cost the multiplier answers to, over all ranks."
-    threshold: str = "auto"
-    "A number in the cost model's units, or auto: from `budget` on labelled validation answers."
-    budget: float = 0.05
-    "auto only: the share of unsafe answers the threshold stands for."
-    delay: int = 0
-    "Iterations before the multiplier first moves."
-
-    def check(self) -> None:
-        _one_of("rule", self.rule, ("log_sgd", "projected"))
-        _at_least(1, window=self.window)
-        if not 0 <= self.floor <= self.init <= self.cap:
-            raise ConfigError(
-                f"cap: need 0 <= floor <= init <= cap, got {self.floor}, {self.init}, {self.cap}"
-            )
-        if self.threshold != "auto":
-            try:
-                usable = math.isfinite(float(self.threshold))
-            except ValueError:
-                usable = False
-            if not usable:
-                raise ConfigError(f"threshold: {self.threshold!r} is neither a number nor auto")
-
-
-@dataclass
-class GapConfig:
-    """Engine against trainer, on the same tokens."""
-
-    warn: float = 1e-4
-    "Largest accepted difference of log-probabilities, nats; fp32 on both sides meets 1e-4."
-    stop_factor: float = 10.0
-    "Times `warn`: the run stops."
-
-
-@dataclass
-class SafeRlhfStage:
-    """PPO-Lagrangian (Safe RLHF-V)."""
-
-    kind: str = "safe_rlhf"
-    policy: str = MISSING
-    "Start policy and reference: a stage or a folder."
-    reward: str = MISSING
-    cost: str = MISSING
-    iterations: int = MISSING
-    ppo: PpoConfig = field(default_factory=PpoConfig)
-    lagrange: LagrangeConfig = field(default_factory=LagrangeConfig)
-    gap: GapConfig = field(default_factory=GapConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    critic_optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    critic_train: TrainConfig = field(default_factory=TrainConfig)
-    checkpoint_every: int = 0
-    "Iterations between checkpoints; 0: only the final policy is kept."
-    keep_checkpoints: int = 2
-
-    def check(self) -> None:
-        _at_least(1, iterations=self.iterations, keep_checkpoints=self.keep_checkpoints)
-        _at_least(0, checkpoint_every=self.checkpoint_every)
-        if self.critic_train.lora_rank:
-            raise ConfigError("critic_train.lora_rank: adapters are for the policy")
-
-
-@dataclass
-class EvaluateStage:
-    """Greedy answers to the evaluation split, judged."""
-
-    kind: str = "evaluate"
-    policies: dict[str, str] = MISSING
-    "Name in the report -> stage or folder."
-    cost: str = ""
-    "Cost model that judges safety where the data has no oracle of its own."
-    limit: int = 0
-    "Prompts to evaluate; 0: all."
-    max_new_tokens: int = 16
-
-    def check(self) -> None:
-        _at_least(0, limit=self.limit)
-        _at_least(1, max_new_tokens=self.max_new_tokens)
-        if not self.policies:
-            raise ConfigError("policies: name at least one policy to evaluate")
-
-
-@dataclass
-class GuardStage:
-    """A moderation model: unsafe, severity 0-3, category; for answers and for bare prompts."""
-
-    kind: str = "guard"
-    init: str = MISSING
-    "The policy stage or folder whose trunk it starts from."
-    steps: int = MISSING
-    batch: int = 32
-    "Rows per step; each gives three items, its two answers and its prompt."
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-    def check(self) -> None:
-        _at_least(1, steps=self.steps, batch=self.batch)
-        if self.train.lora_rank:
-            raise ConfigError("train.lora_rank: adapters are for the policy")
-
-
-@dataclass
-class GuardedStage:
-    """A policy behind a guard, on the evaluation split: moderate, draw again, refuse at last."""
-
-    kind: str = "guarded"
-    policy: str = MISSING
-    guard: str = MISSING
-    rounds: int = 5
-    candidates: int = 4
-    "Answers drawn per flagged prompt and round; the first that passes is taken."
-    temperature: float = 1.0
-    hint: str = ""
-    "Put after the question of what is drawn again."
-    threshold: float = 0.5
-    "Probability from which an answer counts as unsafe."
-    actions: dict[str, str] = field(default_factory=lambda: dict.fromkeys(LEVELS[1:], "regenerate"))
-    "For minor, moderate and severe: pass, annotate, regenerate or refuse."
-    refusal: str = "I cannot help with this."
-    "Takes the place of what is refused."
-    cost: str = ""
-    "Cost model that judges safety where the data has no oracle of its own."
-    limit: int = 0
-    "Prompts to answer; 0: all."
-    max_new_tokens: int = 16
-
-    def check(self) -> None:
-        _at_least(0, rounds=self.rounds, limit=self.limit)
-        _at_least(1, candidates=self.candidates, max_new_tokens=self.max_new_tokens)
-        _positive(temperature=self.temperature)
-        if not 0 < self.threshold < 1:
-            raise ConfigError(f"threshold: must be between 0 and 1, got {self.threshold}")
-        if set(self.actions) != set(LEVELS[1:]):
-            raise ConfigError(f"actions: need {', '.join(LEVELS[1:])}, got {list(self.actions)}")
-        for level, action in self.actions.items():
-            _one_of(f"actions.{level}", action, ACTIONS)
-
-
-STAGES = {
-    "sft": SftStage,
-    "dpo": DpoStage,
-    "reward": ScorerStage,
-    "cost": ScorerStage,
-    "safe_rlhf": SafeRlhfStage,
-    "guard": GuardStage,
-    "guarded": GuardedStage,
-    "evaluate": EvaluateStage,
-}
 
 
 @dataclass

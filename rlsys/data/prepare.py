@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.artifacts import ArtifactStore, folder_hash
-from rlsys.config.schema import RunConfig, SftStage
+from rlsys.config.schema import RunConfig
+from rlsys.config.stages import SftStage
 from rlsys.data.records import Records, joined, leaked_ids, load_records
 from rlsys.data.worlds import WORLDS
 from rlsys.errors import ConfigError

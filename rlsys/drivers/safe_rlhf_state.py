@@ -12,7 +12,8 @@ from rlsys.algorithms.kl import k3
 from rlsys.algorithms.logprobs import logprob_gap
 from rlsys.algorithms.masked import masked_mean
 from rlsys.batch import PromptCursor, Rollouts, Scores
-from rlsys.config.schema import GapConfig, LagrangeConfig, PpoConfig, TimeoutConfig
+from rlsys.config.schema import TimeoutConfig
+from rlsys.config.stages import GapConfig, LagrangeConfig, PpoConfig
 from rlsys.errors import LogprobGapError
 from rlsys.roles import Metrics
 

@@ -13,7 +13,8 @@ from rlsys.algorithms.masked import aggregate, length_mask, masked_sum
 from rlsys.algorithms.policy_loss import ppo_clip
 from rlsys.algorithms.preference import dpo_loss, implicit_rewards
 from rlsys.batch import PreferencePairs, Rollouts, TrainBatch, micro_batches, step_rows
-from rlsys.config.schema import OptimConfig, PpoConfig, TrainConfig
+from rlsys.config.schema import OptimConfig, TrainConfig
+from rlsys.config.stages import PpoConfig
 from rlsys.data.collate import Collated, collate
 from rlsys.engines.common import Seat, Stats, train_step
 from rlsys.engines.forward import collate_rollouts, forward_rows

@@ -12,7 +12,8 @@ from rlsys.algorithms.masked import aggregate
 from rlsys.algorithms.scorer_losses import cost_loss, cost_signs, reward_loss
 from rlsys.algorithms.value_loss import clipped_value_loss
 from rlsys.batch import Rollouts, TrainBatch, micro_batches, step_rows
-from rlsys.config.schema import OptimConfig, PpoConfig, ScorerStage, TrainConfig
+from rlsys.config.schema import OptimConfig, TrainConfig
+from rlsys.config.stages import PpoConfig, ScorerStage
 from rlsys.data.collate import Collated, collate
 from rlsys.engines.common import Seat, Stats, train_step
 from rlsys.engines.forward import collate_rollouts, forward_answers, forward_rows

@@ -18,13 +18,8 @@ from actors.proxies import (
     SftLearner,
 )
 from rlsys.batch import Rollouts, SampleRequest, TrainBatch, sample_seed
-from rlsys.config.schema import (
-    OptimConfig,
-    PpoConfig,
-    RunConfig,
-    ScorerStage,
-    TrainConfig,
-)
+from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
+from rlsys.config.stages import PpoConfig, ScorerStage
 from rlsys.engines.forward import merge_rows
 from rlsys.engines.policy import PolicyWorker
 from rlsys.engines.train import Rank

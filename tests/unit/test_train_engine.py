@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, TrainBatch, micro_batches
-from rlsys.config.schema import OptimConfig, PpoConfig, ScorerStage, TrainConfig
+from rlsys.config.schema import OptimConfig, TrainConfig
+from rlsys.config.stages import PpoConfig, ScorerStage
 from rlsys.data.collate import labelled_pairs
 from rlsys.data.encoder import PromptEncoder
 from rlsys.engines.common import Seat, Stats, merge_stats
