@@ -10,7 +10,7 @@ from actors.proxies import GuardLearner, RemoteGuard
 from actors.recipe import Context
 from actors.stages.evaluate import Examined, Examiner, prompts_of
 from actors.stages.rollout import rollout_of
-from actors.stages.training import run_training
+from actors.stages.training import run_training, trained_spec
 from rlsys.config.stages import GuardedStage, GuardStage
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
 from rlsys.engines.workbench import RoleSpec
@@ -21,17 +21,9 @@ from rlsys.roles import Metrics
 
 def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> dict[str, Any]:
     """A moderation model from labelled answers, measured on the evaluation split."""
-    limits, config = context.config.timeouts, context.config
+    limits = context.config.timeouts
     learner = GuardLearner(context.cluster.by_role["guard"], "guard")
-    spec = RoleSpec(
-        "guard_trainer",
-        context.folder(stage.init),
-        context.slice("train"),
-        config.seed,
-        stage.train,
-        stage.optim,
-        stage.steps,
-    )
+    spec = trained_spec(context, "guard_trainer", context.folder(stage.init), "train", stage)
     learner.create(spec).result(limits.start)
     run_training(context, name, stage, learner, len(context.data.train))
     learner.save(str(folder)).result(limits.call)

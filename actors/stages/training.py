@@ -23,6 +23,24 @@ from rlsys.roles import Metrics
 LOG_EVERY = 5  # optimiser steps between two rows of metrics.jsonl in supervised stages
 
 
+AnyTraining = SftStage | DpoStage | ScorerStage | GuardStage
+
+
+def trained_spec(
+    context: Context, kind: str, model: str, split: str, stage: AnyTraining
+) -> RoleSpec:
+    """A trained role as its stage wants it."""
+    return RoleSpec(
+        kind,
+        model,
+        context.slice(split),
+        context.config.seed,
+        stage.train,
+        stage.optim,
+        stage.steps,
+    )
+
+
 def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[str, Any]:
     """Supervised fine-tuning of the policy."""
     limits, training = context.config.timeouts, context.data.training
@@ -34,15 +52,7 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[
     else:
         model = context.folder(stage.init)
     learner = SftLearner(context.cluster.by_role["policy"], stage.target)
-    spec = RoleSpec(
-        "policy",
-        model,
-        context.slice(stage.split),
-        context.config.seed,
-        stage.train,
-        stage.optim,
-        stage.steps,
-    )
+    spec = trained_spec(context, "policy", model, stage.split, stage)
     learner.create(spec).result(limits.start)
     last = run_training(context, name, stage, learner, len(training[stage.split]))
     learner.save(str(folder)).result(limits.call)
@@ -55,25 +65,19 @@ def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> dict[
     limits, records = context.config.timeouts, context.data.train
     model = context.folder(stage.init)
     learner = DpoLearner(context.cluster.by_role["policy"], "policy")
-    spec = RoleSpec(
-        "policy",
-        model,
-        context.slice("train"),
-        context.config.seed,
-        stage.train,
-        stage.optim,
-        stage.steps,
-    )
+    spec = trained_spec(context, "policy", model, "train", stage)
     learner.create(spec).result(limits.start)
     cursor = PromptCursor(len(records), context.config.seed)
     batches = [cursor.next(min(stage.batch, cursor.count)) for _ in range(stage.steps)]
     used = sorted({row for batch in batches for row in batch})
     place = {row: number for number, row in enumerate(used)}
-    history: list[Metrics] = []
+    last: Metrics = {}
+    times: list[float] = []
     with context.display.bar(name, stage.steps) as bar:
 
         def report(step: int, metrics: Metrics) -> None:
-            history.append(metrics | {"seconds": time.perf_counter()})
+            last.update(metrics)
+            times.append(time.perf_counter())
             if step % LOG_EVERY == 0 or step == stage.steps:
                 context.log(name, stage.kind, step, metrics)
             bar.advance(note(metrics, "loss", "accuracy", "margin"))
@@ -88,24 +92,18 @@ def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> dict[
         )
     learner.save(str(folder)).result(limits.call)
     learner.drop().result(limits.call)
-    seconds = history[-1].pop("seconds") - history[0]["seconds"]
-    return history[-1] | {"pairs_per_s": stage.batch * (stage.steps - 1) / max(seconds, 1e-9)}
+    if len(times) > 1:
+        seconds = (times[-1] - times[0]) / (len(times) - 1)
+        last["pairs_per_s"] = len(batches[0]) / seconds
+    return last
 
 
 def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) -> dict[str, Any]:
     """A reward or cost model from preference pairs, measured on the evaluation split."""
-    limits, config = context.config.timeouts, context.config
+    limits = context.config.timeouts
     learner = ScorerLearner(context.cluster.by_role[stage.kind], stage)
     model = context.folder(stage.init)
-    spec = RoleSpec(
-        "scorer_trainer",
-        model,
-        context.slice("train"),
-        config.seed,
-        stage.train,
-        stage.optim,
-        stage.steps,
-    )
+    spec = trained_spec(context, "scorer_trainer", model, "train", stage)
     learner.create(spec).result(limits.start)
     run_training(context, name, stage, learner, len(context.data.train))
     learner.save(str(folder)).result(limits.call)
