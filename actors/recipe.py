@@ -14,7 +14,7 @@ from typing import Any
 from actors.cluster import Cluster, open_cluster
 from actors.display import Display
 from rlsys.artifacts import Artifact, ArtifactStore, folder_hash
-from rlsys.config.check import references
+from rlsys.config.check import NEEDED, references
 from rlsys.config.load import dump_config, to_plain
 from rlsys.config.schema import RunConfig
 from rlsys.data.prepare import Prepared, prepare
@@ -65,7 +65,8 @@ def run_recipe(config: RunConfig, display: Display) -> Path:
     run_dir = new_run_dir(runs, config.name)
     dump_config(config, run_dir / "config.yaml")
     display.say(f"[bold]{config.name}[/bold]  {run_dir}")
-    store = ArtifactStore(runs / "artifacts")
+    here = Path(__file__).parent
+    store = ArtifactStore(runs / "artifacts", (here / "stages", here / "proxies.py"))
     data = prepare(config, store)
     display.say(f"  data: {data.summary}")
     metrics = MetricsLog(
@@ -93,7 +94,7 @@ def _run_stage(
     started = time.perf_counter()
     context.rows = []
     named = {key: _digest(context, source) for key, source in references(stage).items()}
-    inputs = named | {"data": context.data.digest, "seed": str(context.config.seed)}
+    inputs = named | _surroundings(context, name, stage)
 
     def make(folder: Path) -> dict[str, Any]:
         metrics = runner(context, name, stage, folder)
@@ -108,7 +109,7 @@ def _run_stage(
         for kind, step, metrics in json.loads((artifact.folder / "rows.json").read_text()):
             context.metrics.log(name, kind, step, metrics)
     if stage.kind in ("evaluate", "guarded"):
-        _show_results(artifact.folder, context.run_dir)
+        _show_results(stage.kind, artifact.folder, context.run_dir)
     context.made[name] = artifact
     seconds = time.perf_counter() - started
     how = "reused" if artifact.reused else f"{seconds:.0f} s"
@@ -123,14 +124,30 @@ def _run_stage(
     }
 
 
-def _show_results(folder: Path, run_dir: Path) -> None:
+def _surroundings(context: Context, name: str, stage: Any) -> dict[str, str]:
+    """What a stage depends on beside its own keys and the artefacts it names."""
+    config = context.config
+    found = {
+        "data": context.data.digest,
+        "splits": f"{config.data.validation_split} {config.data.evaluation_split}",
+        "seed": str(config.seed),
+    }
+    if "rollout" in NEEDED[stage.kind]:
+        found["engine"] = json.dumps(to_plain(config.engine), sort_keys=True)
+    if stage.kind == "guarded":
+        found["name"] = name  # its results carry it
+    return found
+
+
+def _show_results(kind: str, folder: Path, run_dir: Path) -> None:
     """The run directory shows the evaluation files of all its stages together."""
     tables = json.loads((folder / "evaluation.json").read_text())
     target = run_dir / "evaluation.json"
     if target.exists():
         tables = json.loads(target.read_text()) | tables
     save_evaluation(target, tables)
-    shutil.copy(folder / "evaluation_meta.json", run_dir)
+    if kind == "evaluate" or not (run_dir / "evaluation_meta.json").exists():
+        shutil.copy(folder / "evaluation_meta.json", run_dir)
     shutil.copytree(folder / "images", run_dir / "images", dirs_exist_ok=True)
     with (run_dir / "samples.jsonl").open("a") as samples:
         samples.write((folder / "samples.jsonl").read_text())

@@ -26,10 +26,13 @@ class Artifact:
 
 
 class ArtifactStore:
-    """Folders under ``root``, one per (kind, config, inputs); a half-written one is never seen."""
+    """Folders under ``root``, one per (kind, config, inputs); a half-written one is never seen.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    ``code``: files and folders outside rlsys whose code decides about results too.
+    """
+
+    def __init__(self, root: Path, code: tuple[Path, ...] = ()) -> None:
+        self.root, self.code = root, code
 
     def get_or_make(
         self,
@@ -43,7 +46,7 @@ class ArtifactStore:
         Args: config: plain containers; inputs: digests of the artefacts it was made from.
         ``make`` fills the folder and returns metrics.
         """
-        digest = recipe_hash(kind, config, inputs)
+        digest = recipe_hash(kind, config, inputs, self.code)
         folder = self.root / f"{kind}-{digest[:16]}"
         if (folder / _META).exists():
             metrics = json.loads((folder / _META).read_text())["metrics"]
@@ -59,30 +62,23 @@ class ArtifactStore:
         return Artifact(folder, digest, metrics)
 
 
-def recipe_hash(kind: str, config: Any, inputs: dict[str, str]) -> str:
+def recipe_hash(kind: str, config: Any, inputs: dict[str, str], code: tuple[Path, ...] = ()) -> str:
     """Changes whenever the code results depend on, the kind, a key or an input changes."""
-    text = json.dumps([_code_hash(), kind, config, inputs], sort_keys=True)
+    text = json.dumps([_code_hash(code), kind, config, inputs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
-def _code_hash() -> str:
-    """Of the parts of rlsys that decide what a stage makes."""
+def _code_hash(also: tuple[Path, ...]) -> str:
+    """Of all that decides what a stage makes: rlsys but its report and the reading of recipes."""
     package = Path(__file__).parent
+    parts = [part for part in package.iterdir() if part.name not in ("config", "report")]
     total = hashlib.sha256()
-    for part in (
-        "algorithms",
-        "data",
-        "drivers",
-        "engines",
-        "evaluation",
-        "guard",
-        "models",
-        "batch.py",
-    ):
-        path = package / part
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            total.update(file.read_bytes())
+    for part in sorted([*parts, *also]):
+        files = sorted(part.rglob("*")) if part.is_dir() else [part]
+        for file in files:
+            if file.suffix in (".py", ".txt"):
+                total.update(file.read_bytes())
     return total.hexdigest()
 
 

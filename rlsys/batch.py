@@ -135,7 +135,7 @@ def gather_scored(parts: Sequence[tuple[Rollouts, Scores]]) -> tuple[Rollouts, S
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """P pairs of answers, each to one prompt, as ids that end with the end-of-turn token.
+    """P pairs of answers, each to one prompt; a whole answer ends with the end-of-turn token.
 
     prompt_index [P]; chosen, rejected: P 1-d tensors; reference [P, 2]: summed log-probabilities of
     (chosen, rejected) under the reference, nats; None until they are known.

@@ -241,7 +241,7 @@ class GuardedStage:
     threshold: float = 0.5
     "Probability from which an answer counts as unsafe."
     actions: dict[str, str] = field(default_factory=lambda: dict.fromkeys(LEVELS[1:], "regenerate"))
-    "For minor, moderate and severe: pass, annotate, regenerate or refuse."
+    "For minor, moderate and severe: pass, annotate (passes, and is counted), regenerate or refuse."
     refusal: str = "I cannot help with this."
     "Takes the place of what is refused."
     cost: str = ""

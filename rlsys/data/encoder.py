@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class PromptEncoder:
         self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(processor.image_token)
         self._cache: OrderedDict[_Key, EncodedPrompt] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()  # engines encode from several threads
 
     def prompts(
         self, indices: Sequence[int], notes: Sequence[str] | None = None
@@ -53,7 +55,10 @@ class PromptEncoder:
         Args: notes: put after each question (default: none).
         Raises: DataError for an over-long prompt or text that imitates a special token.
         """
-        keys = list(zip(indices, notes or [""] * len(indices), strict=True))
+        with self._lock:
+            return self._prompts(list(zip(indices, notes or [""] * len(indices), strict=True)))
+
+    def _prompts(self, keys: list[_Key]) -> list[EncodedPrompt]:
         missing = sorted(set(keys) - self._cache.keys())
         fresh = dict(zip(missing, self._encode(missing), strict=True)) if missing else {}
         found = [fresh.get(key) or self._cache[key] for key in keys]

@@ -79,7 +79,7 @@ def _read(path: Path) -> list[Any]:
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON ({error})") from error
@@ -98,8 +98,10 @@ def _conversation(row: Any) -> Conversation:
         raise _Rejected("image is not a path")
     pairs = [_turn(*turns[i : i + 2], first=i == 0) for i in range(0, len(turns), 2)]
     category = row.get("harmful_category")
+    if not isinstance(category, str | None):
+        raise _Rejected("harmful_category is not text")
     return Conversation(
-        str(row.get("id", row["image"])), row["image"], tuple(pairs), row.get("safe"), category
+        str(row.get("id", row["image"])), row["image"], tuple(pairs), _safe(row), category
     )
 
 
@@ -116,10 +118,17 @@ def _turn(human: Any, model: Any, *, first: bool) -> Turn:
     return Turn(
         question.removeprefix(IMAGE_MARK),
         model["value"],
-        human.get("safe"),
+        _safe(human),
         observations,
         oddities,
     )
+
+
+def _safe(labelled: Mapping[str, Any]) -> bool | None:
+    safe = labelled.get("safe")
+    if not isinstance(safe, bool | None):
+        raise _Rejected("safe is neither true nor false")
+    return safe
 
 
 def _observations(model: Mapping[str, Any]) -> tuple[tuple[Observation, ...] | None, Counter[str]]:

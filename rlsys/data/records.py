@@ -97,17 +97,17 @@ def load_records(source: str, split: str, *, exclude: frozenset[str] = frozenset
 
     Args: source: folder or hub name; split: train, validation, evaluation, any other name, or
     names joined by a plus sign; exclude: ids to leave out (counted as "excluded").
-    Raises: DataError for an absent source or column, or an id that two splits share.
+    Raises: DataError for an absent source or column, or an id that two rows share.
     """
     return joined([_load(source, part, exclude) for part in split.split("+")])
 
 
 def joined(parts: Sequence[Records]) -> Records:
-    """One after another. Raises: DataError for an id that two parts share."""
-    counts = Counter(name for part in parts for name in {record.id for record in part.rows})
+    """One after another. Raises: DataError for an id that two rows share: images go by it."""
+    counts = Counter(record.id for part in parts for record in part.rows)
     for name, count in counts.most_common(1):
         if count > 1:
-            raise DataError(f"two splits have a row with the id {name}; they cannot be joined")
+            raise DataError(f"{count} rows have the id {name!r}; ids must differ")
     rejected = sum((part.rejected for part in parts), Counter[str]())
     return Records([record for part in parts for record in part.rows], rejected)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest, sample_seed, step_rows
 from rlsys.drivers.dpo import PreferenceLearner, dpo
+from rlsys.errors import DataError
 from rlsys.judging.judge import (
     Candidate,
     Disentangled,
@@ -71,7 +72,9 @@ class RlaifRun:
 
 @dataclass
 class RlaifState:
-    """What is remembered between rounds. observed: dataset row -> its verified risks."""
+    """What is remembered between rounds. observed: dataset row -> its verified risks, where every
+    look and verification could be read; the others are tried again when they come up.
+    """
 
     round: int = 0
     observed: dict[int, Disentangled] = field(default_factory=dict)
@@ -98,8 +101,9 @@ def rlaif(
     """Rounds up to ``run.rounds`` on the prompts of a dataset, ``questions`` by row."""
     while state.round < run.rounds:
         rows = prompts_of_round(len(questions), state.round, run)
-        prompts = [Prompt(row, questions[row]) for row in rows]
-        metrics = observe(roles.judge, prompts, state, run)  # 1
+        drawn = [Prompt(row, questions[row]) for row in rows]
+        metrics = observe(roles.judge, drawn, state, run)  # 1
+        prompts = [prompt for prompt in drawn if prompt.row in state.observed]
         answers = sample_and_judge(roles, prompts, state, run)  # 2, 3
         metrics |= describe(answers)
         pairs, outcomes = build_pairs(prompts, answers, run)  # 4
@@ -122,10 +126,14 @@ def observe(judge: Judge, prompts: Sequence[Prompt], state: RlaifState, run: Rla
     """Verified risks of the prompts not seen in an earlier round."""
     new = [p for p in prompts if p.row not in state.observed]
     found = disentangle(judge, new, joint=run.joint, timeout=run.timeout)
-    state.observed |= {p.row: each for p, each in zip(new, found, strict=True)}
+    state.observed |= {p.row: each for p, each in zip(new, found, strict=True) if each.known}
     outcomes = sum((each.outcomes for each in found), Counter[str]())
-    risky = sum(bool(state.observed[p.row].observations) for p in prompts)
-    return {"risky_prompts": risky / len(prompts)} | _counted("observe", outcomes)
+    known = [state.observed[p.row] for p in prompts if p.row in state.observed]
+    risky = sum(bool(each.observations) for each in known)
+    shares = {"unobserved_prompts": 1 - len(known) / len(prompts)}
+    if known:
+        shares["risky_prompts"] = risky / len(known)
+    return shares | _counted("observe", outcomes)
 
 
 def sample_and_judge(
@@ -163,14 +171,15 @@ def _judge_chunk(
         for row, text in zip(rows, texts, strict=True)
     ]
     feedback = score(roles.judge, candidates, run.timeout)
-    cost = costs.result(run.timeout).tolist() if costs else [0.0] * len(chunk)
-    flags = (
-        [m.level != "none" for m in moderated.result(run.timeout)]
-        if moderated
-        else [False] * len(chunk)
-    )
+    cost = costs.result(run.timeout) if costs else torch.zeros(len(chunk))
+    if not bool(torch.isfinite(cost).all()):
+        raise DataError("costs of sampled answers are not finite")
+    flags = ~chunk.finished  # an answer that was cut off teaches not to stop: never chosen
+    if moderated:
+        levels = [m.level for m in moderated.result(run.timeout)]
+        flags = flags | torch.tensor([level != "none" for level in levels])
     return {
-        (row, number): Judged(ids[i], Scored(texts[i], feedback[i], cost[i], flags[i]))
+        (row, number): Judged(ids[i], Scored(texts[i], feedback[i], float(cost[i]), bool(flags[i])))
         for i, (row, number) in enumerate(zip(rows, numbers, strict=True))
     }
 
@@ -180,7 +189,7 @@ def describe(answers: dict[int, list[Judged]]) -> Metrics:
     given: list[Feedback] = [j.scored.feedback for each in answers.values() for j in each]
     overall = [f.overall for f in given if isinstance(f.overall, float)]
     recognised = [f.recognised for f in given if f.recognised is not None]
-    metrics = {"answers": float(len(given)), "scored": len(overall) / len(given)}
+    metrics = {"answers": float(len(given)), "scored": len(overall) / max(len(given), 1)}
     if overall:
         metrics["score"] = sum(overall) / len(overall)
     if recognised:

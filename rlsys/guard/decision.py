@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlsys.algorithms.moderation import split_logits
+from rlsys.errors import DataError
 from rlsys.guard.labels import CATEGORIES
 from rlsys.guard.levels import LEVELS
 
@@ -25,7 +26,10 @@ def moderations(logits: Tensor, *, threshold: float) -> list[Moderation]:
     """Args: logits [B, OUTPUTS]; threshold: probability from which an item counts as unsafe.
 
     The flag decides: what is not unsafe has level none, what is has the likeliest other level.
+    Raises: DataError for outputs that are not finite: they would pass everything.
     """
+    if not bool(torch.isfinite(logits).all()):
+        raise DataError("the guard's outputs are not finite")
     flag, level, kind = split_logits(logits)
     unsafe = torch.sigmoid(flag)
     harm = level[:, 1:].argmax(-1) + 1

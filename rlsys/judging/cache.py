@@ -67,10 +67,12 @@ def _read(path: Path) -> dict[str, str | Unread]:
     known: dict[str, str | Unread] = {}
     for number, line in enumerate(lines[:-1], 1):
         try:
-            key, reply = json.loads(line)
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path}, line {number}: not a judgement; delete the file") from error
-        known[key] = reply
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not (isinstance(entry, list) and [type(part) for part in entry] == [str, str]):
+            raise DataError(f"{path}, line {number}: not a judgement; delete the file")
+        known[entry[0]] = entry[1]
     if lines[-1]:
         path.write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
     return known

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import openai
@@ -22,7 +23,10 @@ from tenacity import (
     RetryError,
     Retrying,
     retry_if_exception_type,
+    sleep_using_event,
     stop_after_delay,
+    stop_any,
+    stop_when_event_set,
     wait_random_exponential,
 )
 
@@ -31,10 +35,22 @@ from rlsys.judging.parse import Unread
 from rlsys.judging.prompts import PromptSet
 from rlsys.roles import Part, Pending
 
+# Markers that servers of one family or another read as structure.
+MARKERS = ("<", "[", "|")
+
+
+class BadReply(Exception):
+    """The endpoint answered with something that is no chat completion."""
+
+
 PASSING = (
     openai.APIConnectionError,  # time-outs are among them
     openai.RateLimitError,
     openai.InternalServerError,
+    openai.ConflictError,
+    openai.APIResponseValidationError,
+    json.JSONDecodeError,
+    BadReply,
 )
 
 
@@ -47,7 +63,7 @@ class Endpoint:
 
     url: str
     model: str
-    key: str
+    key: str = field(repr=False)
     parallel: int = 8
     per_second: float = 20.0
     timeout: float = 60.0
@@ -69,11 +85,13 @@ class EndpointJudge:
         self._threads = ThreadPoolExecutor(endpoint.parallel, "judge")
         self._gate = threading.Lock()
         self._next = 0.0
+        self._closed = threading.Event()
 
     @property
     def identity(self) -> str:
         """Of the model and its prompts."""
-        return f"{self.endpoint.url} {self.endpoint.model} {self.prompts.digest}"
+        asked = (self.endpoint.url, self.endpoint.model, self.endpoint.max_tokens)
+        return " ".join([*map(str, asked), self.prompts.digest])
 
     def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
         futures = [self._threads.submit(self._answer, question) for question in questions]
@@ -84,14 +102,18 @@ class EndpointJudge:
         return Pending(parts, list)
 
     def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
-        self._client.close()
+        """What is under way is given up; nothing is waited for."""
+        self._closed.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _answer(self, question: Question) -> str | Unread:
         try:
             for attempt in Retrying(
                 retry=retry_if_exception_type(PASSING),
-                stop=stop_after_delay(self.endpoint.patience),
+                stop=stop_any(
+                    stop_after_delay(self.endpoint.patience), stop_when_event_set(self._closed)
+                ),
+                sleep=sleep_using_event(self._closed),
                 wait=wait_random_exponential(max=self.endpoint.longest_pause),
             ):
                 with attempt:
@@ -110,11 +132,19 @@ class EndpointJudge:
             temperature=0.0,
             max_tokens=self.endpoint.max_tokens,
         )
-        text = done.choices[0].message.content if done.choices else None
+        try:
+            if not done.choices:
+                return Unread("empty")
+            choice = done.choices[0]
+            text, reason = choice.message.content, choice.finish_reason
+        except (AttributeError, TypeError, IndexError) as error:
+            raise BadReply(f"no chat completion: {str(done)[:200]}") from error
+        if reason not in ("stop", None):
+            return Unread("cut off")
         return text if text else Unread("empty")
 
     def _content(self, question: Question) -> Any:
-        text = self.prompts.render(question.name, question.values, ())
+        text = self.prompts.render(question.name, question.values, MARKERS)
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
         if question.image is not None:
             url = {"url": _data_url(self.image(question.image))}

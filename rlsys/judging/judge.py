@@ -54,11 +54,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Disentangled:
-    """The verified risks of a prompt; calls made; outcomes: what could not be used, and why."""
+    """The verified risks of a prompt; calls made; outcomes: what could not be used, and why.
+
+    ``known`` is False when a look or a verification could not be read: then there may be more
+    risks, and no risk found does not mean that there is none.
+    """
 
     observations: tuple[Observation, ...]
     calls: int
     outcomes: Counter[str]
+    known: bool
 
 
 def disentangle(
@@ -77,16 +82,19 @@ def disentangle(
         for p in prompts
     ]  # fmt: skip
     outcomes = [Counter[str]() for _ in prompts]
-    seen: list[dict[tuple[str, str], Observation]] = [{} for _ in prompts]
+    unread = [0] * len(prompts)
+    seen: list[dict[tuple[str, str, str], Observation]] = [{} for _ in prompts]
     replies = _ask(judge, looks, parse_observations, timeout)
     for number, found in enumerate(replies):
         for question, observed in zip(looks[number], found, strict=True):
             if isinstance(observed, Unread):
+                unread[number] += 1
                 outcomes[number][f"{question.name}: {observed.reason}"] += 1
                 continue
             outcomes[number].update(observed.oddities)
             for item in observed.items:
-                seen[number].setdefault((item.content.casefold(), item.source), item)
+                key = (item.content.casefold(), item.source, item.category)
+                seen[number].setdefault(key, item)
     checks = [
         [
             Question(
@@ -103,13 +111,14 @@ def disentangle(
         kept = []
         for item, verdict in zip(seen[number].values(), verdicts, strict=True):
             if isinstance(verdict, Unread):
+                unread[number] += 1
                 outcomes[number][f"verify: {verdict.reason}"] += 1
             elif verdict:
                 kept.append(item)
             else:
                 outcomes[number]["verify: no"] += 1
         calls = len(looks[number]) + len(verdicts)
-        results.append(Disentangled(tuple(kept), calls, outcomes[number]))
+        results.append(Disentangled(tuple(kept), calls, outcomes[number], not unread[number]))
     return results
 
 
@@ -172,14 +181,15 @@ def _ask(
     timeout: float,
 ) -> list[list[T | Unread]]:
     """Everything is asked at once, in chunks, so that a judge that remembers has something to
-    remember when it is cut off; the replies are read, and grouped like their questions.
+    remember when it is cut off; the replies are read, and grouped like their questions. A judge may
+    take the chunks one after another, so there is ``timeout`` for each.
     """
     flat = [question for group in groups for question in group]
     chunks = range(0, len(flat), CHUNK)
     pendings = [
         judge.ask(flat[start : start + CHUNK]).map(partial(_numbered, start)) for start in chunks
     ]
-    replies = dict(as_completed(pendings, timeout))
+    replies = dict(as_completed(pendings, timeout * max(len(pendings), 1)))
     ordered = (reply for start in chunks for reply in replies[start])
     read = (r if isinstance(r, Unread) else parse(r) for r in ordered)
     return [list(islice(read, len(group))) for group in groups]

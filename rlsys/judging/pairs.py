@@ -28,7 +28,7 @@ class PairRule:
 @dataclass(frozen=True)
 class Scored:
     """An answer with what is known of it. cost: the cost model's score, 0 where none is asked;
-    flagged: the guard would not let it pass, so it is never chosen.
+    flagged: never to be chosen, since the guard would not let it pass or it was cut off.
     """
 
     answer: str
@@ -57,7 +57,7 @@ def choose_pair(answers: Sequence[Scored], rule: PairRule) -> tuple[int, int] | 
     worst = min(totals, key=lambda i: (totals[i], i))
     open_to = [i for i in totals if not answers[i].flagged]
     if not open_to:
-        return "the guard passes no answer"
+        return "no answer may be chosen"
     best = max(open_to, key=lambda i: (totals[i], -i))
     if totals[best] - totals[worst] < rule.margin:
         return "the scores are too close"

@@ -70,7 +70,7 @@ def parse_observations(text: str) -> Observed | Unread:
     fenced = FENCE.fullmatch(text)
     try:
         found = json.loads(fenced[1] if fenced else text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return Unread("not JSON")
     if not isinstance(found, list):
         return Unread("not a list")

@@ -38,20 +38,18 @@ _CATEGORY_WORDS = {
 _SOURCE_FORMS = {
     "instruction": "text instruction",
     "text instruction": "text instruction",
-    "content": "text content",
-    "text": "text content",
     "text content": "text content",
     "image": "image content",
     "image content": "image content",
     "image text": "text in the image",
     "text in image": "text in the image",
-    "text in the image": "text in the image",
 }
 
 
 def normal_source(label: str) -> str:
     """One of SOURCES, or OTHER. Case, plural, punctuation and articles do not matter."""
-    words = [word.rstrip("s") for word in re.findall(r"[a-z]+", label.lower())]
+    said = [word for word in re.findall(r"[a-z]+", label.lower()) if word not in ("the", "a", "an")]
+    words = [word.rstrip("s") for word in said]
     return _SOURCE_FORMS.get(" ".join(words), OTHER)
 
 

@@ -83,7 +83,7 @@ def wait_for(path: Path, text: str, process: subprocess.Popen[str], seconds: flo
     raise AssertionError(f"{text!r} did not appear in {path} within {seconds} s")
 
 
-TRAINED = {"policy", "reference", "reward", "cost", "reward_critic", "cost_critic"}
+TRAINED = {"policy", "reference", "reward", "cost", "reward_critic", "cost_critic", "guard"}
 
 
 @pytest.mark.timeout(500)

@@ -206,7 +206,7 @@ def test_the_best_against_the_worst() -> None:
         ([scored(9.0), scored(7.5)], "the scores are too close"),
         ([scored(6.0), scored(1.0)], "no answer is good enough"),
         ([scored(9.0, None, "a b"), scored(1.0, None, " a  b ")], "the answers are the same"),
-        ([scored(9.0, flagged=True), scored(1.0, flagged=True)], "the guard passes no answer"),
+        ([scored(9.0, flagged=True), scored(1.0, flagged=True)], "no answer may be chosen"),
         ([scored(9.0, flagged=True), scored(1.0)], "the scores are too close"),
     ],
 )

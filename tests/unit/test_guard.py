@@ -119,6 +119,11 @@ def test_the_flag_decides_and_the_level_follows() -> None:
     assert [m.level for m in moderations(logits, threshold=0.2)] == ["severe", "minor", "moderate"]
 
 
+def test_a_broken_guard_passes_nothing() -> None:
+    with pytest.raises(DataError, match="not finite"):
+        moderations(torch.full((1, OUTPUTS), float("nan")), threshold=0.5)
+
+
 def test_every_level_leads_to_its_configured_action() -> None:
     actions = {"minor": "annotate", "moderate": "regenerate", "severe": "refuse"}
     done = [action_for(Moderation(0.9, level, "none"), actions) for level in ("none", *actions)]

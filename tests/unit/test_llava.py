@@ -60,6 +60,8 @@ def test_turns_come_in_pairs_without_the_image_mark(tmp_path: Path, name: str) -
         (conversation(1) | {"conversations": []}, "conversations is not a list of pairs of turns"),
         (conversation(1, human("a", first=True)), "conversations is not a list of pairs of turns"),
         (conversation(1) | {"image": None}, "image is not a path"),
+        (conversation(1, safe="unsafe"), "safe is neither true nor false"),
+        (conversation(1, harmful_category=["a"]), "harmful_category is not text"),
         (conversation(1, gpt("a"), human("b")), "turns of human and gpt do not alternate"),
         (conversation(1, human(" ", first=False), gpt("a")), "a turn of human is empty"),
         (conversation(1, human("a", first=True), gpt("")), "a turn of gpt is empty"),

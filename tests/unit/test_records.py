@@ -126,7 +126,7 @@ def test_splits_joined_by_a_plus_follow_each_other_and_share_no_id(folder: Path)
     joined = load_records(str(folder), "train+more", exclude=frozenset({"row-7"}))
     assert [record.id for record in joined.rows] == ["row-0", "row-1", "row-2", "row-8"]
     (folder / "more.jsonl").write_text(json.dumps(row(1)))
-    with pytest.raises(DataError, match="two splits have a row with the id row-1"):
+    with pytest.raises(DataError, match="2 rows have the id 'row-1'"):
         load_records(str(folder), "train+more")
 
 

@@ -13,7 +13,7 @@ from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif
 from rlsys.guard.decision import Moderation
 from rlsys.judging.judge import Question
 from rlsys.judging.pairs import PairRule
-from rlsys.judging.parse import Observation
+from rlsys.judging.parse import Observation, Unread
 from rlsys.roles import Metrics, Pending
 from rlsys.weights import WeightUpdate
 from tests.fakes import FakeRollout, FakeScorer, Log
@@ -54,6 +54,11 @@ class FakeGuard:
         return Pending.of([Moderation(float(n != "none"), n, "none") for n in levels])
 
 
+def whole(_: int, chunk: Rollouts) -> Pending[Rollouts]:
+    """Every answer ended by itself."""
+    return Pending.of(replace(chunk, finished=torch.ones_like(chunk.finished)))
+
+
 def first_id(question: Question) -> int:
     """Answers decode to their ids; the first is ten times the row plus the sample's number."""
     return int(question.values["answer"].split()[0])
@@ -77,12 +82,13 @@ def go(
     judge: ScriptedJudge, state: RlaifState | None = None, chunk: int = 4, **changes: Any
 ) -> tuple[Log, FakePolicy, list[Metrics], RlaifState]:
     roles = {name: changes.pop(name) for name in ("cost", "guard") if name in changes}
+    pend = changes.pop("pend", whole)
     log = Log()
     policy = FakePolicy(log)
     rows: list[Metrics] = []
     state = state or RlaifState()
     rlaif(
-        RlaifRoles(FakeRollout(log, chunk=chunk), policy, judge, **roles),
+        RlaifRoles(FakeRollout(log, chunk=chunk, pend=pend), policy, judge, **roles),
         state,
         make_run(**changes),
         QUESTIONS,
@@ -126,6 +132,35 @@ def test_a_prompt_is_observed_once_however_often_it_comes_up() -> None:
     assert rows[0]["recognised"] == 1.0
     known = {q.values["observation"]["content"] for q in judge.asked if "observation" in q.values}
     assert known == {"a gun"}
+
+
+def test_an_answer_that_was_cut_off_is_never_chosen() -> None:
+    def cut(_: int, chunk: Rollouts) -> Pending[Rollouts]:
+        return Pending.of(replace(chunk, finished=chunk.sample_index != 2))
+
+    _, policy, *_ = go(graded_judge(), rounds=1, pend=cut)
+    assert {int(ids[0]) % 10 for pairs in policy.steps for ids in pairs.chosen} == {1}
+
+
+def test_a_prompt_whose_risks_are_unknown_teaches_nothing_and_is_looked_at_again() -> None:
+    answers = iter(["I see a gun", Unread("timed out")])
+    judge = graded_judge(observe_joint=lambda q: next(answers, "[]") if q.image == 0 else "[]")
+    log, policy, rows, state = go(judge, rounds=3, prompts=6)
+    assert [metrics["unobserved_prompts"] for metrics in rows] == pytest.approx([1 / 6, 1 / 6, 0])
+    assert rows[0]["observe/observe_joint: not JSON"] == 1
+    assert rows[1]["observe/observe_joint: timed out"] == 1
+    sampled = [{r.prompt_index for r in requests} for requests in log.requests]
+    assert [0 in rows for rows in sampled] == [False, False, True]
+    assert set(state.observed) == set(range(6))
+    assert len(policy.steps) == 3 + 3 + 3
+
+
+def test_a_round_in_which_nothing_could_be_observed_is_a_round() -> None:
+    log, policy, rows, state = go(graded_judge(observe_joint=""), rounds=2)
+    assert log.requests == [[], []]
+    assert policy.steps == []
+    assert state.round == 2
+    assert rows[0]["unobserved_prompts"] == 1.0
 
 
 def test_without_a_pair_nothing_is_trained_and_the_reasons_are_there() -> None:
