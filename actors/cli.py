@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from rlsys.errors import RlsysError
+from rlsys.config.stages import GuardedStage
+from rlsys.errors import ConfigError, RlsysError
 
 app = typer.Typer(
     help="Safety alignment of multimodal LLMs: Safe RLHF-V on Ray, vLLM and DeepSpeed.",
@@ -42,6 +43,53 @@ def run(config: Recipe, overrides: Overrides = None) -> None:
     from actors.recipe import run_recipe
 
     run_recipe(loaded, Display())
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="Folder of a policy.")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON lines of {image, question, id}.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="One picture, with --question.")] = None,
+    question: Annotated[str, typer.Option(help="What is asked about it.")] = "",
+    guard: Annotated[Path | None, typer.Option(help="Folder of a guard.")] = None,
+    rounds: Annotated[int, typer.Option(help="With a guard: how often to draw again.")] = 5,
+    candidates: Annotated[int, typer.Option(help="Answers drawn per prompt and round.")] = 4,
+    temperature: float = 1.0,
+    hint: Annotated[str, typer.Option(help="Put after the question of what is drawn again.")] = "",
+    refusal: Annotated[str, typer.Option(help="Where nothing passed.")] = GuardedStage.refusal,
+    max_new_tokens: int = 64,
+    out: Annotated[Path | None, typer.Option(help="Write JSON lines here.")] = None,
+) -> None:
+    """Answers of a policy, plain or behind a guard. Needs no Ray."""
+    from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
+
+    os.environ.update(ENVIRONMENT)
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.update(CPU_ENVIRONMENT)
+    import rlsys.generate as generation
+
+    settings = GuardedStage(
+        rounds=rounds, candidates=candidates, temperature=temperature, hint=hint,
+        refusal=refusal, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    settings.check()
+    if (prompts is None) == (image is None):
+        raise ConfigError("give either --prompts FILE, or --image FILE and --question TEXT")
+    asked = (
+        generation.read_prompts(prompts)
+        if prompts
+        else [generation.prompt("prompt", question, image or Path())]
+    )
+    answers = generation.generate(str(model), asked, str(guard or ""), settings)
+    if out:
+        out.write_text(generation.as_json(answers), encoding="utf-8")
+        print(f"{len(answers)} answers: {out}")
+    else:
+        print(generation.as_json(answers), end="")
 
 
 @app.command()

@@ -16,27 +16,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.host import Host, HostInfo
 from rlsys.batch import PreferencePairs, Rollouts, TrainBatch
 from rlsys.config.schema import GroupConfig, TimeoutConfig
+from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
 from rlsys.engines.train import Rank
 from rlsys.errors import RlsysError
 from rlsys.roles import Part, Pending, ProcessDied
 
 CALL_THREADS = 8  # calls a process with an engine takes at a time; their requests share it
-
-CPU_ENVIRONMENT = {
-    "DS_ACCELERATOR": "cpu",
-    "CUDA_VISIBLE_DEVICES": "",
-    "TORCHDYNAMO_DISABLE": "1",
-}
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAY_TQDM_PATCH_PRINT": "0",
-}
 
 
 class Group:

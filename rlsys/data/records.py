@@ -78,6 +78,24 @@ class Record:
             raise DataError(f"row {self.id}: image cannot be read ({where}): {error}") from error
 
 
+def unlabelled(name: str, question: str, image: str) -> Record:
+    """A prompt that is only to be answered: its labels say nothing, and no stage learns from it."""
+    return Record(
+        id=name,
+        question=question,
+        image=image,
+        category="none",
+        severity=0,
+        responses=("", ""),
+        more_helpful=0,
+        safer=0,
+        safe=(True, True),
+        harmless_rates=(0, 0),
+        helpful_rates=(0, 0),
+        row={"id": name, "question": question},
+    )
+
+
 @dataclass(frozen=True)
 class Records:
     """The usable rows of a split, and why the others were not."""

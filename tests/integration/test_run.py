@@ -71,6 +71,51 @@ def test_two_whole_iterations_on_real_photographs(workdir: Path) -> None:
     assert list((run / "wandb").glob("offline-run-*/*.wandb")), "the tracker must have recorded"
 
 
+def artifact(workdir: Path, stage: str) -> Path:
+    """The folder a stage of the photographs' run left."""
+    stages = json.loads((workdir / "runs/photos/stages.json").read_text())
+    digest = next(entry["hash"] for entry in stages if entry["name"] == stage)
+    (folder,) = (workdir / "runs/artifacts").glob(f"*-{digest}")
+    return folder
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_generate_answers_plainly_and_behind_a_guard(workdir: Path, guarded: bool) -> None:
+    """Reads what the run above left; without a guard the answers are the run's greedy ones."""
+    rows = [json.loads(x) for x in (workdir / "data/evaluation.jsonl").read_text().splitlines()]
+    prompts, out = workdir / "data/ask.jsonl", workdir / f"answers-{guarded}.jsonl"
+    keys = ("id", "image", "question")
+    prompts.write_text("".join(json.dumps({k: row[k] for k in keys}) + "\n" for row in rows))
+    start = artifact(workdir, "start")
+    asked = [RLSYS, "generate", str(start), "--prompts", str(prompts), "--out", str(out)]
+    asked += ["--max-new-tokens", "24"]
+    if guarded:
+        guard = str(artifact(workdir, "guard"))
+        asked += ["--guard", guard, "--rounds", "1", "--candidates", "2", "--refusal", "no ."]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["id"] for answer in answers] == [row["id"] for row in rows]
+    samples = (workdir / "runs/photos/samples.jsonl").read_text().splitlines()
+    plain = {s["id"]: s["answer"] for s in map(json.loads, samples) if s["policy"] == "start"}
+    for answer in answers:
+        if not guarded:
+            assert answer["answer"] == plain[answer["id"]]
+            assert "level" not in answer
+        elif answer["level"] == "none":
+            assert answer["action"] == "pass"
+        else:
+            assert (answer["action"], answer["answer"]) == ("refuse", "no .")
+
+
+@pytest.mark.parametrize("given", [[], ["--prompts", "p.jsonl", "--image", "a.png"]])
+def test_generate_wants_one_kind_of_prompt(given: list[str]) -> None:
+    asked = [RLSYS, "generate", "model", *given]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "ConfigError give either --prompts FILE, or --image" in done.stderr
+
+
 def wait_for(path: Path, text: str, process: subprocess.Popen[str], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
