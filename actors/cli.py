@@ -65,7 +65,7 @@ def generate(
     """Answers of a policy, plain or behind a guard. Needs no Ray."""
     from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
 
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
     import torch
 
     if not torch.cuda.is_available():
