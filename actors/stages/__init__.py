@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from actors.recipe import StageFunction
 from actors.stages.evaluate import run_evaluate
-from actors.stages.guard import run_guard, run_guarded
+from actors.stages.guard import run_filter, run_guard, run_guarded
 from actors.stages.safe_rlhf import run_safe_rlhf
 from actors.stages.training import run_dpo, run_scorer, run_sft
 
@@ -15,6 +15,7 @@ RUNNERS: dict[str, StageFunction] = {
     "cost": run_scorer,
     "safe_rlhf": run_safe_rlhf,
     "guard": run_guard,
+    "filter": run_filter,
     "guarded": run_guarded,
     "evaluate": run_evaluate,
 }

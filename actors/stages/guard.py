@@ -11,12 +11,16 @@ from actors.recipe import Context
 from actors.stages.evaluate import Examined, Examiner, prompts_of
 from actors.stages.rollout import rollout_of
 from actors.stages.training import run_training, trained_spec
-from rlsys.config.stages import GuardedStage, GuardStage
+from rlsys.config.stages import FilterStage, GuardedStage, GuardStage
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
 from rlsys.engines.workbench import RoleSpec
+from rlsys.guard.decision import moderations
+from rlsys.guard.flags import Flags, save_flags
 from rlsys.guard.quality import guard_quality
 from rlsys.models.load import load_processor
 from rlsys.roles import Metrics
+
+FILTER_ROWS = 400  # rows per call, so that one call stays well inside its deadline
 
 
 def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> dict[str, Any]:
@@ -25,7 +29,7 @@ def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> d
     learner = GuardLearner(context.cluster.by_role["guard"], "guard")
     spec = trained_spec(context, "guard_trainer", context.folder(stage.init), "train", stage)
     learner.create(spec).result(limits.start)
-    run_training(context, name, stage, learner, len(context.data.train))
+    run_training(context, name, stage, learner, range(len(context.data.train)))
     learner.save(str(folder)).result(limits.call)
     held_out = RoleSpec("guard", str(folder), context.slice("evaluation"), train=stage.train)
     learner.create(held_out).result(limits.start)
@@ -35,6 +39,28 @@ def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> d
     quality = guard_quality(outputs, evaluation)
     context.display.say("    held out: " + note(quality, *quality))
     return dict(quality)
+
+
+def run_filter(context: Context, name: str, stage: FilterStage, folder: Path) -> dict[str, Any]:
+    """What the guard says about both responses of every row of a training split."""
+    limits, records = context.config.timeouts, context.data.training[stage.split]
+    guard = GuardLearner(context.cluster.by_role["guard"], "guard")
+    spec = RoleSpec("guard", context.folder(stage.guard), context.slice(stage.split))
+    guard.create(spec).result(limits.start)
+    flags: Flags = {}
+    with context.display.bar(name, len(records)) as bar:
+        for start in range(0, len(records), FILTER_ROWS):
+            rows = list(range(start, min(start + FILTER_ROWS, len(records))))
+            outputs = guard.moderate_rows(rows).result(limits.call)
+            flagged = [m.level != "none" for m in moderations(outputs, threshold=stage.threshold)]
+            for place, row in enumerate(rows):  # three items a row; the third is the bare prompt
+                flags[records[row].id] = (flagged[3 * place], flagged[3 * place + 1])
+            bar.advance("", by=len(rows))
+    guard.drop().result(limits.call)
+    save_flags(folder, flags)
+    share = sum(first + second for first, second in flags.values()) / (2 * len(flags))
+    context.display.say(f"    flagged {share:.1%} of {2 * len(flags)} responses")
+    return {"rows": len(flags), "flagged": share}
 
 
 def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from rlsys.drivers.dpo import dpo
 from rlsys.drivers.scorers import scorer_quality
 from rlsys.drivers.sft import train
 from rlsys.engines.workbench import RoleSpec
+from rlsys.guard.flags import load_flags, passed_rows
 from rlsys.models.load import load_processor
 from rlsys.models.tiny import build_tiny_vlm
-from rlsys.roles import Metrics
+from rlsys.roles import Metrics, Pending
 
 LOG_EVERY = 5  # optimiser steps between two rows of metrics.jsonl in supervised stages
 
@@ -54,7 +57,13 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[
     learner = SftLearner(context.cluster.by_role["policy"], stage.target)
     spec = trained_spec(context, "policy", model, stage.split, stage)
     learner.create(spec).result(limits.start)
-    last = run_training(context, name, stage, learner, len(training[stage.split]))
+    rows: Sequence[int] = range(len(training[stage.split]))
+    if stage.filter:
+        flags = load_flags(Path(context.folder(stage.filter)))
+        kept = passed_rows(training[stage.split], flags, stage.target)
+        context.display.say(f"    the filter passed {len(kept)} of {len(rows)} rows")
+        rows = kept
+    last = run_training(context, name, stage, learner, rows)
     learner.save(str(folder)).result(limits.call)
     learner.drop().result(limits.call)
     return last
@@ -105,7 +114,7 @@ def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) ->
     model = context.folder(stage.init)
     spec = trained_spec(context, "scorer_trainer", model, "train", stage)
     learner.create(spec).result(limits.start)
-    run_training(context, name, stage, learner, len(context.data.train))
+    run_training(context, name, stage, learner, range(len(context.data.train)))
     learner.save(str(folder)).result(limits.call)
     held_out = RoleSpec(stage.kind, str(folder), context.slice("evaluation"), train=stage.train)
     learner.create(held_out).result(limits.start)
@@ -117,14 +126,26 @@ def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) ->
     return dict(quality)
 
 
+@dataclass(frozen=True)
+class _On:
+    """A learner that is given places in ``rows``."""
+
+    learner: SftLearner | ScorerLearner | GuardLearner
+    rows: Sequence[int]
+
+    def step(self, places: list[int]) -> Pending[Metrics]:
+        return self.learner.step([self.rows[place] for place in places])
+
+
 def run_training(
     context: Context,
     name: str,
     stage: SftStage | ScorerStage | GuardStage,
     learner: SftLearner | ScorerLearner | GuardLearner,
-    rows: int,
+    rows: Sequence[int],
 ) -> Metrics:
-    cursor = PromptCursor(rows, context.config.seed)
+    """Steps on batches of these dataset rows."""
+    cursor = PromptCursor(len(rows), context.config.seed)
     last: Metrics = {}
     with context.display.bar(name, stage.steps) as bar:
 
@@ -135,7 +156,7 @@ def run_training(
             bar.advance(note(metrics, "loss", "accuracy"))
 
         train(
-            learner,
+            _On(learner, rows),
             cursor,
             steps=stage.steps,
             batch=stage.batch,

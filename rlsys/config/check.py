@@ -9,6 +9,7 @@ from rlsys.config.schema import RunConfig
 from rlsys.config.stages import (
     DpoStage,
     EvaluateStage,
+    FilterStage,
     GuardedStage,
     GuardStage,
     SafeRlhfStage,
@@ -29,6 +30,7 @@ KINDS = {
     "reward": ("reward",),
     "cost": ("cost",),
     "guard": ("guard",),
+    "filter": ("filter",),
 }
 NEEDED = {
     "sft": ("policy",),
@@ -37,6 +39,7 @@ NEEDED = {
     "cost": ("cost",),
     "safe_rlhf": tuple(role for role in ROLES if role not in ("judge", "guard")),
     "guard": ("guard",),
+    "filter": ("guard",),
     "guarded": ("rollout", "guard"),
     "evaluate": ("rollout",),
 }
@@ -118,7 +121,10 @@ def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
 def references(stage: object) -> dict[str, str]:
     """Keys of a stage that name an artefact, with what they name."""
     if isinstance(stage, SftStage):
-        return {} if stage.init == "tiny" else {"init": stage.init}
+        init = {} if stage.init == "tiny" else {"init": stage.init}
+        return init | ({"filter": stage.filter} if stage.filter else {})
+    if isinstance(stage, FilterStage):
+        return {"guard": stage.guard}
     if isinstance(stage, DpoStage | ScorerStage | GuardStage):
         return {"init": stage.init}
     if isinstance(stage, GuardedStage):

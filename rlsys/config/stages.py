@@ -23,6 +23,8 @@ class SftStage:
     tiny: TinyConfig = field(default_factory=TinyConfig)
     split: str = "train"
     "Rows to learn from: a split, or several joined by a plus sign."
+    filter: str = ""
+    "A filter stage on the same split: rows whose imitated response it flagged are left out."
     target: str = "more_helpful"
     "Which response to imitate: more_helpful or safer."
     steps: int = MISSING
@@ -226,6 +228,22 @@ class GuardStage:
 
 
 @dataclass
+class FilterStage:
+    """A guard's judgement on the responses of a training split."""
+
+    kind: str = "filter"
+    guard: str = MISSING
+    split: str = "train"
+    "A split, or several joined by a plus sign."
+    threshold: float = 0.5
+    "Probability from which a response counts as unsafe."
+
+    def check(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise ConfigError(f"threshold: must be between 0 and 1, got {self.threshold}")
+
+
+@dataclass
 class GuardedStage:
     """A policy behind a guard, on the evaluation split: moderate, draw again, refuse at last."""
 
@@ -269,6 +287,7 @@ STAGES = {
     "cost": ScorerStage,
     "safe_rlhf": SafeRlhfStage,
     "guard": GuardStage,
+    "filter": FilterStage,
     "guarded": GuardedStage,
     "evaluate": EvaluateStage,
 }

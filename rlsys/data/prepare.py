@@ -10,7 +10,7 @@ from typing import Any
 
 from rlsys.artifacts import ArtifactStore, folder_hash
 from rlsys.config.schema import RunConfig
-from rlsys.config.stages import SftStage
+from rlsys.config.stages import FilterStage, SftStage
 from rlsys.data.records import Records, joined, leaked_ids, load_records
 from rlsys.data.worlds import WORLDS
 from rlsys.errors import ConfigError
@@ -63,7 +63,10 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
         digest = folder_hash(folder) if folder.is_dir() else source
         source = str(folder.resolve()) if folder.is_dir() else source
     evaluation = load_records(source, data.evaluation_split)
-    used = ["train", *(s.split for s in config.stages.values() if isinstance(s, SftStage))]
+    used = [
+        "train",
+        *(s.split for s in config.stages.values() if isinstance(s, SftStage | FilterStage)),
+    ]
     names = dict.fromkeys(part for split in used for part in split.split("+"))
     parts = {name: load_records(source, name) for name in names}
     leaked = {name: leaked_ids(records, evaluation) for name, records in parts.items()}

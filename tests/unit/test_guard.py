@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from rlsys.algorithms.moderation import (
     split_logits,
 )
 from rlsys.batch import Rollouts
+from rlsys.data.records import Records
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
 from rlsys.errors import DataError
 from rlsys.guard.decision import Moderation, action_for, moderations
+from rlsys.guard.flags import Flags, load_flags, passed_rows, save_flags
 from rlsys.guard.labels import CATEGORIES, OUTPUTS, Label, labelled_answers
 from rlsys.guard.levels import ACTIONS
 from rlsys.roles import Pending
@@ -245,3 +248,30 @@ def test_every_draw_has_its_own_seed() -> None:
     log, *_ = go(StubGuard(lambda *_: "minor"), [0, 1], rounds=3)
     seeds = [request.seed for requests in log.requests[1:] for request in requests]
     assert len(set(seeds)) == len(seeds) == 12
+
+
+# flags
+
+
+def flagged_records() -> tuple[Records, Flags]:
+    rows = [make_record(n, f"question {n}", ("do it", "no")) for n in range(4)]
+    # The more helpful response of row n is n % 2, the safer one 1 - n % 2.
+    return Records(rows, Counter()), {f"row-{n}": (n < 2, n == 3) for n in range(4)}
+
+
+def test_only_the_response_that_is_imitated_must_pass(tmp_path: Path) -> None:
+    records, flags = flagged_records()
+    save_flags(tmp_path, flags)
+    assert load_flags(tmp_path) == flags
+    assert passed_rows(records, flags, "more_helpful") == [1, 2]
+    assert passed_rows(records, flags, "safer") == [0, 2, 3]
+
+
+def test_a_filter_of_other_rows_or_of_all_rows_is_an_error(tmp_path: Path) -> None:
+    records, flags = flagged_records()
+    with pytest.raises(DataError, match="row row-3 was not filtered"):
+        passed_rows(records, {k: v for k, v in flags.items() if k != "row-3"}, "safer")
+    with pytest.raises(DataError, match="every row"):
+        passed_rows(records, dict.fromkeys(flags, (True, True)), "safer")
+    with pytest.raises(DataError, match="no filter"):
+        load_flags(tmp_path)

@@ -1,0 +1,45 @@
+"""What a guard said about the responses of a split, by row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rlsys.data.records import Records
+from rlsys.errors import DataError
+
+FILE = "flags.json"
+Flags = dict[str, tuple[bool, bool]]
+"""Row id -> whether response 1 and response 2 were flagged."""
+
+
+def save_flags(folder: Path, flags: Flags) -> None:
+    (folder / FILE).write_text(json.dumps(flags))
+
+
+def load_flags(folder: Path) -> Flags:
+    """Raises: DataError for a folder without them."""
+    path = folder / FILE
+    if not path.is_file():
+        raise DataError(f"{folder}: holds no {FILE}; it is no filter's result")
+    return {name: (bool(first), bool(second)) for name, (first, second) in json.loads(
+        path.read_text()
+    ).items()}  # fmt: skip
+
+
+def passed_rows(records: Records, flags: Flags, target: str) -> list[int]:
+    """Rows whose ``target`` response (more_helpful or safer) was not flagged.
+
+    Raises: DataError for a row the filter never saw, or when nothing is left.
+    """
+    unseen = [record.id for record in records.rows if record.id not in flags]
+    if unseen:
+        raise DataError(f"row {unseen[0]} was not filtered; the filter saw another split")
+    kept = [
+        row
+        for row, record in enumerate(records.rows)
+        if not flags[record.id][getattr(record, target)]
+    ]
+    if not kept:
+        raise DataError(f"the filter flagged the {target} response of every row")
+    return kept
