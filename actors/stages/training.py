@@ -49,8 +49,8 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[
     limits, training = context.config.timeouts, context.data.training
     model = str(folder / "init")
     if stage.init == "tiny":
-        rows = [row for records in training.values() for row in records.rows]
-        texts = [text for r in rows for text in (r.question, *r.responses)]
+        records = [row for part in training.values() for row in part.rows]
+        texts = [text for r in records for text in (r.question, *r.responses)]
         build_tiny_vlm(Path(model), texts, stage.tiny, context.config.seed)
     else:
         model = context.folder(stage.init)
