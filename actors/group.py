@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.host import Host, HostInfo
 from rlsys.batch import PreferencePairs, Rollouts, TrainBatch
+from rlsys.config.check import ENGINES
 from rlsys.config.schema import GroupConfig, TimeoutConfig
 from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
 from rlsys.engines.train import Rank
@@ -39,7 +40,7 @@ class Group:
         loopback: bool,
     ) -> None:
         self.name, self.settings = name, settings
-        self.hosts_engine = not {"rollout", "judge"}.isdisjoint(settings.roles)
+        self.hosts_engine = not set(ENGINES).isdisjoint(settings.roles)
         threads = str(settings.threads)
         environment = {**ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         environment |= {"DS_ACCELERATOR": "cuda"} if settings.gpus else CPU_ENVIRONMENT

@@ -17,6 +17,7 @@ from typing import Any
 from rlsys.errors import ConfigError, DataError
 
 FOLDER = Path(__file__).parent / "texts"
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 FIELD = re.compile(r"\{\{(\w+)\}\}")
 # name -> the fields its text must have, no more and no fewer.
 FIELDS = {
@@ -60,16 +61,23 @@ def load_prompts(folder: Path = FOLDER) -> PromptSet:
 
 
 def quote(value: Any, special_tokens: Iterable[str]) -> str:
-    """``value`` as JSON that spells none of the tokenizer's special tokens.
+    """``value`` as JSON whose strings spell none of the tokenizer's special tokens.
 
-    Where one would appear its first character is written as the escape JSON has for it.
+    Where one would appear its first character is written as the escape JSON has for it; the
+    brackets around the strings are ours and stay.
     Raises: DataError for a special token that cannot be escaped.
     """
-    text = json.dumps(value, ensure_ascii=False)
     tokens = sorted(special_tokens, key=len, reverse=True)
-    for token in tokens:
-        text = text.replace(token, f"\\u{ord(token[0]):04x}{token[1:]}")
-    if any(token in text for token in tokens) or not _reads_as(text, value):
+
+    def escape(found: re.Match[str]) -> str:
+        inside = found[0][1:-1]
+        for token in tokens:
+            inside = inside.replace(token, f"\\u{ord(token[0]):04x}{token[1:]}")
+        return f'"{inside}"'
+
+    text = STRING.sub(escape, json.dumps(value, ensure_ascii=False))
+    spelt = any(token in found[0][1:-1] for found in STRING.finditer(text) for token in tokens)
+    if spelt or not _reads_as(text, value):
         raise DataError(f"text that spells a special token cannot be quoted: {text[:200]}")
     return text
 

@@ -171,6 +171,21 @@ def test_no_text_spells_a_marker_of_any_family() -> None:
     assert json.loads(line.removeprefix("MESSAGE: ")) == forged.values["question"]
 
 
+def test_lists_of_risks_reach_the_endpoint_whole() -> None:
+    server = Server(lambda *_: (200, "8"))
+    risks = [{"content": "a [gun] <b>", "source": "image content", "category": "violence"}]
+    asked = [
+        Question("score", {"question": "?", "answer": "so", "observations": given})
+        for given in ([], risks)
+    ]
+    with serving(server) as url, judging(settings(url)) as judge:
+        assert judge.ask(asked).result(5.0) == ["8", "8"]
+    texts = [body["messages"][0]["content"][0]["text"] for body in server.requests]
+    lines = [x for text in texts for x in text.splitlines() if x.startswith("KNOWN RISKS: ")]
+    told = [json.loads(line.removeprefix("KNOWN RISKS: ")) for line in lines]
+    assert sorted(told, key=len) == [[], risks]
+
+
 def test_closing_waits_for_nothing() -> None:
     with serving(Server(lambda *_: (503, None))) as url:
         judge = EndpointJudge(settings(url, patience=60.0, longest_pause=30.0, parallel=1),

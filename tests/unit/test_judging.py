@@ -224,4 +224,11 @@ def test_quoting_keeps_the_text_and_spells_no_special_token(
 
 def test_a_special_token_json_itself_needs_is_refused() -> None:
     with pytest.raises(DataError, match="special token"):
-        quote("x", ['"'])
+        quote('a "x" b', ['"'])
+
+
+def test_brackets_around_the_strings_stay() -> None:
+    value = [{"content": "a [gun] <b>"}, "x|y"]
+    quoted = quote(value, ("<", "[", "|"))
+    assert quoted.startswith('[{"content": "a \\u005bgun]')
+    assert json.loads(quoted) == value
