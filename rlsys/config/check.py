@@ -111,6 +111,13 @@ def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
                     f"stages.{name}.{key}: {source!r} is a stage of kind {earlier[source]}, "
                     f"what is needed is one of {', '.join(wanted)}"
                 )
+        if isinstance(stage, SftStage) and stage.filter in earlier:
+            filtered = config.stages[stage.filter].split
+            if filtered != stage.split:
+                raise ConfigError(
+                    f"stages.{name}.filter: {stage.filter!r} judges the split {filtered!r}, "
+                    f"this stage learns from {stage.split!r}"
+                )
         if isinstance(stage, SafeRlhfStage):
             _check_safe_rlhf(config, name, stage)
         if isinstance(stage, EvaluateStage | GuardedStage):

@@ -227,6 +227,25 @@ def test_a_bad_value_of_a_guarded_policy_is_named(
         load_plain(tmp_path, demo)
 
 
+def test_a_filter_judges_the_split_it_is_used_on(demo: dict[str, Any], tmp_path: Path) -> None:
+    demo["groups"]["train"]["roles"].append("guard")
+    demo["stages"] |= {
+        "guard": {"kind": "guard", "init": "start", "steps": 1, "optim": {"lr": 1.0}},
+        "clean": {"kind": "filter", "guard": "guard"},
+        "again": {
+            "kind": "sft",
+            "init": "start",
+            "filter": "clean",
+            "steps": 1,
+            "optim": {"lr": 1},
+        },
+    }
+    assert load_plain(tmp_path, demo).stages["again"].filter == "clean"
+    demo["stages"]["clean"]["split"] = "pretrain"
+    with pytest.raises(ConfigError, match=r"stages\.again\.filter: 'clean' judges .*'pretrain'"):
+        load_plain(tmp_path, demo)
+
+
 @pytest.mark.parametrize("key", ["name", "groups", "stages"])
 def test_a_missing_section_is_named(key: str, demo: dict[str, Any], tmp_path: Path) -> None:
     del demo[key]
