@@ -15,7 +15,7 @@ from rlsys.batch import Rollouts, SampleRequest
 from rlsys.config.schema import EngineConfig
 from rlsys.config.stages import GuardedStage
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.records import Record, Records, unlabelled
+from rlsys.data.record import Record, Records, unlabelled
 from rlsys.drivers.guarded import GuardedAnswer, GuardedRun, guarded_generation
 from rlsys.engines.common import Seat
 from rlsys.engines.forward import merge_rows

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlsys.batch import PreferencePairs
 from rlsys.data.encoder import PromptEncoder, response_ids
-from rlsys.data.records import Records
+from rlsys.data.record import Records
 from rlsys.errors import DataError
 
 
@@ -79,17 +79,17 @@ def collate(
         ids[row, : len(filled)] = filled
         mask[row, : len(filled)] = 1
         tokens[row, : len(response)] = response
-    place = {index: number for number, index in enumerate(dict.fromkeys(prompt_index))}
-    first = {index: prompt for index, prompt in zip(prompt_index, prompts, strict=True)}
-    distinct = [first[index] for index in place]
+    shown = {i: p.pixels for i, p in zip(prompt_index, prompts, strict=True) if p.pixels}
+    place = {index: number for number, index in enumerate(shown)}
+    distinct = list(shown.values()) or [encoder.blank()]
     steps = torch.arange(width)[None, :].minimum(counts[:, None] - 1)
     return Collated(
         inputs={
             "input_ids": ids,
             "attention_mask": mask,
             "mm_token_type_ids": (ids == encoder.image_token_id).int(),
-            "pixels": {k: torch.cat([p.pixels[k] for p in distinct]) for k in distinct[0].pixels},
-            "image_index": torch.tensor([place[i] for i in prompt_index]),
+            "pixels": {k: torch.cat([p[k] for p in distinct]) for k in distinct[0]},
+            "image_index": torch.tensor([place.get(i, -1) for i in prompt_index]),
         },
         states=starts[:, None] - 1 + steps,
         tokens=tokens,

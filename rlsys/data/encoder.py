@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from rlsys.data.records import Record, Records
+from rlsys.data.record import Record, Records
 from rlsys.errors import DataError
 
 _Key = tuple[int, str]
@@ -45,6 +46,7 @@ class PromptEncoder:
         self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(processor.image_token)
         self._cache: OrderedDict[_Key, EncodedPrompt] = OrderedDict()
         self._bytes = 0
+        self._blank: dict[str, Tensor] = {}
         self._lock = threading.Lock()  # engines encode from several threads
 
     def prompts(
@@ -67,12 +69,14 @@ class PromptEncoder:
         return found
 
     def render(self, record: Record, note: str = "") -> str:
-        """The conversation as text, with one placeholder for the image."""
+        """The conversation as text, with one placeholder for the image, if there is one."""
         text = f"{record.question} {note}" if note else record.question
-        forged = forged_token(text, self.tokenizer)
-        if forged:
-            raise DataError(f"row {record.id}: the question contains the special token {forged!r}")
-        return self._conversation(text, with_image=True)
+        turns = [part for turn in record.history for part in turn]
+        for what, said in [("the question", text), *(("an earlier turn", turn) for turn in turns)]:
+            forged = forged_token(said, self.tokenizer)
+            if forged:
+                raise DataError(f"row {record.id}: {what} contains the special token {forged!r}")
+        return self._conversation(text, record.image is not None, turns)
 
     def instruct(self, text: str, row: int | None) -> tuple[list[int], int]:
         """Any instruction about a dataset row's image, or about none.
@@ -83,18 +87,38 @@ class PromptEncoder:
         forged = forged_token(text, self.tokenizer)
         if forged:
             raise DataError(f"an instruction contains the special token {forged!r}")
-        rendered = self._conversation(text, with_image=row is not None)
+        rendered = self._conversation(text, row is not None)
         ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
         if row is None:
             return list(ids), len(ids)
         (prompt,) = self.prompts([row])
         return list(ids), len(ids) + len(prompt.expanded) - len(prompt.collapsed)
 
-    def _conversation(self, text: str, *, with_image: bool) -> str:
-        content = [{"type": "image"}] * with_image + [{"type": "text", "text": text}]
-        return str(self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        ))  # fmt: skip
+    def _conversation(self, text: str, with_image: bool, history: Sequence[str] = ()) -> str:
+        """history: texts of user and model in turn. The image stands at the start."""
+        messages = [
+            {
+                "role": "assistant" if number % 2 else "user",
+                "content": [{"type": "text", "text": said}],
+            }
+            for number, said in enumerate([*history, text])
+        ]
+        if with_image:
+            messages[0]["content"] = [{"type": "image"}, *messages[0]["content"]]
+        return str(
+            self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        )
+
+    def blank(self) -> dict[str, Tensor]:
+        """Pixels of an empty picture: what a batch without images still shows the vision tower, so
+        that every rank trains the same parameters in every step.
+        """
+        if not self._blank:
+            text = self._conversation("", True)
+            image = Image.new("RGB", (56, 56))
+            batch = self.processor(text=[text], images=[image], return_tensors="pt")
+            (self._blank,) = self._split_pixels(batch, 1)
+        return self._blank
 
     def response(self, text: str) -> Tensor:
         """Ids of an answer, ended by the end-of-turn token, once."""
@@ -104,13 +128,22 @@ class PromptEncoder:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _encode(self, keys: Sequence[_Key]) -> list[EncodedPrompt]:
+        """Text-only prompts apart: some processors want an image for every text of a batch."""
+        encoded: dict[_Key, EncodedPrompt] = {}
+        for shown in (True, False):
+            some = [key for key in keys if (self.records[key[0]].image is not None) == shown]
+            if some:
+                encoded |= zip(some, self._encode_alike(some, shown), strict=True)
+        return [encoded[key] for key in keys]
+
+    def _encode_alike(self, keys: Sequence[_Key], shown: bool) -> list[EncodedPrompt]:
         records = [self.records[index] for index, _ in keys]
         texts = [self.render(self.records[index], note) for index, note in keys]
-        images = [record.open_image() for record in records]
+        images = [record.open_image() for record in records] if shown else None
         batch = self.processor(
             text=list(texts), images=images, padding=True, padding_side="right", return_tensors="pt"
         )
-        parts = self._split_pixels(batch, len(records))
+        parts = self._split_pixels(batch, len(records)) if shown else [{}] * len(records)
         prompts = []
         for row, record in enumerate(records):
             expanded = batch["input_ids"][row][batch["attention_mask"][row].bool()].clone()

@@ -4,7 +4,8 @@
     {"id", "image", "conversations": [{"from": "human" | "gpt", "value", "safe"?, "observe"?}],
      "safe"?, "harmful_category"?, "harmful_subcategory"?}
 
-Human and model turns alternate; the first human turn begins with ``<image>`` and a line break.
+Human and model turns alternate; the first human turn begins with ``<image>`` and a line break, or
+the row has no image at all.
 ``observe`` holds the risks of the turn before it and is never part of what a model is shown.
 """
 
@@ -38,10 +39,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """image: path as the data has it; safe: of the image, where the data says so."""
+    """image: path as the data has it, None without one; safe: of the image, where the data says."""
 
     id: str
-    image: str
+    image: str | None
     turns: tuple[Turn, ...]
     safe: bool | None
     category: str | None
@@ -94,25 +95,27 @@ def _conversation(row: Any) -> Conversation:
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns or len(turns) % 2:
         raise _Rejected("conversations is not a list of pairs of turns")
-    if not isinstance(row.get("image"), str) or not row["image"]:
+    image = row.get("image")
+    if not isinstance(image, str | None) or image == "":
         raise _Rejected("image is not a path")
-    pairs = [_turn(*turns[i : i + 2], first=i == 0) for i in range(0, len(turns), 2)]
+    pairs = [
+        _turn(*turns[i : i + 2], marked=i == 0 and image is not None)
+        for i in range(0, len(turns), 2)
+    ]
     category = row.get("harmful_category")
     if not isinstance(category, str | None):
         raise _Rejected("harmful_category is not text")
-    return Conversation(
-        str(row.get("id", row["image"])), row["image"], tuple(pairs), _safe(row), category
-    )
+    return Conversation(str(row.get("id", image)), image, tuple(pairs), _safe(row), category)
 
 
-def _turn(human: Any, model: Any, *, first: bool) -> Turn:
+def _turn(human: Any, model: Any, *, marked: bool) -> Turn:
     for speaker, turn in (("human", human), ("gpt", model)):
         if not isinstance(turn, dict) or turn.get("from") != speaker:
             raise _Rejected("turns of human and gpt do not alternate")
         if not isinstance(turn.get("value"), str) or not turn["value"].strip():
             raise _Rejected(f"a turn of {speaker} is empty")
     question = human["value"]
-    if first != question.startswith(IMAGE_MARK):
+    if marked != question.startswith(IMAGE_MARK):
         raise _Rejected("the image is not marked at the start, once")
     observations, oddities = _observations(model)
     return Turn(
@@ -150,7 +153,7 @@ def describe(rows: Iterable[Conversation]) -> dict[str, dict[str, int]]:
         "conversations": {
             "all": len(rows),
             "distinct ids": len({row.id for row in rows}),
-            "distinct images": len({row.image for row in rows}),
+            "distinct images": len({row.image for row in rows if row.image}),
             **_count(f"image {_word(row.safe)}" for row in rows),
             **_count(f"turns: {len(row.turns)}" for row in rows),
         },

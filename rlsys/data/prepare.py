@@ -11,7 +11,8 @@ from typing import Any
 from rlsys.artifacts import ArtifactStore, folder_hash
 from rlsys.config.schema import RunConfig
 from rlsys.config.stages import FilterStage, SftStage
-from rlsys.data.records import Records, joined, leaked_ids, load_records
+from rlsys.data.record import Records, joined, leaked_ids
+from rlsys.data.records import load_records
 from rlsys.data.worlds import WORLDS
 from rlsys.errors import ConfigError
 from rlsys.evaluation.verdict import Verdict

@@ -6,17 +6,13 @@ it, or bytes in the column), or the name of a dataset on a hub, read through ``d
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
+from rlsys.data.llava import load_conversations
+from rlsys.data.record import Record, Records, joined, unlabelled
 from rlsys.errors import DataError
 
 COLUMNS = (
@@ -37,77 +33,11 @@ COLUMNS = (
 )
 
 
+EXCLUDED = "excluded: the image is in the evaluation split"
+
+
 class _Rejected(Exception):
     """One row cannot be used; the message is the reason it is counted under."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One prompt with its preference pair. Pair fields are (response 1, response 2).
-
-    more_helpful, safer: 0 or 1. harmless_rates in -3..3, helpful_rates in 0..3, severity 0..3.
-    ``row`` is the whole original row without the image.
-    """
-
-    id: str
-    question: str
-    image: str | bytes
-    category: str
-    severity: int
-    responses: tuple[str, str]
-    more_helpful: int
-    safer: int
-    safe: tuple[bool, bool]
-    harmless_rates: tuple[int, int]
-    helpful_rates: tuple[int, int]
-    row: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def risk(self) -> str | None:
-        """Where the risk sits (none, image, text, both, joint), when the source says."""
-        return self.row.get("risk")
-
-    def open_image(self) -> Image.Image:
-        """Decoded, RGB. Raises: DataError naming the file or the row."""
-        try:
-            source = io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image
-            with Image.open(source) as image:
-                return image.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            where = self.image if isinstance(self.image, str) else "bytes in the image column"
-            raise DataError(f"row {self.id}: image cannot be read ({where}): {error}") from error
-
-
-def unlabelled(name: str, question: str, image: str) -> Record:
-    """A prompt that is only to be answered: its labels say nothing, and no stage learns from it."""
-    return Record(
-        id=name,
-        question=question,
-        image=image,
-        category="none",
-        severity=0,
-        responses=("", ""),
-        more_helpful=0,
-        safer=0,
-        safe=(True, True),
-        harmless_rates=(0, 0),
-        helpful_rates=(0, 0),
-        row={"id": name, "question": question},
-    )
-
-
-@dataclass(frozen=True)
-class Records:
-    """The usable rows of a split, and why the others were not."""
-
-    rows: list[Record]
-    rejected: Counter[str]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.rows[index]
 
 
 def load_records(source: str, split: str, *, exclude: frozenset[str] = frozenset()) -> Records:
@@ -120,24 +50,17 @@ def load_records(source: str, split: str, *, exclude: frozenset[str] = frozenset
     return joined([_load(source, part, exclude) for part in split.split("+")])
 
 
-def joined(parts: Sequence[Records]) -> Records:
-    """One after another. Raises: DataError for an id that two rows share: images go by it."""
-    counts = Counter(record.id for part in parts for record in part.rows)
-    for name, count in counts.most_common(1):
-        if count > 1:
-            raise DataError(f"{count} rows have the id {name!r}; ids must differ")
-    rejected = sum((part.rejected for part in parts), Counter[str]())
-    return Records([record for part in parts for record in part.rows], rejected)
-
-
 def _load(source: str, split: str, exclude: frozenset[str]) -> Records:
+    conversations = conversations_file(Path(source), split)
+    if conversations is not None:
+        return demonstrations(conversations, exclude=exclude)
     rows, folder = _read(source, split)
     records: list[Record] = []
     rejected: Counter[str] = Counter()
     for number, row in enumerate(rows):
         name = str(row.get("id") or f"{split}-{number:06d}")
         if name in exclude:
-            rejected["excluded: the image is in the evaluation split"] += 1
+            rejected[EXCLUDED] += 1
             continue
         try:
             records.append(_record(name, row, folder))
@@ -146,6 +69,47 @@ def _load(source: str, split: str, exclude: frozenset[str]) -> Records:
     if not records:
         raise DataError(f"{source} [{split}]: no usable row; rejected: {dict(rejected)}")
     return Records(records, rejected)
+
+
+def conversations_file(folder: Path, split: str) -> Path | None:
+    """The file of a split that holds conversations in LLaVA's format, if it does."""
+    listed, lines = folder / f"{split}.json", folder / f"{split}.jsonl"
+    if listed.is_file():
+        return listed
+    if not lines.is_file():
+        return None
+    with lines.open(encoding="utf-8") as stream:
+        first = next((line for line in stream if line.strip()), "")
+    return lines if '"conversations"' in first else None
+
+
+def demonstrations(path: Path, *, exclude: frozenset[str] = frozenset()) -> Records:
+    """Every model turn of a file of conversations, to be imitated after the turns before it.
+
+    Ids are the conversations', with the turn's number from the second turn on.
+    Raises: DataError for a file without a usable turn.
+    """
+    found = load_conversations(path)
+    rejected = Counter(found.rejected)
+    rows: dict[str, Record] = {}
+    for conversation in found.rows:
+        image = None if conversation.image is None else path.parent / conversation.image
+        if conversation.id in rows:
+            rejected["repeated id"] += 1
+        elif image is not None and not image.is_file():
+            rejected["image file is absent"] += 1
+        elif conversation.id in exclude:
+            rejected[EXCLUDED] += 1
+        else:
+            history: tuple[tuple[str, str], ...] = ()
+            for number, turn in enumerate(conversation.turns):
+                name = f"{conversation.id}/{number}" if number else conversation.id
+                shown = None if image is None else str(image)
+                rows[name] = unlabelled(name, turn.question, shown, turn.answer, history)
+                history += ((turn.question, turn.answer),)
+    if not rows:
+        raise DataError(f"{path}: no usable turn; rejected: {dict(rejected)}")
+    return Records(list(rows.values()), rejected, paired=False)
 
 
 def _read(source: str, split: str) -> tuple[list[dict[str, Any]], Path | None]:
@@ -262,15 +226,3 @@ def _image(value: Any, folder: Path | None) -> str | bytes:
     if not path.is_file():
         raise _Rejected("image file is absent")
     return str(path)
-
-
-def pixel_hash(record: Record) -> str:
-    """Hash of the decoded pixels: the same picture in another file format hashes the same."""
-    image = record.open_image()
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-
-
-def leaked_ids(train: Records, evaluation: Records) -> frozenset[str]:
-    """Ids of training rows whose image is also in the evaluation split."""
-    held_out = {pixel_hash(record) for record in evaluation.rows}
-    return frozenset(record.id for record in train.rows if pixel_hash(record) in held_out)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlsys.algorithms.lagrange import calibrate_threshold
 from rlsys.algorithms.scorer_metrics import balanced_accuracy, rank_auc, ranking_accuracy
-from rlsys.data.records import Records
+from rlsys.data.record import Records
 from rlsys.errors import DataError
 from rlsys.roles import Metrics
 

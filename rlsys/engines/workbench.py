@@ -9,7 +9,8 @@ from typing import Any
 
 from rlsys.config.schema import EngineConfig, OptimConfig, TrainConfig
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.records import Records, load_records
+from rlsys.data.record import Records
+from rlsys.data.records import load_records
 from rlsys.engines.common import Seat
 from rlsys.engines.guard import GuardTrainer, GuardWorker
 from rlsys.engines.judge import JudgeWorker

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsys.data.records import Record
+from rlsys.data.record import Record
 from rlsys.evaluation.stats import UNKNOWN_RISK, Outcome
 from rlsys.evaluation.verdict import Verdict
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rlsys.data.records import Records
+from rlsys.data.record import Records
 from rlsys.errors import DataError
 
 FILE = "flags.json"

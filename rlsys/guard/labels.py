@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rlsys.algorithms.moderation import SEVERITIES
-from rlsys.data.records import Record
+from rlsys.data.record import Record
 from rlsys.errors import DataError
 
 NO_CATEGORY = "none"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlsys.algorithms.moderation import macro_f1, recall_by_class, split_logits
 from rlsys.algorithms.scorer_metrics import rank_auc
-from rlsys.data.records import Records
+from rlsys.data.record import Records
 from rlsys.guard.labels import labelled_answers
 from rlsys.guard.levels import LEVELS
 

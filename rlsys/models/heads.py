@@ -14,14 +14,22 @@ from rlsys.models.load import load_head, load_policy, load_trunk
 
 Inputs = dict[str, Any]
 """input_ids, attention_mask, mm_token_type_ids [B, L]; pixels: features of the distinct images;
-image_index [B]: which of them each row shows."""
+image_index [B]: which of them each row shows, -1 for a row without one."""
 
 
 def run_trunk(trunk: Any, inputs: Inputs) -> Tensor:
-    """Last hidden states [B, L, H]; each distinct image passes the vision tower once."""
+    """Last hidden states [B, L, H]; each distinct image passes the vision tower once.
+
+    A batch without images passes one all the same and takes nothing from it: the ranks of a group
+    reduce the gradients of the same parameters in every step.
+    """
     text = {key: inputs[key] for key in ("input_ids", "attention_mask", "mm_token_type_ids")}
     pixels, index = inputs["pixels"], inputs["image_index"]
+    index = index[index >= 0]
     encoded = trunk.get_image_features(**pixels, return_dict=True)
+    if not len(index):
+        unused = sum(features.sum() for features in encoded.pooler_output)
+        return trunk(**text, use_cache=False).last_hidden_state + 0 * unused
     encoded.pooler_output = [encoded.pooler_output[i] for i in index.tolist()]
     if "image_grid_thw" in pixels:  # positions follow each row's own image
         text["image_grid_thw"] = pixels["image_grid_thw"][index.to(pixels["image_grid_thw"].device)]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.records import Record, Records
+from rlsys.data.record import Record, Records
 from rlsys.models.load import load_processor
 from rlsys.models.tiny import TinyConfig, build_tiny_vlm
 

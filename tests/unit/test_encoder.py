@@ -7,7 +7,7 @@ import torch
 
 from rlsys.data.collate import collate
 from rlsys.data.encoder import EncodedPrompt, PromptEncoder, forged_token
-from rlsys.data.records import Records
+from rlsys.data.record import Records
 from rlsys.errors import DataError
 from tests.unit.conftest import QUESTIONS, make_record
 

@@ -16,7 +16,7 @@ from rlsys.algorithms.moderation import (
     split_logits,
 )
 from rlsys.batch import Rollouts
-from rlsys.data.records import Records
+from rlsys.data.record import Records
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
 from rlsys.errors import DataError
 from rlsys.guard.decision import Moderation, action_for, moderations

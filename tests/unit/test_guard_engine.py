@@ -11,7 +11,7 @@ from torch import Tensor
 from rlsys.batch import Rollouts
 from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.records import Records
+from rlsys.data.record import Records
 from rlsys.engines.common import Seat
 from rlsys.engines.forward import merge_rows
 from rlsys.engines.guard import GuardTrainer, GuardWorker

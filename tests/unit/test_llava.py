@@ -59,7 +59,7 @@ def test_turns_come_in_pairs_without_the_image_mark(tmp_path: Path, name: str) -
         ("text", "not an object"),
         (conversation(1) | {"conversations": []}, "conversations is not a list of pairs of turns"),
         (conversation(1, human("a", first=True)), "conversations is not a list of pairs of turns"),
-        (conversation(1) | {"image": None}, "image is not a path"),
+        (conversation(1) | {"image": 5}, "image is not a path"),
         (conversation(1, safe="unsafe"), "safe is neither true nor false"),
         (conversation(1, harmful_category=["a"]), "harmful_category is not text"),
         (conversation(1, gpt("a"), human("b")), "turns of human and gpt do not alternate"),

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rlsys.data.records import COLUMNS, Record, Records, leaked_ids, load_records, pixel_hash
+from rlsys.data.record import Record, Records, leaked_ids, pixel_hash
+from rlsys.data.records import COLUMNS, load_records
 from rlsys.errors import DataError
 from tests.helpers import row, write_rows
 
