@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.cluster import Cluster, open_cluster
 from actors.display import Display
-from rlsys.artifacts import Artifact, ArtifactStore, folder_hash
+from rlsys.artifacts import Artifact, ArtifactStore, path_hash
 from rlsys.config.check import NEEDED, references
 from rlsys.config.load import dump_config, to_plain
 from rlsys.config.schema import RunConfig
@@ -44,9 +44,19 @@ class Context:
         exclude = self.data.leaked.get(split, frozenset())
         return DataSlice(self.data.source, names.get(split, split), data.max_prompt_tokens, exclude)
 
-    def folder(self, name: str) -> str:
-        """The checkpoint a stage or a path names."""
-        return str(self.made[name].folder) if name in self.made else str(Path(name).resolve())
+    def folder(self, source: str) -> str:
+        """What a stage made (``stage`` or a part of it, ``stage/round-1``), or a path."""
+        name, _, part = source.partition("/")
+        made = self.made.get(name)
+        return str(made.folder / part if made else Path(source).resolve())
+
+    def digest(self, source: str) -> str:
+        """Changes with what ``folder`` names."""
+        name, _, part = source.partition("/")
+        made = self.made.get(name)
+        if made is None:
+            return path_hash(Path(source))
+        return f"{made.digest}/{part}" if part else made.digest
 
     def log(self, stage: str, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """To the run, and kept with the artefact so that a reused stage shows its curves again."""
@@ -54,6 +64,7 @@ class Context:
         self.rows.append((kind, step, dict(metrics)))
 
 
+EVALUATING = ("evaluate", "guarded", "disentangled")
 StageFunction = Callable[..., dict[str, Any]]
 
 
@@ -93,7 +104,7 @@ def _run_stage(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     context.rows = []
-    named = {key: _digest(context, source) for key, source in references(stage).items()}
+    named = {key: context.digest(source) for key, source in references(stage).items()}
     inputs = named | _surroundings(context, name, stage)
 
     def make(folder: Path) -> dict[str, Any]:
@@ -108,7 +119,7 @@ def _run_stage(
     if artifact.reused:
         for kind, step, metrics in json.loads((artifact.folder / "rows.json").read_text()):
             context.metrics.log(name, kind, step, metrics)
-    if stage.kind in ("evaluate", "guarded"):
+    if stage.kind in EVALUATING:
         _show_results(stage.kind, artifact.folder, context.run_dir)
     context.made[name] = artifact
     seconds = time.perf_counter() - started
@@ -134,8 +145,10 @@ def _surroundings(context: Context, name: str, stage: Any) -> dict[str, str]:
     }
     if "rollout" in NEEDED[stage.kind]:
         found["engine"] = json.dumps(to_plain(config.engine), sort_keys=True)
-    if stage.kind == "guarded":
+    if stage.kind in EVALUATING and stage.kind != "evaluate":
         found["name"] = name  # its results carry it
+    if stage.kind == "sft" and stage.init == "tiny":
+        found["texts"] = " ".join(context.data.training)  # its tokenizer learns from all of them
     return found
 
 
@@ -151,12 +164,6 @@ def _show_results(kind: str, folder: Path, run_dir: Path) -> None:
     shutil.copytree(folder / "images", run_dir / "images", dirs_exist_ok=True)
     with (run_dir / "samples.jsonl").open("a") as samples:
         samples.write((folder / "samples.jsonl").read_text())
-
-
-def _digest(context: Context, source: str) -> str:
-    if source in context.made:
-        return context.made[source].digest
-    return folder_hash(Path(source))
 
 
 def new_run_dir(runs: Path, name: str) -> Path:

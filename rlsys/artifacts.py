@@ -82,11 +82,12 @@ def _code_hash(also: tuple[Path, ...]) -> str:
     return total.hexdigest()
 
 
-def folder_hash(folder: Path) -> str:
-    """Hash of the names and contents of a folder's files (a checkpoint or a data set)."""
+def path_hash(path: Path) -> str:
+    """Hash of a file, or of the names and contents of a folder's files."""
     total = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        total.update(str(file.relative_to(folder)).encode())
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        total.update(str(file.relative_to(path)).encode())
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from actors.recipe import StageFunction
 from actors.stages.evaluate import run_evaluate
 from actors.stages.guard import run_filter, run_guard, run_guarded
+from actors.stages.judge import run_judge
 from actors.stages.safe_rlhf import run_safe_rlhf
 from actors.stages.training import run_dpo, run_scorer, run_sft
 
@@ -17,5 +18,6 @@ RUNNERS: dict[str, StageFunction] = {
     "guard": run_guard,
     "filter": run_filter,
     "guarded": run_guarded,
+    "judge": run_judge,
     "evaluate": run_evaluate,
 }

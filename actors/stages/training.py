@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ from actors.recipe import Context
 from rlsys.batch import PromptCursor
 from rlsys.config.stages import DpoStage, GuardStage, ScorerStage, SftStage
 from rlsys.data.collate import labelled_pairs
+from rlsys.data.record import Records, joined, leaked_ids
+from rlsys.data.records import demonstrations
 from rlsys.drivers.dpo import dpo
 from rlsys.drivers.scorers import scorer_quality
 from rlsys.drivers.sft import train
-from rlsys.engines.workbench import RoleSpec
+from rlsys.engines.workbench import DataSlice, RoleSpec
 from rlsys.guard.flags import load_flags, passed_rows
 from rlsys.models.load import load_processor
 from rlsys.models.tiny import build_tiny_vlm
 from rlsys.roles import Metrics, Pending
 
+CONVERSATIONS = "conversations.jsonl"  # in the folder of an observe stage
 LOG_EVERY = 5  # optimiser steps between two rows of metrics.jsonl in supervised stages
 
 
@@ -47,26 +50,41 @@ def trained_spec(
 def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[str, Any]:
     """Supervised fine-tuning of the policy."""
     limits, training = context.config.timeouts, context.data.training
+    data, records = _demonstrated(context, stage)
     model = str(folder / "init")
     if stage.init == "tiny":
-        records = [row for part in training.values() for row in part.rows]
-        texts = [text for r in records for text in (r.question, *r.responses)]
+        everything = [row for part in (*training.values(), records) for row in part.rows]
+        texts = [text for r in everything for text in (r.question, *r.responses)]
         build_tiny_vlm(Path(model), texts, stage.tiny, context.config.seed)
     else:
         model = context.folder(stage.init)
     learner = SftLearner(context.cluster.by_role["policy"], stage.target)
-    spec = trained_spec(context, "policy", model, stage.split, stage)
+    spec = replace(trained_spec(context, "policy", model, stage.split, stage), data=data)
     learner.create(spec).result(limits.start)
-    rows: Sequence[int] = range(len(training[stage.split]))
+    rows: Sequence[int] = range(len(records))
     if stage.filter:
         flags = load_flags(Path(context.folder(stage.filter)))
-        kept = passed_rows(training[stage.split], flags, stage.target)
+        kept = passed_rows(records, flags, stage.target)
         context.display.say(f"    the filter passed {len(kept)} of {len(rows)} rows")
         rows = kept
     last = run_training(context, name, stage, learner, rows)
     learner.save(str(folder)).result(limits.call)
     learner.drop().result(limits.call)
     return last
+
+
+def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Records]:
+    """What is imitated: the rows of the splits, then those of the conversations."""
+    parts = [context.data.training[stage.split]] if stage.split else []
+    data = context.slice(stage.split)
+    if stage.conversations:
+        path = Path(context.folder(stage.conversations))
+        path = path / CONVERSATIONS if path.is_dir() else path
+        leaked = leaked_ids(demonstrations(path), context.data.evaluation)
+        exclude = data.exclude | leaked
+        data = replace(data, conversations=str(path), exclude=exclude)
+        parts.append(demonstrations(path, exclude=leaked))
+    return data, joined(parts)
 
 
 def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> dict[str, Any]:

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
+from rlsys.config.feedback import DisentangledStage, JudgeStage, RlaifStage
 from rlsys.config.schema import RunConfig
-from rlsys.config.stages import (
-    DpoStage,
-    EvaluateStage,
-    FilterStage,
-    GuardedStage,
-    GuardStage,
-    SafeRlhfStage,
-    ScorerStage,
-    SftStage,
-)
+from rlsys.config.stages import EvaluateStage, GuardedStage, SafeRlhfStage, SftStage
 from rlsys.errors import ConfigError
 
 TRAINING_ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic", "guard")
 ENGINES = ("rollout", "judge")
 ROLES = (*ENGINES, *TRAINING_ROLES)
 # What a key that names a stage may name.
-POLICIES = ("sft", "dpo", "safe_rlhf")
+POLICIES = ("sft", "dpo", "safe_rlhf", "rlaif")
 KINDS = {
     "init": POLICIES,
+    "model": POLICIES,
     "policy": POLICIES,
     "policies": POLICIES,
     "reward": ("reward",),
     "cost": ("cost",),
     "guard": ("guard",),
     "filter": ("filter",),
+    "judge": ("judge",),
+    "conversations": ("observe",),
 }
 NEEDED = {
     "sft": ("policy",),
@@ -41,6 +38,10 @@ NEEDED = {
     "guard": ("guard",),
     "filter": ("guard",),
     "guarded": ("rollout", "guard"),
+    "judge": (),
+    "observe": (),
+    "rlaif": ("rollout", "policy"),
+    "disentangled": ("rollout",),
     "evaluate": ("rollout",),
 }
 
@@ -92,27 +93,15 @@ def _check_groups(config: RunConfig) -> dict[str, str]:
 
 
 def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
-    earlier: dict[str, str] = {}
+    earlier: dict[str, Any] = {}
     for name, stage in config.stages.items():
-        judged = isinstance(stage, EvaluateStage | GuardedStage) and stage.cost
-        judge = ("cost",) if judged else ()
-        for role in (*NEEDED[stage.kind], *judge):
+        for key, source in references(stage).items():
+            _check_reference(f"stages.{name}.{key}", key.split(".")[0], source, earlier)
+        for role in (*NEEDED[stage.kind], *_asked_for(stage, earlier)):
             if role not in placed:
                 raise ConfigError(f"groups: stage {name!r} ({stage.kind}) needs the role {role!r}")
-        for key, source in references(stage).items():
-            if source not in earlier and not Path(source).is_dir():
-                raise ConfigError(
-                    f"stages.{name}.{key}: {source!r} is neither an earlier stage "
-                    f"({', '.join(sorted(earlier)) or 'there is none'}) nor a folder"
-                )
-            wanted = KINDS[key.split(".")[0]]
-            if source in earlier and earlier[source] not in wanted:
-                raise ConfigError(
-                    f"stages.{name}.{key}: {source!r} is a stage of kind {earlier[source]}, "
-                    f"what is needed is one of {', '.join(wanted)}"
-                )
         if isinstance(stage, SftStage) and stage.filter in earlier:
-            filtered = config.stages[stage.filter].split
+            filtered = earlier[stage.filter].split
             if filtered != stage.split:
                 raise ConfigError(
                     f"stages.{name}.filter: {stage.filter!r} judges the split {filtered!r}, "
@@ -120,28 +109,51 @@ def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
                 )
         if isinstance(stage, SafeRlhfStage):
             _check_safe_rlhf(config, name, stage)
-        if isinstance(stage, EvaluateStage | GuardedStage):
+        if isinstance(stage, EvaluateStage | GuardedStage | DisentangledStage | RlaifStage):
             _check_lengths(config, f"stages.{name}", stage.max_new_tokens)
-        earlier[name] = stage.kind
+        earlier[name] = stage
+
+
+def _check_reference(where: str, key: str, source: str, earlier: Mapping[str, Any]) -> None:
+    """An earlier stage of a fitting kind, one of its rounds, or what is on disk."""
+    name, _, part = source.partition("/")
+    stage = earlier.get(name)
+    if stage is None:
+        if key == "judge" or not Path(source).exists():
+            raise ConfigError(
+                f"{where}: {source!r} is neither an earlier stage "
+                f"({', '.join(sorted(earlier)) or 'there is none'})"
+                + (" of this recipe" if key == "judge" else " nor on disk")
+            )
+        return
+    if stage.kind not in KINDS[key]:
+        raise ConfigError(
+            f"{where}: {source!r} is a stage of kind {stage.kind}, "
+            f"what is needed is one of {', '.join(KINDS[key])}"
+        )
+    rounds = [f"round-{n + 1}" for n in range(getattr(stage, "rounds", 0))]
+    if part and (stage.kind != "rlaif" or part not in rounds):
+        there = f"it has {', '.join(rounds)}" if stage.kind == "rlaif" else "it has no parts"
+        raise ConfigError(f"{where}: {name!r} made no {part!r}; {there}")
+
+
+def _asked_for(stage: Any, earlier: Mapping[str, Any]) -> list[str]:
+    """Roles a stage needs because of what it names."""
+    roles = [role for role in ("cost", "guard") if getattr(stage, role, "")]
+    judge = stage if isinstance(stage, JudgeStage) else earlier.get(getattr(stage, "judge", ""))
+    return roles + ["judge"] * (judge is not None and bool(judge.model))
 
 
 def references(stage: object) -> dict[str, str]:
     """Keys of a stage that name an artefact, with what they name."""
-    if isinstance(stage, SftStage):
-        init = {} if stage.init == "tiny" else {"init": stage.init}
-        return init | ({"filter": stage.filter} if stage.filter else {})
-    if isinstance(stage, FilterStage):
-        return {"guard": stage.guard}
-    if isinstance(stage, DpoStage | ScorerStage | GuardStage):
-        return {"init": stage.init}
-    if isinstance(stage, GuardedStage):
-        named = {"policy": stage.policy, "guard": stage.guard}
-        return named | ({"cost": stage.cost} if stage.cost else {})
-    if isinstance(stage, SafeRlhfStage):
-        return {"policy": stage.policy, "reward": stage.reward, "cost": stage.cost}
-    assert isinstance(stage, EvaluateStage)
-    named = {f"policies.{k}": v for k, v in stage.policies.items()}
-    return named | ({"cost": stage.cost} if stage.cost else {})
+    found: dict[str, str] = {}
+    for key in KINDS:
+        named = getattr(stage, key, "")
+        if isinstance(named, dict):
+            found |= {f"{key}.{name}": source for name, source in named.items()}
+        elif named and (key, named) != ("init", "tiny"):
+            found[key] = named
+    return found
 
 
 def _check_safe_rlhf(config: RunConfig, name: str, stage: SafeRlhfStage) -> None:

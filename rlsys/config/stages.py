@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from rlsys.config.feedback import DisentangledStage, JudgeStage, ObserveStage, RlaifStage
 from rlsys.config.rules import at_least, one_of, positive
 from rlsys.config.schema import OptimConfig, TinyConfig, TrainConfig
 from rlsys.errors import ConfigError
@@ -22,7 +23,9 @@ class SftStage:
     "tiny (a small model made from scratch on the data's texts), an earlier stage, or a folder."
     tiny: TinyConfig = field(default_factory=TinyConfig)
     split: str = "train"
-    "Rows to learn from: a split, or several joined by a plus sign."
+    "Rows to learn from: a split, or several joined by a plus sign; empty: conversations alone."
+    conversations: str = ""
+    "More rows: an observe stage, or a file in LLaVA's format. Every model turn is imitated."
     filter: str = ""
     "A filter stage on the same split: rows whose imitated response it flagged are left out."
     target: str = "more_helpful"
@@ -35,6 +38,10 @@ class SftStage:
     def check(self) -> None:
         at_least(1, steps=self.steps, batch=self.batch)
         one_of("target", self.target, ("more_helpful", "safer"))
+        if not self.split and not self.conversations:
+            raise ConfigError("split: name a split, or give conversations")
+        if self.filter and self.conversations:
+            raise ConfigError("filter: a filter knows the rows of a split, not conversations")
 
 
 @dataclass
@@ -289,5 +296,9 @@ STAGES = {
     "guard": GuardStage,
     "filter": FilterStage,
     "guarded": GuardedStage,
+    "judge": JudgeStage,
+    "observe": ObserveStage,
+    "rlaif": RlaifStage,
+    "disentangled": DisentangledStage,
     "evaluate": EvaluateStage,
 }

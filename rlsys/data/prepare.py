@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsys.artifacts import ArtifactStore, folder_hash
+from rlsys.artifacts import ArtifactStore, path_hash
+from rlsys.config.feedback import ObserveStage
 from rlsys.config.schema import RunConfig
 from rlsys.config.stages import FilterStage, SftStage
 from rlsys.data.record import Records, joined, leaked_ids
 from rlsys.data.records import load_records
 from rlsys.data.worlds import WORLDS
-from rlsys.errors import ConfigError
+from rlsys.errors import ConfigError, DataError
 from rlsys.evaluation.verdict import Verdict
+
+LEARNING = SftStage | FilterStage | ObserveStage  # stages with splits of their own
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,12 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
         raise ConfigError("data.sizes: only built-in worlds draw rows; remove it")
     else:
         folder = Path(source)
-        digest = folder_hash(folder) if folder.is_dir() else source
+        digest = path_hash(folder) if folder.is_dir() else source
         source = str(folder.resolve()) if folder.is_dir() else source
     evaluation = load_records(source, data.evaluation_split)
     used = [
         "train",
-        *(s.split for s in config.stages.values() if isinstance(s, SftStage | FilterStage)),
+        *(s.split for s in config.stages.values() if isinstance(s, LEARNING) and s.split),
     ]
     names = dict.fromkeys(part for split in used for part in split.split("+"))
     parts = {name: load_records(source, name) for name in names}
@@ -78,6 +81,10 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
     for split in used:
         leaked[split] = frozenset().union(*(leaked[name] for name in split.split("+")))
     validation = load_records(source, data.validation_split)
+    labelled = {"train": parts["train"], "validation": validation, "evaluation": evaluation}
+    for name, records in labelled.items():
+        if not records.paired:
+            raise DataError(f"{source} [{name}]: needs two labelled answers a row, not turns")
     summary = _summary({**parts, "validation": validation, "evaluation": evaluation})
     return Prepared(source, digest, leaked, oracle, training, validation, evaluation, summary)
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from rlsys.data import riskworld
 from rlsys.evaluation.verdict import Verdict
+from rlsys.judging.agreement import FeedbackOracle
 
 
 class Write(Protocol):
@@ -17,10 +18,18 @@ class Write(Protocol):
 
 @dataclass(frozen=True)
 class World:
-    """``write`` draws a folder in BeaverTails-V columns; ``judge`` is its oracle."""
+    """``write`` draws a folder in BeaverTails-V columns; ``judge`` is its oracle; ``feedback``
+    knows what a judge should reply, and ``prompts`` is a folder of prompts for such a judge.
+    """
 
     write: Write
     judge: Callable[[Mapping[str, Any], str], Verdict]
+    feedback: FeedbackOracle
+    prompts: Path
 
 
-WORLDS = {"riskworld": World(riskworld.write, riskworld.judge)}
+WORLDS = {
+    "riskworld": World(
+        riskworld.write, riskworld.judge, riskworld.judgements, riskworld.judgements.PROMPTS
+    )
+}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlsys.config.schema import EngineConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.engines.stepped import SteppedEngine
 from rlsys.judging.forms import FORMS
@@ -19,18 +18,15 @@ class JudgeWorker:
 
     def __init__(
         self,
-        model: str,
-        config: EngineConfig,
+        engine: SteppedEngine,
         encoder: PromptEncoder,
         prompts: PromptSet,
         *,
         max_new_tokens: int,
-        cpu: bool,
     ) -> None:
-        self.engine = SteppedEngine(model, config, cpu=cpu)
-        self.encoder, self.prompts = encoder, prompts
+        self.engine, self.encoder, self.prompts = engine, encoder, prompts
         self.max_new_tokens = max_new_tokens
-        self.room = config.max_model_len - max_new_tokens
+        self.room = engine.max_model_len - max_new_tokens
 
     def answer(self, questions: Sequence[Question]) -> list[str | Unread]:
         """One reply each. A question too long for the model is not asked."""

@@ -39,6 +39,7 @@ class SteppedEngine:
             trust_remote_code=False,
             **(sizes | config.extra),
         )
+        self.max_model_len = config.max_model_len
         self.lock = threading.Lock()
         self._finished: dict[str, Any] = {}
         self._names = count()

@@ -9,14 +9,15 @@ from typing import Any
 
 from rlsys.config.schema import EngineConfig, OptimConfig, TrainConfig
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.record import Records
-from rlsys.data.records import load_records
+from rlsys.data.record import Records, joined
+from rlsys.data.records import demonstrations, load_records
 from rlsys.engines.common import Seat
 from rlsys.engines.guard import GuardTrainer, GuardWorker
 from rlsys.engines.judge import JudgeWorker
 from rlsys.engines.policy import PolicyWorker, ReferenceWorker
 from rlsys.engines.rollout import RolloutWorker
 from rlsys.engines.scorer import CriticWorker, ScorerTrainer, ScorerWorker
+from rlsys.engines.stepped import SteppedEngine
 from rlsys.engines.train import Rank
 from rlsys.errors import ModelError
 from rlsys.guard.labels import OUTPUTS
@@ -28,12 +29,24 @@ from rlsys.weights import WeightReader
 
 @dataclass(frozen=True)
 class DataSlice:
-    """Which rows a role reads."""
+    """Which rows a role reads: those of ``split``, none where it is empty, then those of a file of
+    ``conversations``; without the ids of ``exclude``.
+    """
 
     source: str
     split: str
     max_prompt_tokens: int
     exclude: frozenset[str] = frozenset()
+    conversations: str = ""
+
+    def load(self) -> Records:
+        """Raises: DataError."""
+        parts = []
+        if self.split:
+            parts.append(load_records(self.source, self.split, exclude=self.exclude))
+        if self.conversations:
+            parts.append(demonstrations(Path(self.conversations), exclude=self.exclude))
+        return joined(parts)
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ class Workbench:
         self._records: dict[DataSlice, Records] = {}
         self._encoders: dict[tuple[str, DataSlice], PromptEncoder] = {}
         self._kept: tuple[tuple[str, str], RolloutWorker] | None = None
+        self._judge: tuple[tuple[str, str], SteppedEngine] | None = None
 
     def build(self, spec: RoleSpec) -> Any:
         """The worker of ``spec.kind``. Raises: ModelError, DataError."""
@@ -74,9 +88,7 @@ class Workbench:
         if spec.kind == "judge":
             prompts = load_prompts(Path(spec.prompts) if spec.prompts else FOLDER)
             limit = spec.max_new_tokens
-            return JudgeWorker(
-                spec.model, spec.engine, encoder, prompts, max_new_tokens=limit, cpu=self.cpu
-            )
+            return JudgeWorker(self._judging(spec), encoder, prompts, max_new_tokens=limit)
         if spec.kind == "reference":
             return ReferenceWorker(self._policy(spec, encoder).to(self.device), seat)
         if spec.kind in ("reward", "cost"):
@@ -108,7 +120,7 @@ class Workbench:
     def encoder(self, model: str, data: DataSlice) -> PromptEncoder:
         """Shared by all roles whose tokenizer and processor files are the same."""
         if data not in self._records:
-            self._records[data] = load_records(data.source, data.split, exclude=data.exclude)
+            self._records[data] = data.load()
         key = (processor_hash(model), data)
         if key not in self._encoders:
             self._encoders[key] = PromptEncoder(
@@ -124,6 +136,15 @@ class Workbench:
             self._kept = (key, worker)
         self._kept[1].reset(encoder)
         return self._kept[1]
+
+    def _judging(self, spec: RoleSpec) -> SteppedEngine:
+        """A judge's weights never move: the engine of the same model is kept."""
+        key = (spec.model, repr(spec.engine))
+        if self._judge is None or self._judge[0] != key:
+            self._judge = None  # the old one's memory first
+            self._judge = (key, SteppedEngine(spec.model, spec.engine, cpu=self.cpu))
+        self._judge[1].drop_caches()  # images go by their rows' ids, and these may be others
+        return self._judge[1]
 
     def _policy(self, spec: RoleSpec, encoder: PromptEncoder) -> PolicyModule:
         module = build_policy_module(spec.model, spec.train.dtype, ())

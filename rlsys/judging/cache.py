@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from rlsys.errors import DataError
 from rlsys.judging.judge import Judge, Question
 from rlsys.judging.parse import Unread
@@ -20,7 +22,7 @@ class CachedJudge:
     replies are never taken; image: a row's image as a string that changes with its pixels.
     A question without a reply (``Unread``) is asked again the next time. ``asked`` and
     ``remembered`` count questions.
-    Raises: DataError for a file that holds something else.
+    Raises: DataError for a file that holds something else, or that another run is writing.
     """
 
     def __init__(
@@ -28,8 +30,13 @@ class CachedJudge:
     ) -> None:
         self.judge, self.identity, self.image = judge, identity, image
         self.asked = self.remembered = 0
-        self._known = _read(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise DataError(f"{path}: another run asks this judge; wait for its end") from None
+        self._known = _read(path)
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
@@ -52,6 +59,7 @@ class CachedJudge:
 
     def close(self) -> None:
         self._file.close()
+        self._lock.release()
 
     def _key(self, question: Question) -> str:
         image = None if question.image is None else self.image(question.image)

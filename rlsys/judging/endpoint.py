@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import openai
@@ -30,6 +29,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from rlsys.config.feedback import EndpointConfig
 from rlsys.judging.judge import Question
 from rlsys.judging.parse import Unread
 from rlsys.judging.prompts import PromptSet
@@ -54,44 +54,27 @@ PASSING = (
 )
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """url: up to /v1; parallel: calls under way at once; per_second: calls started per second;
-    timeout: of one try, seconds; patience: how long a call is tried, seconds; longest_pause:
-    between two tries.
-    """
-
-    url: str
-    model: str
-    key: str = field(repr=False)
-    parallel: int = 8
-    per_second: float = 20.0
-    timeout: float = 60.0
-    patience: float = 600.0
-    longest_pause: float = 30.0
-    max_tokens: int = 512
-
-
 class EndpointJudge:
-    """Args: image: a dataset row's picture."""
+    """Args: key: of the endpoint; image: a dataset row's picture; max_tokens: the longest reply."""
 
     def __init__(
-        self, endpoint: Endpoint, prompts: PromptSet, image: Callable[[int], Image.Image]
+        self,
+        endpoint: EndpointConfig,
+        key: str,
+        prompts: PromptSet,
+        image: Callable[[int], Image.Image],
+        *,
+        max_tokens: int,
     ) -> None:
         self.endpoint, self.prompts, self.image = endpoint, prompts, image
+        self.max_tokens = max_tokens
         self._client = openai.OpenAI(
-            base_url=endpoint.url, api_key=endpoint.key, timeout=endpoint.timeout, max_retries=0
+            base_url=endpoint.url, api_key=key, timeout=endpoint.timeout, max_retries=0
         )
         self._threads = ThreadPoolExecutor(endpoint.parallel, "judge")
         self._gate = threading.Lock()
         self._next = 0.0
         self._closed = threading.Event()
-
-    @property
-    def identity(self) -> str:
-        """Of the model and its prompts."""
-        asked = (self.endpoint.url, self.endpoint.model, self.endpoint.max_tokens)
-        return " ".join([*map(str, asked), self.prompts.digest])
 
     def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
         futures = [self._threads.submit(self._answer, question) for question in questions]
@@ -130,7 +113,7 @@ class EndpointJudge:
             model=self.endpoint.model,
             messages=[{"role": "user", "content": self._content(question)}],
             temperature=0.0,
-            max_tokens=self.endpoint.max_tokens,
+            max_tokens=self.max_tokens,
         )
         try:
             if not done.choices:

@@ -84,7 +84,7 @@ def disentangle(
     outcomes = [Counter[str]() for _ in prompts]
     unread = [0] * len(prompts)
     seen: list[dict[tuple[str, str, str], Observation]] = [{} for _ in prompts]
-    replies = _ask(judge, looks, parse_observations, timeout)
+    replies = ask_all(judge, looks, parse_observations, timeout)
     for number, found in enumerate(replies):
         for question, observed in zip(looks[number], found, strict=True):
             if isinstance(observed, Unread):
@@ -107,7 +107,7 @@ def disentangle(
         for number, p in enumerate(prompts)
     ]
     results = []
-    for number, verdicts in enumerate(_ask(judge, checks, parse_yes_no, timeout)):
+    for number, verdicts in enumerate(ask_all(judge, checks, parse_yes_no, timeout)):
         kept = []
         for item, verdict in zip(seen[number].values(), verdicts, strict=True):
             if isinstance(verdict, Unread):
@@ -142,11 +142,16 @@ class Candidate:
     answer: str
 
 
+def observation_fields(observation: Observation) -> dict[str, str]:
+    """As a judge is shown one."""
+    return asdict(observation)
+
+
 def score(judge: Judge, candidates: Sequence[Candidate], timeout: float) -> list[Feedback]:
     """The global score, and one check per known risk. An empty answer is not asked about."""
     asked, checks = [], []
     for c in candidates:
-        risks = [asdict(o) for o in c.observations]
+        risks = [observation_fields(o) for o in c.observations]
         values = {"question": c.prompt.question, "answer": c.answer}
         told = bool(c.answer.strip())
         asked.append([Question("score", values | {"observations": risks}, c.prompt.row)] * told)
@@ -157,8 +162,8 @@ def score(judge: Judge, candidates: Sequence[Candidate], timeout: float) -> list
                 if told
             ]
         )
-    overall = _ask(judge, asked, parse_score, timeout)
-    recognised = _ask(judge, checks, parse_yes_no, timeout)
+    overall = ask_all(judge, asked, parse_score, timeout)
+    recognised = ask_all(judge, checks, parse_yes_no, timeout)
     return [_feedback(*pair) for pair in zip(overall, recognised, strict=True)]
 
 
@@ -174,7 +179,7 @@ def _feedback(overall: list[float | Unread], checks: list[bool | Unread]) -> Fee
     return Feedback(found, sum(read) / len(read) if read else None, outcomes)
 
 
-def _ask(
+def ask_all(
     judge: Judge,
     groups: Sequence[Sequence[Question]],
     parse: Callable[[str], T | Unread],

@@ -28,6 +28,7 @@ FIELDS = {
     "score": {"question", "observations", "answer"},
     "score_observation": {"question", "observation", "answer"},
     "rewrite": {"question", "observations"},
+    "note": {"observations"},  # put after the question of a policy that is told the risks
 }
 
 

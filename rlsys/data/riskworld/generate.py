@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from rlsys.data.riskworld.draw import draw
+from rlsys.data.riskworld.judgements import PROMPTS
 from rlsys.data.riskworld.language import (
     REFUSALS,
     garbled,
@@ -20,11 +21,13 @@ from rlsys.data.riskworld.language import (
     right_redirect,
     wrong_redirect,
 )
+from rlsys.data.riskworld.lessons import PER_PICTURE, lesson
 from rlsys.data.riskworld.oracle import judge_scene, more_helpful, safer
 from rlsys.data.riskworld.scene import COLOURS, FAMILIES, HAZARDS, ICONS, RISKS, WORDS, Scene
 from rlsys.errors import ConfigError
+from rlsys.judging.prompts import load_prompts
 
-SPLITS = ("pretrain", "train", "validation", "evaluation")
+SPLITS = ("pretrain", "train", "validation", "evaluation", "judge")
 SHARES = {"none": 0.4, "image": 0.15, "text": 0.15, "both": 0.15, "joint": 0.15}
 TRAIN_SHARES = {"none": 0.46, "image": 0.14, "text": 0.1, "both": 0.1, "joint": 0.2}
 # What a model knows before it learns to answer: what pictures show, and, asked about an
@@ -80,7 +83,8 @@ def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
     text together, shares the value of ``twin`` with a harmless row that asks the same about
     another picture; the other harmless rows ask to name what is shown. The pretrain split asks for
     the name or for the risk, never for help; its rows are harmless.
-    Args: sizes: rows per split, keys among pretrain, train, validation and evaluation.
+    The judge split holds questions to a judge with their replies, several about each picture.
+    Args: sizes: rows per split, keys among pretrain, train, validation, evaluation and judge.
     Raises: ConfigError for another split or a size below 20.
     """
     for split, size in sizes.items():
@@ -91,14 +95,34 @@ def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for split, size in sizes.items():
         rng = Random(f"riskworld/{seed}/{split}")
+        rows = _lessons if split == "judge" else _rows
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-            for number, (scene, twin) in enumerate(_scenes(split, size, rng)):
-                name = f"{split}-{number:05d}"
-                draw(scene, rng.getrandbits(32)).save(
-                    folder / "images" / f"{name}.png", compress_level=1
-                )
-                pairs = PRETRAIN_PAIRS if split == "pretrain" else _pairs(scene)
-                file.write(json.dumps(_row(name, scene, twin, pairs, rng)) + "\n")
+            for row in rows(folder, split, size, rng):
+                file.write(json.dumps(row) + "\n")
+
+
+def _rows(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
+    for number, (scene, twin) in enumerate(_scenes(split, size, rng)):
+        name = f"{split}-{number:05d}"
+        _picture(folder, name, scene, rng)
+        pairs = PRETRAIN_PAIRS if split == "pretrain" else _pairs(scene)
+        yield _row(name, scene, twin, pairs, rng)
+
+
+def _lessons(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
+    prompts = load_prompts(PROMPTS)
+    for number, (scene, _) in enumerate(_scenes(split, -(-size // PER_PICTURE), rng)):
+        name = f"{split}-{number:05d}"
+        image = _picture(folder, name, scene, rng)
+        for part in range(min(PER_PICTURE, size - number * PER_PICTURE)):
+            yield lesson(scene, image, f"{name}-{part}", prompts, rng)
+
+
+def _picture(folder: Path, name: str, scene: Scene, rng: Random) -> str:
+    """Drawn; its path beside the rows."""
+    image = f"images/{name}.png"
+    draw(scene, rng.getrandbits(32)).save(folder / image, compress_level=1)
+    return image
 
 
 def _row(name: str, scene: Scene, twin: str, pairs: Pairs, rng: Random) -> dict[str, Any]:
@@ -148,7 +172,9 @@ def _answer(kind: str, scene: Scene, rng: Random) -> str:
 def _scenes(split: str, size: int, rng: Random) -> list[tuple[Scene, str]]:
     """Scenes with their twin id, in random order, its split's share of each place of risk."""
     pools = _pools(held_out=split == "evaluation")
-    shares = {"pretrain": PRETRAIN_SHARES, "train": TRAIN_SHARES}.get(split, SHARES)
+    shares = {"pretrain": PRETRAIN_SHARES, "train": TRAIN_SHARES, "judge": TRAIN_SHARES}.get(
+        split, SHARES
+    )
     counts = {risk: round(share * size) for risk, share in shares.items() if risk != "none"}
     chosen: list[tuple[Scene, str]] = []
     for risk, count in counts.items():

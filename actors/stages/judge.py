@@ -1,0 +1,120 @@
+"""A judge: measured against what the data knows, and opened for the stages that ask one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from actors.display import note
+from actors.proxies import RemoteJudge
+from actors.recipe import Context
+from rlsys.config.feedback import JudgeStage
+from rlsys.data.record import Records, pixel_hash
+from rlsys.data.worlds import WORLDS
+from rlsys.engines.workbench import RoleSpec
+from rlsys.errors import ConfigError
+from rlsys.judging.agreement import agreement, injection
+from rlsys.judging.cache import CachedJudge
+from rlsys.judging.endpoint import EndpointJudge
+from rlsys.judging.prompts import FOLDER, PromptSet, load_prompts
+
+
+@dataclass(frozen=True)
+class OpenJudge:
+    """``timeout``: of one call, seconds; ``prompts``: what it is asked with."""
+
+    judge: CachedJudge
+    timeout: float
+    prompts: PromptSet
+
+
+@contextmanager
+def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[OpenJudge]:
+    """The judge of a stage, for questions about the rows of a split. What it was ever asked is
+    remembered in the runs' folder, by model, prompts, question and pixels.
+    """
+    records = context.data.evaluation if split == "evaluation" else context.data.training[split]
+    folder = _prompts_folder(stage)
+    prompts = load_prompts(folder)
+    if stage.endpoint.url:
+        key = os.environ.get(stage.endpoint.key_variable)
+        if not key:
+            raise ConfigError(
+                f"endpoint.key_variable: the environment has no {stage.endpoint.key_variable}; "
+                "set it to the endpoint's key (anything, where it needs none)"
+            )
+        model = f"{stage.endpoint.url} {stage.endpoint.model}"
+        timeout = stage.endpoint.patience + 2 * stage.endpoint.timeout
+        asked: RemoteJudge | EndpointJudge = EndpointJudge(
+            stage.endpoint,
+            key,
+            prompts,
+            lambda row: records[row].open_image(),
+            max_tokens=stage.max_new_tokens,
+        )
+    else:
+        model, timeout = context.digest(stage.model), context.config.timeouts.call
+        asked = RemoteJudge(context.cluster.by_role["judge"])
+        spec = RoleSpec(
+            "judge",
+            context.folder(stage.model),
+            context.slice(split),
+            engine=stage.engine,
+            prompts=str(folder),
+            max_new_tokens=stage.max_new_tokens,
+        )
+        asked.create(spec).result(context.config.timeouts.start)
+    identity = f"{model} {stage.max_new_tokens} {prompts.digest}"
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    memory = Path(context.config.runs_dir).resolve() / "judgements" / f"{name}.jsonl"
+    judge = CachedJudge(asked, memory, identity, cache(lambda row: pixel_hash(records[row])))
+    try:
+        yield OpenJudge(judge, timeout, prompts)
+    finally:
+        judge.close()
+        if isinstance(asked, EndpointJudge):
+            asked.close()
+
+
+def _prompts_folder(stage: JudgeStage) -> Path:
+    if stage.prompts in WORLDS:
+        return WORLDS[stage.prompts].prompts
+    return Path(stage.prompts).resolve() if stage.prompts else FOLDER
+
+
+def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> dict[str, Any]:
+    """Agreement with the data's oracle on held-out prompts, where it has one."""
+    load_prompts(_prompts_folder(stage))
+    world = WORLDS.get(context.config.data.source)
+    if world is None:
+        context.display.say("    not measured: the data does not know the right replies")
+        return {}
+    records = context.data.evaluation
+    rows = sample_rows(records, stage.limit, context.config.seed)
+    labelled = [(row, records[row]) for row in rows]
+    found: dict[str, float] = {"prompts": len(rows)}
+    with open_judge(context, stage, "evaluation") as opened:
+        oracle, seed = world.feedback, context.config.seed
+        found |= agreement(opened.judge, labelled, oracle, seed=seed, timeout=opened.timeout)
+        found |= injection(opened.judge, labelled, oracle, timeout=opened.timeout)
+        found["questions"] = opened.judge.asked
+    context.log(name, "judge", 1, found)
+    (folder / "agreement.json").write_text(json.dumps(found, indent=1))
+    shown = [key for key in found if key.startswith(("agreement/", "injection/"))]
+    context.display.say("    " + note(found, *(key for key in shown if not key.endswith("_n"))))
+    return found
+
+
+def sample_rows(records: Records, limit: int, seed: int) -> list[int]:
+    """Some rows in rising order, all where ``limit`` is 0 or large."""
+    count = len(records)
+    draw = random.Random(f"{seed}/sample")
+    return sorted(draw.sample(range(count), min(limit or count, count)))

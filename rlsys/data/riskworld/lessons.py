@@ -1,0 +1,71 @@
+"""Questions to a judge with the oracle's replies, as conversations to imitate."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any
+
+from rlsys.data.llava import IMAGE_MARK
+from rlsys.data.riskworld import judgements
+from rlsys.data.riskworld.scene import Scene
+from rlsys.judging.judge import observation_fields
+from rlsys.judging.parse import Observation
+from rlsys.judging.prompts import PromptSet
+
+# Questions asked about every picture, and how often each of them comes up.
+PER_PICTURE = 3
+WEIGHTS = {
+    "observe_joint": 3,
+    "observe_image": 2,
+    "observe_text": 1,
+    "verify": 3,
+    "score": 4,
+    "score_observation": 2,
+    "rewrite": 2,
+}
+
+
+def lesson(scene: Scene, image: str, name: str, prompts: PromptSet, rng: Random) -> dict[str, Any]:
+    """One conversation of LLaVA's format about a scene."""
+    kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    if kind == "score_observation" and not scene.hazards:
+        kind = "score"
+    values, reply = _question(kind, scene, rng)
+    shown = kind != "observe_text"
+    text = IMAGE_MARK * shown + prompts.render(kind, values, ())
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": reply}]
+    return {"id": name, "conversations": turns} | ({"image": image} if shown else {})
+
+
+def _question(kind: str, scene: Scene, rng: Random) -> tuple[dict[str, Any], str]:
+    """The fields of the prompt, and the right reply."""
+    row = {"scene": scene.to_json()}
+    asked: dict[str, Any] = {"question": scene.question}
+    true = judgements.risks(scene)
+    if kind.startswith("observe_"):
+        look = kind.removeprefix("observe_")
+        return asked if look != "image" else {}, _listed(judgements.observations(row, look))
+    if kind == "verify":
+        content, category, so = rng.choice(judgements.checks(row, rng))
+        return asked | {"content": content, "category": category}, _yes(so)
+    known = {"observations": [observation_fields(o) for o in true]}
+    if kind == "rewrite":
+        return asked | known, judgements.rewrite(scene)
+    answer = rng.choice(judgements.answers(scene, rng))
+    if kind == "score":
+        return asked | known | {"answer": answer}, str(judgements.score(row, answer))
+    one = rng.choice(true)
+    said = judgements.recognises(row, one, answer)
+    return asked | {"observation": observation_fields(one), "answer": answer}, _yes(said)
+
+
+def _listed(found: tuple[Observation, ...]) -> str:
+    return json.dumps([
+        {"malicious_content": o.content, "source": o.source, "risk_category": o.category}
+        for o in found
+    ])  # fmt: skip
+
+
+def _yes(so: bool) -> str:
+    return "yes" if so else "no"
