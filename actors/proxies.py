@@ -46,6 +46,10 @@ class RemoteRole:
     def _call(self, method: str, *args: Any, combine: Any = list) -> Pending[Any]:
         return self.group.all(self.role, "call", self.role, method, *args, combine=combine)
 
+    def _publish(self, version: int, transport: str, token: str) -> Pending[WeightUpdate]:
+        sent = (self.role, version, transport, token)
+        return self.group.all(self.role, "publish", *sent, combine=lambda answers: answers[0])
+
 
 class RemoteReference(RemoteRole):
     def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
@@ -61,15 +65,7 @@ class RemotePolicy(RemoteReference):
         return self._call("update", batch, self.ppo, combine=merge_stats)
 
     def publish(self, version: int) -> Pending[WeightUpdate]:
-        return self.group.all(
-            self.role,
-            "publish",
-            self.role,
-            version,
-            self.transport,
-            self.token,
-            combine=lambda answers: answers[0],
-        )
+        return self._publish(version, self.transport, self.token)
 
 
 class RemoteScorer(RemoteRole):
@@ -112,6 +108,17 @@ class DpoLearner(RemoteRole):
 
     def dpo_step(self, pairs: PreferencePairs, beta: float) -> Pending[Metrics]:
         return self._call("dpo_step", pairs, beta, combine=merge_stats)
+
+
+class FeedbackLearner(DpoLearner):
+    """One whose weights the engines draw from."""
+
+    def __init__(self, group: Group, transport: str, token: str) -> None:
+        super().__init__(group, "policy")
+        self.transport, self.token = transport, token
+
+    def publish(self, version: int) -> Pending[WeightUpdate]:
+        return self._publish(version, self.transport, self.token)
 
 
 class ScorerLearner(RemoteRole):

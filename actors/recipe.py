@@ -65,6 +65,7 @@ class Context:
 
 
 EVALUATING = ("evaluate", "guarded", "disentangled")
+RESUMABLE = ("rlaif",)
 StageFunction = Callable[..., dict[str, Any]]
 
 
@@ -115,7 +116,9 @@ def _run_stage(
     config = to_plain(stage)
     for key in references(stage):
         config.pop(key.split(".")[0], None)  # what a name points at counts, not the name
-    artifact = store.get_or_make(stage.kind, config, inputs, make)
+    artifact = store.get_or_make(
+        stage.kind, config, inputs, make, resumable=stage.kind in RESUMABLE
+    )
     if artifact.reused:
         for kind, step, metrics in json.loads((artifact.folder / "rows.json").read_text()):
             context.metrics.log(name, kind, step, metrics)

@@ -40,20 +40,24 @@ class ArtifactStore:
         config: Any,
         inputs: dict[str, str],
         make: Callable[[Path], dict[str, Any]],
+        *,
+        resumable: bool = False,
     ) -> Artifact:
         """The artefact of this recipe, made by ``make(folder)`` unless it is there already.
 
         Args: config: plain containers; inputs: digests of the artefacts it was made from.
-        ``make`` fills the folder and returns metrics.
+        ``make`` fills the folder and returns metrics; resumable: it starts from what an earlier
+        ``make`` of the same recipe left when it was stopped, else from an empty folder.
         """
         digest = recipe_hash(kind, config, inputs, self.code)
         folder = self.root / f"{kind}-{digest[:16]}"
         if (folder / _META).exists():
             metrics = json.loads((folder / _META).read_text())["metrics"]
             return Artifact(folder, digest, metrics, reused=True)
-        partial = self.root / f".{kind}-{digest[:16]}.{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial = self.root / f".{kind}-{digest[:16]}.{'partial' if resumable else os.getpid()}"
+        if not resumable:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=resumable)
         metrics = make(partial)
         meta = {"kind": kind, "config": config, "inputs": inputs, "metrics": metrics}
         (partial / _META).write_text(json.dumps(meta, indent=1))

@@ -23,7 +23,6 @@ from rlsys.engines.workbench import RoleSpec
 from rlsys.errors import ConfigError
 from rlsys.judging.agreement import agreement, injection
 from rlsys.judging.cache import CachedJudge
-from rlsys.judging.endpoint import EndpointJudge
 from rlsys.judging.prompts import FOLDER, PromptSet, load_prompts
 
 
@@ -41,6 +40,9 @@ def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[Open
     """The judge of a stage, for questions about the rows of a split. What it was ever asked is
     remembered in the runs' folder, by model, prompts, question and pixels.
     """
+    # Only where one is asked: trackers look for such clients among what is imported.
+    from rlsys.judging.endpoint import EndpointJudge
+
     records = context.data.evaluation if split == "evaluation" else context.data.training[split]
     folder = _prompts_folder(stage)
     prompts = load_prompts(folder)

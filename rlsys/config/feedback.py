@@ -56,6 +56,11 @@ class JudgeStage:
     def check(self) -> None:
         at_least(0, limit=self.limit)
         at_least(1, max_new_tokens=self.max_new_tokens)
+        if self.model and self.max_new_tokens >= self.engine.max_model_len:
+            raise ConfigError(
+                f"max_new_tokens: {self.max_new_tokens} leaves no room for a question in "
+                f"engine.max_model_len {self.engine.max_model_len}"
+            )
         if bool(self.model) == bool(self.endpoint.url):
             raise ConfigError("model: name either a model or an endpoint.url")
         if self.endpoint.url and not self.endpoint.model:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,20 @@ def _observations(model: Mapping[str, Any]) -> tuple[tuple[Observation, ...] | N
     if isinstance(found, Unread):
         return None, Counter({f"observe: {found.reason}": 1})
     return found.items, found.oddities
+
+
+def conversation_row(
+    name: str, image: str, question: str, answer: str, observations: Sequence[Observation]
+) -> dict[str, Any]:
+    """One question and its answer; the risks beside the answer, where there are any."""
+    human = {"from": "human", "value": IMAGE_MARK + question, "safe": not observations}
+    model: dict[str, Any] = {"from": "gpt", "value": answer}
+    if observations:
+        model["observe"] = [
+            {"malicious_content": o.content, "source": o.source, "risk_category": o.category}
+            for o in observations
+        ]
+    return {"id": name, "image": image, "conversations": [human, model]}
 
 
 def describe(rows: Iterable[Conversation]) -> dict[str, dict[str, int]]:

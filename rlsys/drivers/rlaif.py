@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest, sample_seed, step_rows
 from rlsys.drivers.dpo import PreferenceLearner, dpo
+from rlsys.drivers.timing import timed
 from rlsys.errors import DataError
 from rlsys.judging.judge import (
     Candidate,
@@ -98,22 +99,35 @@ def rlaif(
     questions: Sequence[str],
     report: Report,
 ) -> None:
-    """Rounds up to ``run.rounds`` on the prompts of a dataset, ``questions`` by row."""
+    """Rounds up to ``run.rounds`` on the prompts of a dataset, ``questions`` by row.
+
+    The engines must hold the policy at ``state.round`` (``sync_policy``).
+    """
     while state.round < run.rounds:
-        rows = prompts_of_round(len(questions), state.round, run)
-        drawn = [Prompt(row, questions[row]) for row in rows]
-        metrics = observe(roles.judge, drawn, state, run)  # 1
-        prompts = [prompt for prompt in drawn if prompt.row in state.observed]
-        answers = sample_and_judge(roles, prompts, state, run)  # 2, 3
-        metrics |= describe(answers)
-        pairs, outcomes = build_pairs(prompts, answers, run)  # 4
-        metrics |= {f"pairs/{reason}": float(count) for reason, count in outcomes.items()}
-        if pairs is not None:
-            learn(roles.policy, pairs, state, run, metrics)  # 5
-            update = roles.policy.publish(state.round + 1).result(run.sync_timeout)  # 6
-            roles.rollout.load(update).result(run.sync_timeout)
-        state.round += 1
+        metrics: Metrics = {}
+        with timed(metrics, "round"):
+            rows = prompts_of_round(len(questions), state.round, run)
+            drawn = [Prompt(row, questions[row]) for row in rows]
+            with timed(metrics, "observe"):
+                metrics |= observe(roles.judge, drawn, state, run)  # 1
+            prompts = [prompt for prompt in drawn if prompt.row in state.observed]
+            with timed(metrics, "sample_and_judge"):
+                answers = sample_and_judge(roles, prompts, state, run)  # 2, 3
+            metrics |= describe(answers)
+            pairs, outcomes = build_pairs(prompts, answers, run)  # 4
+            metrics |= {f"pairs/{reason}": float(count) for reason, count in outcomes.items()}
+            with timed(metrics, "learn"):
+                if pairs is not None:
+                    learn(roles.policy, pairs, state, run, metrics)  # 5
+            state.round += 1
+            sync_policy(roles, state.round, run)  # 6
         report(state, metrics)  # 7
+
+
+def sync_policy(roles: RlaifRoles, version: int, run: RlaifRun) -> None:
+    """Policy to every engine, under one version: the number of rounds it has learned from."""
+    update = roles.policy.publish(version).result(run.sync_timeout)
+    roles.rollout.load(update).result(run.sync_timeout)
 
 
 def prompts_of_round(count: int, number: int, run: RlaifRun) -> list[int]:

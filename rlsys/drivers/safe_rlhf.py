@@ -17,6 +17,7 @@ from rlsys.algorithms.shaping import kl_coefficient, shape_rewards
 from rlsys.batch import Rollouts, SampleRequest, Scores, TrainBatch, gather_scored, sample_seed
 from rlsys.config.schema import TimeoutConfig
 from rlsys.drivers.safe_rlhf_state import Report, SafeRlhfRun, SafeRlhfState, describe
+from rlsys.drivers.timing import timed
 from rlsys.roles import Roles, as_completed
 
 
@@ -28,7 +29,7 @@ def safe_rlhf(roles: Roles, state: SafeRlhfState, run: SafeRlhfRun, report: Repo
         metrics = describe(rollouts, scores, run)
         step_multiplier(state, scores, run)  # 3
         batch = estimate(rollouts, scores, state, run)  # 4
-        with state.timed("update"):  # 5
+        with timed(state.timings, "update"):  # 5
             updates = {
                 "policy": roles.policy.update(batch),
                 "reward_critic": roles.reward_critic.update(batch),
@@ -37,7 +38,7 @@ def safe_rlhf(roles: Roles, state: SafeRlhfState, run: SafeRlhfRun, report: Repo
             for name, pending in updates.items():
                 stats = pending.result(run.timeouts.call)
                 metrics |= {f"{name}/{key}": value for key, value in stats.items()}
-        with state.timed("sync"):  # 6
+        with timed(state.timings, "sync"):  # 6
             sync_weights(roles, state.iteration + 1, run.timeouts)
         state.iteration += 1
         state.timings["time/iteration"] = time.perf_counter() - started
@@ -58,7 +59,7 @@ def sample_and_score(
         for s in range(run.ppo.samples)
     ]
     scoring = []
-    with state.timed("sample"):
+    with timed(state.timings, "sample"):
         for chunk in as_completed(roles.rollout.generate(requests), limit):
             answers = {
                 "policy_logprobs": roles.policy.logprobs(chunk),
@@ -69,7 +70,7 @@ def sample_and_score(
                 "cost_values": roles.cost_critic.values(chunk),
             }
             scoring.append((chunk, answers))
-    with state.timed("score"):
+    with timed(state.timings, "score"):
         parts = [
             (chunk, Scores(**{name: pending.result(limit) for name, pending in answers.items()}))
             for chunk, answers in scoring

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rlsys.algorithms.kl import k3
@@ -36,12 +34,6 @@ class SafeRlhfState:
             "window": list(self.window),
             "cursor": self.cursor.position,
         }
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.timings[f"time/{phase}"] = time.perf_counter() - start
 
 
 @dataclass(frozen=True)

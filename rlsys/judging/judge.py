@@ -6,7 +6,7 @@ Both follow DREAM (arXiv 2504.18053); its released prompts leave open how scores
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -19,6 +19,7 @@ from rlsys.judging.parse import (
     parse_score,
     parse_yes_no,
 )
+from rlsys.judging.prompts import PromptSet
 from rlsys.roles import Pending, as_completed
 
 T = TypeVar("T")
@@ -120,6 +121,16 @@ def disentangle(
         calls = len(looks[number]) + len(verdicts)
         results.append(Disentangled(tuple(kept), calls, outcomes[number], not unread[number]))
     return results
+
+
+def risk_note(
+    prompts: PromptSet, risks: Sequence[Observation], special_tokens: Iterable[str]
+) -> str:
+    """What is put after a question whose risks are known; nothing where there is none."""
+    if not risks:
+        return ""
+    told = [observation_fields(risk) for risk in risks]
+    return prompts.render("note", {"observations": told}, special_tokens)
 
 
 @dataclass(frozen=True)

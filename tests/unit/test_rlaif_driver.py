@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rlsys.batch import PreferencePairs, Rollouts
-from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif
+from rlsys.batch import PreferencePairs, Rollouts, SampleRequest
+from rlsys.drivers.kept import KeptRollout
+from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
 from rlsys.guard.decision import Moderation
-from rlsys.judging.judge import Question
+from rlsys.judging.cache import CachedJudge
+from rlsys.judging.judge import Judge, Question
 from rlsys.judging.pairs import PairRule
 from rlsys.judging.parse import Observation, Unread
 from rlsys.roles import Metrics, Pending
@@ -97,6 +100,11 @@ def go(
     return log, policy, rows, state
 
 
+def untimed(rows: list[Metrics]) -> list[Metrics]:
+    """Without what a clock said."""
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
 def test_a_round_samples_judges_learns_and_syncs() -> None:
     log, policy, rows, state = go(graded_judge())
     assert log.calls == ["sample", "reference", "dpo", "dpo", "publish", "load"] * 2
@@ -165,7 +173,7 @@ def test_a_round_in_which_nothing_could_be_observed_is_a_round() -> None:
 
 def test_without_a_pair_nothing_is_trained_and_the_reasons_are_there() -> None:
     log, policy, rows, _ = go(graded_judge(score="5"), rounds=1)
-    assert log.calls == ["sample"]
+    assert log.calls == ["sample", "publish", "load"]
     assert policy.steps == []
     assert rows[0]["pairs/the scores are too close"] == 4
     assert "pairs/pair" not in rows[0]
@@ -188,7 +196,7 @@ def test_the_order_of_arrival_changes_nothing() -> None:
         for _, policy, _, _ in runs
     ]
     assert trained[0] == trained[1] == trained[2]
-    assert runs[0][2] == runs[2][2]
+    assert untimed(runs[0][2]) == untimed(runs[2][2])
 
 
 def test_a_run_that_stopped_after_a_round_goes_on_as_if_it_had_not() -> None:
@@ -196,7 +204,74 @@ def test_a_run_that_stopped_after_a_round_goes_on_as_if_it_had_not() -> None:
     state = go(graded_judge(), rounds=1)[3]
     rest = go(graded_judge(), state)
     assert [requests for requests in rest[0].requests] == whole[0].requests[1:]
-    assert rest[2] == whole[2][1:]
+    assert untimed(rest[2]) == untimed(whole[2][1:])
+
+
+class Stopped(Exception):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_run_that_stopped_while_judging_asks_and_draws_nothing_twice(
+    tmp_path: Path, after: int
+) -> None:
+    """Stopped after so many calls of the judge; what it was told is on disk, what was drawn too."""
+    folder = tmp_path / "answers"
+
+    def attempt(judge: Judge, number: int) -> tuple[Log, FakePolicy]:
+        log = Log()
+        policy = FakePolicy(log)
+        memory = CachedJudge(judge, tmp_path / "judgements.jsonl", "judge", str)
+        rollout = KeptRollout(FakeRollout(log, chunk=3, pend=whole), folder)
+        roles = RlaifRoles(rollout, policy, memory)
+        run = make_run(rounds=1)
+        try:
+            sync_policy(roles, 0, run)
+            rlaif(roles, RlaifState(), run, QUESTIONS, lambda *_: None)
+        finally:
+            memory.close()
+        return log, policy
+
+    calls = 0
+
+    def dying(question: Question) -> str:
+        nonlocal calls
+        calls += 1
+        if calls > 3 * after:
+            raise Stopped
+        return str(3 * (first_id(question) % 10))
+
+    first = make_judge(score=dying)
+    with pytest.raises(Stopped):
+        attempt(first, 0)
+    second = graded_judge()
+    log, policy = attempt(second, 1)
+    undisturbed = go(graded_judge(), rounds=1)[1]
+    told = [q for q in first.asked if q.name == "score"][: 3 * after]
+    again = [q for q in second.asked if q.name == "score"]
+    assert not [q for q in again if q in told]
+    assert len(told) + len(again) == 12
+    drawn = {(r.prompt_index, r.sample_index) for rs in log.requests for r in rs}
+    assert len(drawn) == 12 - 3 * (after + 1), "the chunk under way had been drawn too"
+    for mine, theirs in zip(policy.steps, undisturbed.steps, strict=True):
+        assert mine.prompt_index.tolist() == theirs.prompt_index.tolist()
+        assert [c.tolist() for c in mine.chosen] == [c.tolist() for c in theirs.chosen]
+
+
+def test_kept_answers_belong_to_their_weights(tmp_path: Path) -> None:
+    log = Log()
+    kept = KeptRollout(FakeRollout(log, chunk=2), tmp_path)
+    requests = [SampleRequest(row, 0, 7) for row in range(4)]
+    for version in (0, 1):
+        kept.load(WeightUpdate(version, (), None)).result(1.0)
+        for chunk in kept.generate(requests):
+            assert chunk.result(1.0).version == version
+    assert len(log.requests) == 2, "other weights answer anew"
+    again = [chunk.result(1.0) for chunk in kept.generate(requests[1:])]
+    assert log.requests[2:] == [requests[1:2]], "half a kept chunk is not used"
+    assert sum(len(chunk) for chunk in again) == 3
+    kept.forget(1)
+    assert [path.name for path in tmp_path.iterdir()] == ["version-1"]
 
 
 def test_rounds_draw_other_prompts_and_other_answers() -> None:
