@@ -53,6 +53,14 @@ def generate(
     ] = None,
     image: Annotated[Path | None, typer.Option(help="One picture, with --question.")] = None,
     question: Annotated[str, typer.Option(help="What is asked about it.")] = "",
+    disentangle: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a judge: the policy is told the risks that it verified."),
+    ] = None,
+    judge_prompts: Annotated[
+        str, typer.Option(help="Folder of that judge's prompts, or a built-in world's name.")
+    ] = "",
+    joint: Annotated[bool, typer.Option(help="It looks at image and text together.")] = True,
     guard: Annotated[Path | None, typer.Option(help="Folder of a guard.")] = None,
     rounds: Annotated[int, typer.Option(help="With a guard: how often to draw again.")] = 5,
     candidates: Annotated[int, typer.Option(help="Answers drawn per prompt and round.")] = 4,
@@ -62,7 +70,7 @@ def generate(
     max_new_tokens: int = 64,
     out: Annotated[Path | None, typer.Option(help="Write JSON lines here.")] = None,
 ) -> None:
-    """Answers of a policy, plain or behind a guard. Needs no Ray."""
+    """Answers of a policy: plain, told a judge's observations, or behind a guard. Needs no Ray."""
     from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
 
     os.environ.update(ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
@@ -71,6 +79,9 @@ def generate(
     if not torch.cuda.is_available():
         os.environ.update(CPU_ENVIRONMENT)
     import rlsys.generate as generation
+    from rlsys.advisor import Advisor
+    from rlsys.data.worlds import prompts_folder
+    from rlsys.judging.prompts import load_prompts
 
     settings = GuardedStage(
         rounds=rounds, candidates=candidates, temperature=temperature, hint=hint,
@@ -79,12 +90,18 @@ def generate(
     settings.check()
     if (prompts is None) == (image is None):
         raise ConfigError("give either --prompts FILE, or --image FILE and --question TEXT")
+    if guard and disentangle:
+        raise ConfigError("give either --guard or --disentangle")
+    advisor = None
+    if disentangle:
+        found = load_prompts(prompts_folder(judge_prompts))
+        advisor = Advisor(str(disentangle), found, joint)
     asked = (
         generation.read_prompts(prompts)
         if prompts
         else [generation.prompt("prompt", question, image or Path())]
     )
-    answers = generation.generate(str(model), asked, str(guard or ""), settings)
+    answers = generation.generate(str(model), asked, str(guard or ""), settings, advisor)
     if out:
         out.write_text(generation.as_json(answers), encoding="utf-8")
         print(f"{len(answers)} answers: {out}")

@@ -1,4 +1,6 @@
-"""Answers of one policy to a few prompts, in this process: plain, or behind a guard."""
+"""Answers of one policy to a few prompts, in this process: plain, behind a guard, or told the
+risks that a judge found.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 
+from rlsys.advisor import Advisor, observe
 from rlsys.batch import Rollouts, SampleRequest
 from rlsys.config.schema import EngineConfig
 from rlsys.config.stages import GuardedStage
@@ -26,6 +29,8 @@ from rlsys.engines.workbench import check_same_processor
 from rlsys.errors import DataError
 from rlsys.guard.decision import Moderation, moderations
 from rlsys.guard.labels import OUTPUTS
+from rlsys.judging.judge import observation_fields, risk_note
+from rlsys.judging.parse import Observation
 from rlsys.models.heads import build_scorer_module
 from rlsys.models.load import load_processor
 from rlsys.roles import Pending
@@ -37,7 +42,9 @@ GUARD_BUDGET = 8192  # padded tokens per forward pass of the guard
 
 @dataclass(frozen=True)
 class Answer:
-    """One prompt's answer. level, category and unsafe are the guard's, None without one."""
+    """One prompt's answer. level, category and unsafe are the guard's, None without one;
+    observations: the verified risks the policy was told, None where nobody looked.
+    """
 
     id: str
     question: str
@@ -46,6 +53,7 @@ class Answer:
     category: str | None = None
     unsafe: float | None = None
     action: str | None = None
+    observations: list[dict[str, str]] | None = None
 
 
 def read_prompts(path: Path) -> list[Record]:
@@ -85,31 +93,33 @@ def prompt(name: str, question: str, image: Path) -> Record:
 
 
 def generate(
-    model: str, prompts: Sequence[Record], guard: str, settings: GuardedStage
+    model: str,
+    prompts: Sequence[Record],
+    guard: str,
+    settings: GuardedStage,
+    advisor: Advisor | None = None,
 ) -> list[Answer]:
     """Greedy answers of the policy in the folder ``model``; with ``guard``, a guard's folder,
-    moderated and drawn again as ``settings`` say, and refused where nothing passed.
+    moderated and drawn again as ``settings`` say, and refused where nothing passed; with
+    ``advisor``, told the risks it found. A prompt without a risk is answered as without an advisor.
 
     Raises: ModelError, DataError.
     """
-    longest = settings.max_new_tokens
     records = Records(list(prompts), Counter())
     probe = PromptEncoder(load_processor(model), records, 1 << 20)
-    hint = [settings.hint] * len(records)
     rows = range(len(records))
-    room = max(len(p.expanded) for p in (*probe.prompts(rows), *probe.prompts(rows, hint)))
-    engine = EngineConfig(max_model_len=-(-(room + longest) // 64) * 64)
     cpu = not torch.cuda.is_available()
+    found = observe(advisor, records, cpu=cpu) if advisor else [None] * len(records)
+    special = probe.tokenizer.all_special_tokens
+    notes = [risk_note(advisor.prompts, o, special) if advisor and o else "" for o in found]
+    asked = (*probe.prompts(rows, notes), *probe.prompts(rows, [settings.hint] * len(records)))
+    room = max(len(prompt.expanded) for prompt in asked) + settings.max_new_tokens
+    engine = EngineConfig(max_model_len=-(-room // 64) * 64)
     worker = RolloutWorker(model, engine, probe, SharedMemoryReader(), cpu=cpu)
     worker.load_checkpoint(model, 0)
     rollout = _Rollout(worker, settings)
     if not guard:
-        (chunk,) = rollout.generate([SampleRequest(row, 0, 0) for row in rows], greedy=True)
-        drawn = chunk.result(TIMEOUT)
-        return [
-            Answer(r.id, r.question, probe.decode(ids[:length]))
-            for r, ids, length in zip(records.rows, drawn.response_ids, drawn.lengths, strict=True)
-        ]
+        return _told(rollout, probe, notes, found)
     check_same_processor({"policy": model, "guard": guard})
     moderator = _Guard(guard, probe, settings.threshold, "cpu" if cpu else "cuda")
     run = GuardedRun(
@@ -117,6 +127,28 @@ def generate(
     )
     final = guarded_generation(rollout, moderator, rows, run, lambda *_: None)
     return [_answer(r, final[row], probe, settings) for row, r in enumerate(records.rows)]
+
+
+def _told(
+    rollout: _Rollout,
+    encoder: PromptEncoder,
+    notes: Sequence[str],
+    found: Sequence[Sequence[Observation] | None],
+) -> list[Answer]:
+    """Greedy answers; a prompt with an empty note is asked as it is."""
+    requests = [SampleRequest(row, 0, 0, told) for row, told in enumerate(notes)]
+    (chunk,) = rollout.generate(requests, greedy=True)
+    drawn = chunk.result(TIMEOUT)
+    answers = zip(encoder.records.rows, drawn.response_ids, drawn.lengths, found, strict=True)
+    return [
+        Answer(
+            record.id,
+            record.question,
+            encoder.decode(ids[:length]),
+            observations=None if risks is None else [observation_fields(o) for o in risks],
+        )
+        for record, ids, length, risks in answers
+    ]
 
 
 def _answer(

@@ -18,12 +18,12 @@ from actors.proxies import RemoteJudge
 from actors.recipe import Context
 from rlsys.config.feedback import JudgeStage
 from rlsys.data.record import Records, pixel_hash
-from rlsys.data.worlds import WORLDS
+from rlsys.data.worlds import WORLDS, prompts_folder
 from rlsys.engines.workbench import RoleSpec
 from rlsys.errors import ConfigError
 from rlsys.judging.agreement import agreement, injection
 from rlsys.judging.cache import CachedJudge
-from rlsys.judging.prompts import FOLDER, PromptSet, load_prompts
+from rlsys.judging.prompts import PromptSet, load_prompts
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[Open
     from rlsys.judging.endpoint import EndpointJudge
 
     records = context.data.evaluation if split == "evaluation" else context.data.training[split]
-    folder = _prompts_folder(stage)
+    folder = prompts_folder(stage.prompts)
     prompts = load_prompts(folder)
     if stage.endpoint.url:
         key = os.environ.get(stage.endpoint.key_variable)
@@ -86,15 +86,9 @@ def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[Open
             asked.close()
 
 
-def _prompts_folder(stage: JudgeStage) -> Path:
-    if stage.prompts in WORLDS:
-        return WORLDS[stage.prompts].prompts
-    return Path(stage.prompts).resolve() if stage.prompts else FOLDER
-
-
 def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> dict[str, Any]:
     """Agreement with the data's oracle on held-out prompts, where it has one."""
-    load_prompts(_prompts_folder(stage))
+    load_prompts(prompts_folder(stage.prompts))
     world = WORLDS.get(context.config.data.source)
     if world is None:
         context.display.say("    not measured: the data does not know the right replies")

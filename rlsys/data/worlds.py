@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from rlsys.data import riskworld
 from rlsys.evaluation.verdict import Verdict
 from rlsys.judging.agreement import FeedbackOracle
+from rlsys.judging.prompts import FOLDER
 
 
 class Write(Protocol):
@@ -33,3 +34,10 @@ WORLDS = {
         riskworld.write, riskworld.judge, riskworld.judgements, riskworld.judgements.PROMPTS
     )
 }
+
+
+def prompts_folder(name: str) -> Path:
+    """Of a judge's prompts: a world's own, a folder, or those that are shipped."""
+    if name in WORLDS:
+        return WORLDS[name].prompts
+    return Path(name).resolve() if name else FOLDER
