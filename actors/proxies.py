@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actors.group import Group
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest, TrainBatch
-from rlsys.config.stages import PpoConfig, ScorerStage
+from rlsys.config.stages import PpoConfig, ScorerStage, SftStage
 from rlsys.engines.common import merge_stats
 from rlsys.engines.forward import merge_rows
 from rlsys.engines.workbench import RoleSpec
@@ -92,12 +92,13 @@ class RemoteCritic(RemoteRole):
 class SftLearner(RemoteRole):
     """Supervised steps of the policy."""
 
-    def __init__(self, group: Group, target: str) -> None:
+    def __init__(self, group: Group, stage: SftStage) -> None:
         super().__init__(group, "policy")
-        self.target = target
+        self.stage = stage
 
     def step(self, rows: list[int]) -> Pending[Metrics]:
-        return self._call("sft_step", rows, self.target, combine=merge_stats)
+        form = self.stage.loss_form
+        return self._call("sft_step", rows, self.stage.target, form, combine=merge_stats)
 
 
 class DpoLearner(RemoteRole):

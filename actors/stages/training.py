@@ -58,7 +58,7 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[
         build_tiny_vlm(Path(model), texts, stage.tiny, context.config.seed)
     else:
         model = context.folder(stage.init)
-    learner = SftLearner(context.cluster.by_role["policy"], stage.target)
+    learner = SftLearner(context.cluster.by_role["policy"], stage)
     spec = replace(trained_spec(context, "policy", model, stage.split, stage), data=data)
     learner.create(spec).result(limits.start)
     rows: Sequence[int] = range(len(records))

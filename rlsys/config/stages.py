@@ -14,6 +14,9 @@ from rlsys.errors import ConfigError
 from rlsys.guard.levels import ACTIONS, LEVELS
 
 
+LOSS_FORMS = ("token_mean", "sequence_mean")
+
+
 @dataclass
 class SftStage:
     """Supervised fine-tuning on one response of each pair."""
@@ -30,6 +33,8 @@ class SftStage:
     "A filter stage on the same split: rows whose imitated response it flagged are left out."
     target: str = "more_helpful"
     "Which response to imitate: more_helpful or safer."
+    loss_form: str = "token_mean"
+    "token_mean (over all response tokens of the step), or sequence_mean: short ones count as much."
     steps: int = MISSING
     batch: int = 64
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -38,6 +43,7 @@ class SftStage:
     def check(self) -> None:
         at_least(1, steps=self.steps, batch=self.batch)
         one_of("target", self.target, ("more_helpful", "safer"))
+        one_of("loss_form", self.loss_form, LOSS_FORMS)
         if not self.split and not self.conversations:
             raise ConfigError("split: name a split, or give conversations")
         if self.filter and self.conversations:
@@ -116,7 +122,7 @@ class PpoConfig:
 
     def check(self) -> None:
         one_of("kl_split", self.kl_split, ("full_both", "half_both"))
-        one_of("loss_form", self.loss_form, ("token_mean", "sequence_mean"))
+        one_of("loss_form", self.loss_form, LOSS_FORMS)
         at_least(1, prompts=self.prompts, samples=self.samples, epochs=self.epochs)
         at_least(1, minibatch=self.minibatch, max_new_tokens=self.max_new_tokens)
         positive(temperature=self.temperature)

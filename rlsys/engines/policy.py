@@ -102,7 +102,7 @@ class PolicyWorker(ReferenceWorker):
             train_step(self.engine, self._plan(rows, counts), rows[0], share, stats)
         return stats
 
-    def sft_step(self, rows: Sequence[int], target: str) -> Stats:
+    def sft_step(self, rows: Sequence[int], target: str, loss_form: str = "token_mean") -> Stats:
         """One supervised step: cross-entropy of one response of each pair, response tokens only."""
         encoder = self.seat.encoder
         records = [encoder.records[r] for r in rows]
@@ -120,7 +120,13 @@ class PolicyWorker(ReferenceWorker):
             batch = collate(encoder, [rows[i] for i in micro], None, chosen)
             lengths = torch.tensor([len(a) for a in chosen])
             mask = length_mask(lengths, batch.tokens.shape[1]) & real
-            loss = -masked_sum(self._forward(batch), mask) / tokens
+            loss = -aggregate(
+                self._forward(batch),
+                mask,
+                form=loss_form,
+                global_tokens=tokens,
+                global_sequences=len(rows),
+            )
             return loss, {"loss": float(loss.detach())}
 
         train_step(self.engine, self._plan(range(len(rows)), counts), 0, share, stats)

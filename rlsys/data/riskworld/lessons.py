@@ -13,15 +13,16 @@ from rlsys.judging.judge import observation_fields
 from rlsys.judging.parse import Observation
 from rlsys.judging.prompts import PromptSet
 
-# Questions asked about every picture, and how often each of them comes up.
+# Questions asked about every picture, and how often each of them comes up: more often what needs
+# picture, text and claim compared.
 PER_PICTURE = 3
 WEIGHTS = {
-    "observe_joint": 3,
-    "observe_image": 2,
-    "observe_text": 1,
-    "verify": 3,
-    "score": 4,
-    "score_observation": 2,
+    "observe_joint": 2,
+    "observe_image": 1,
+    "observe_text": 0.5,
+    "verify": 5,
+    "score": 6,
+    "score_observation": 4,
     "rewrite": 2,
 }
 

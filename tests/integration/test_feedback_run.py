@@ -1,0 +1,175 @@
+"""DREAM's stages as a user runs them, and a run killed while it judges."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from rlsys.data.llava import load_conversations
+
+RECIPE = str(Path(__file__).with_name("feedback.yaml"))
+RLSYS = str(Path(sys.executable).with_name("rlsys"))
+
+
+def command(runs: Path, *overrides: str) -> list[str]:
+    return [RLSYS, "run", RECIPE, f"runs_dir={runs}", *overrides]
+
+
+def rows_of(run: Path, stage: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["stage"] == stage]
+
+
+def artifact(run: Path, stage: str) -> Path:
+    stages = json.loads((run / "stages.json").read_text())
+    digest = next(entry["hash"] for entry in stages if entry["name"] == stage)
+    (folder,) = (run.parent / "artifacts").glob(f"*-{digest}")
+    return folder
+
+
+def judgements(runs: Path) -> list[tuple[str, str]]:
+    (memory,) = (runs / "judgements").glob("*.jsonl")
+    return [tuple(json.loads(line)) for line in memory.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A run whose judge is killed in the middle of round 2, and its copy as it was before."""
+    runs = tmp_path_factory.mktemp("feedback") / "runs"
+    with subprocess.Popen(
+        command(runs, "name=killed"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        run = runs / "killed"
+        try:
+            wait_until(lambda: (run / "stages.json").exists() and "taught" in
+                       (run / "stages.json").read_text(), process, 300)  # fmt: skip
+            copy = runs.with_name("undisturbed")
+            shutil.copytree(runs, copy, ignore=shutil.ignore_patterns(".*", "killed"))
+            wait_until(lambda: bool(rows_of(run, "rlaif")), process, 200)
+            known = len(judgements(runs))
+            wait_until(lambda: len(judgements(runs)) > known + 20, process, 60)
+            description = json.loads((run / "run.json").read_text())
+            os.kill(description["groups"]["judge"][0]["pid"], signal.SIGKILL)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 1, out + err
+    yield {"runs": runs, "copy": copy, "error": err, "known": judgements(runs)}
+
+
+def wait_until(happened: Any, process: subprocess.Popen[str], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if happened():
+            return
+        if process.poll() is not None:
+            out, err = process.communicate()
+            raise AssertionError(f"the run ended early:\n{out}\n{err}")
+        time.sleep(0.05)
+    raise AssertionError(f"nothing happened within {seconds} s")
+
+
+def finish(runs: Path, name: str) -> Path:
+    done = subprocess.run(
+        command(runs, f"name={name}"), capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs / name
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_killed_while_judging_judges_nothing_twice_and_ends_the_same(
+    killed: dict[str, Any],
+) -> None:
+    assert "role 'judge' failed" in " ".join(killed["error"].split())
+    assert len(rows_of(killed["runs"] / "killed", "rlaif")) == 1, "it was in round 2"
+    resumed = finish(killed["runs"], "resumed")
+    whole = finish(killed["copy"], "whole")
+    after = judgements(killed["runs"])
+    assert after[: len(killed["known"])] == killed["known"]
+    assert len({key for key, _ in after}) == len(after), "nothing was judged twice"
+    assert sorted(after) == sorted(judgements(killed["copy"]))
+    rounds = [
+        [{k: v for k, v in row.items() if not k.startswith("time") and k != "questions"}
+         for row in rows_of(run, "rlaif")]
+        for run in (resumed, whole)
+    ]  # fmt: skip
+    for row in (*rounds[0], *rounds[1]):
+        row.pop("stage"), row.pop("kind")
+    assert rounds[0] == rounds[1]
+    assert len(rounds[0]) == 3
+    assert all(row["pairs/pair"] > 0 for row in rounds[0])
+    for part in ("round-1", "round-2", "round-3", "."):
+        weights = [
+            load_file(artifact(run, "rlaif") / part / "model.safetensors")
+            for run in (resumed, whole)
+        ]
+        assert weights[0].keys() == weights[1].keys()
+        for name, tensor in weights[0].items():
+            assert tensor.equal(weights[1][name]), (part, name)
+    assert not list(artifact(resumed, "rlaif").glob("progress"))
+
+
+def test_a_teachers_conversations_are_what_a_reader_expects(killed: dict[str, Any]) -> None:
+    """Reads what the run above left."""
+    folder = artifact(killed["runs"] / "resumed", "teacher")
+    found = load_conversations(folder / "conversations.jsonl")
+    assert not found.rejected
+    metrics = json.loads((folder / "artifact.json").read_text())["metrics"]
+    assert len(found.rows) == metrics["outcome/taught"]
+    assert sum(v for k, v in metrics.items() if k.startswith("outcome/left out")) == 48 - len(
+        found.rows
+    )
+    for row in found.rows:
+        (turn,) = row.turns
+        assert "observe" not in turn.question
+        assert row.image is not None
+        assert Path(row.image).exists()
+
+
+def test_who_is_told_no_risk_answers_as_if_nobody_had_looked(killed: dict[str, Any]) -> None:
+    """The disentangled stage against plain answers of the same policy; and on the command line."""
+    run = killed["runs"] / "resumed"
+    samples = [json.loads(x) for x in (run / "samples.jsonl").read_text().splitlines()]
+    plain = {s["id"]: s["answer"] for s in samples if s["policy"] == "taught"}
+    told = {s["id"]: s["answer"] for s in samples if s["policy"] == "told"}
+    stages = {s["name"]: s["metrics"] for s in json.loads((run / "stages.json").read_text())}
+    assert 0 < stages["told"]["told"] < 24, "some are told a risk, some are not"
+    prompts = run / "prompts.jsonl"
+    data = artifact_data(run)
+    rows = [json.loads(x) for x in (data / "evaluation.jsonl").read_text().splitlines()][:8]
+    prompts.write_text(
+        "".join(
+            json.dumps({"id": r["id"], "image": str(data / r["image"]), "question": r["question"]})
+            + "\n"
+            for r in rows
+        )
+    )
+    asked = [RLSYS, "generate", str(artifact(run, "taught")), "--prompts", str(prompts)]
+    asked += ["--max-new-tokens", "16", "--disentangle", str(artifact(run, "judging"))]
+    asked += ["--judge-prompts", "riskworld"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["id"] for answer in answers] == [row["id"] for row in rows]
+    for answer in answers:
+        if not answer["observations"]:
+            assert answer["answer"] == plain[answer["id"]]
+        elif answer["id"] in told:
+            assert answer["answer"] == told[answer["id"]]
+
+
+def artifact_data(run: Path) -> Path:
+    (folder,) = (run.parent / "artifacts").glob("data-*")
+    return folder
