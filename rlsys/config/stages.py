@@ -13,7 +13,6 @@ from rlsys.config.schema import OptimConfig, TinyConfig, TrainConfig
 from rlsys.errors import ConfigError
 from rlsys.guard.levels import ACTIONS, LEVELS
 
-
 LOSS_FORMS = ("token_mean", "sequence_mean")
 
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def judgements(runs: Path) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run whose judge is killed in the middle of round 2, and its copy as it was before."""
     runs = tmp_path_factory.mktemp("feedback") / "runs"
     with subprocess.Popen(
@@ -65,7 +64,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
         finally:
             process.kill()
     assert process.returncode == 1, out + err
-    yield {"runs": runs, "copy": copy, "error": err, "known": judgements(runs)}
+    return {"runs": runs, "copy": copy, "error": err, "known": judgements(runs)}
 
 
 def wait_until(happened: Any, process: subprocess.Popen[str], seconds: float) -> None:

@@ -110,6 +110,10 @@ STEPS: dict[str, Step] = {
         lambda worker, batch: worker.update(batch, replace(PPO, loss_form="sequence_mean")),
     ),
     "sft": (policy, lambda worker, _: worker.sft_step(PAIRS, "more_helpful")),
+    "sft by sequence": (
+        policy,
+        lambda worker, _: worker.sft_step(PAIRS, "more_helpful", "sequence_mean"),
+    ),
     "dpo": (policy, lambda worker, _: worker.dpo_step(known_pairs(worker), 0.5)),
     "critic": (critic, lambda worker, batch: worker.update(batch, PPO, "cost")),
     "reward": (trainer, lambda worker, _: worker.step(PAIRS, REWARD)),
