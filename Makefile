@@ -37,10 +37,12 @@ setup: .venv/.ready
 clean:
 	rm -rf .venv runs
 
-# What takes longer than the tests: the demo from nothing with two seeds, held against what it
-# promises; the result is kept in benchmarks/soak.md.
+# What takes longer than the tests: the recipes from nothing with several seeds, held against what
+# they promise; the result is kept in benchmarks/soak.md.
+SOAK := demo-0 demo-1 dream-0 dream-1 dream-2
 soak: .venv/.ready
 	rm -rf runs/soak
-	$(BIN)/rlsys run configs/demo.yaml runs_dir=runs/soak name=seed-0 seed=0
-	$(BIN)/rlsys run configs/demo.yaml runs_dir=runs/soak name=seed-1 seed=1
-	$(BIN)/python benchmarks/check_demo.py runs/soak/seed-0 runs/soak/seed-1
+	for run in $(SOAK); do \
+	  $(BIN)/rlsys run configs/$${run%-*}.yaml runs_dir=runs/soak name=$$run seed=$${run#*-} || exit 1; \
+	done
+	$(BIN)/python benchmarks/soak.py $(addprefix runs/soak/,$(SOAK))

@@ -120,6 +120,18 @@ def test_a_run_killed_while_judging_judges_nothing_twice_and_ends_the_same(
     assert not list(artifact(resumed, "rlaif").glob("progress"))
 
 
+def test_cost_model_and_guard_have_their_say_and_ppo_goes_on_from_there(
+    killed: dict[str, Any],
+) -> None:
+    """By the recipe alone. Reads what the run above left."""
+    run = killed["runs"] / "resumed"
+    (extra,) = rows_of(run, "extra")
+    outcomes = {k: v for k, v in extra.items() if k.startswith("pairs/")}
+    assert sum(outcomes.values()) == 12 * (1 - extra["unobserved_prompts"])
+    (iteration,) = rows_of(run, "ppo")
+    assert iteration["gap/max"] < 1e-4
+
+
 def test_a_teachers_conversations_are_what_a_reader_expects(killed: dict[str, Any]) -> None:
     """Reads what the run above left."""
     folder = artifact(killed["runs"] / "resumed", "teacher")
