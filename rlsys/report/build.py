@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rlsys.evaluation.stats import METRICS, SPLITS, Table
-from rlsys.report import plots
+from rlsys.report import compare, plots
 from rlsys.report.data import RunData, Series, load_run
 from rlsys.report.gallery import CARDS_PER_GROUP, gallery
 from rlsys.report.summary import changes, pair, paragraph, percent, steady_state
@@ -59,14 +59,14 @@ def _context(run: RunData) -> dict[str, Any]:
         "period": _period(run.series or []),
         "changes": changes(run.evaluation) if run.evaluation else [],
         "pair": pair(policies) if policies else (None, ""),
-        "headline": plots.headline(run.evaluation) if run.evaluation else None,
+        "headline": compare.headline(run.evaluation) if run.evaluation else None,
         "groups": gallery(run.samples or [], run.folder),
         "cards_per_group": CARDS_PER_GROUP,
         "training": training,
         "guarded": _guarded(run),
         "learning": _learning(run),
         "policies": policies,
-        "colours": plots.policy_colours(policies) if policies else {},
+        "colours": compare.policy_colours(policies) if policies else {},
         "splits": splits,
         "metrics": metrics,
         "total_seconds": sum(s.seconds for s in run.stages or [] if not s.reused),
