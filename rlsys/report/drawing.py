@@ -6,7 +6,8 @@ import base64
 import functools
 import io
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
@@ -37,6 +38,7 @@ STYLE: dict[str, Any] = {
     "grid.color": "#E8EBEE",
     "grid.linewidth": 0.8,
     "text.color": INK,
+    "text.parse_math": False,  # names come from recipes: a dollar sign in one is no formula
     "xtick.color": "#55616D",
     "ytick.color": "#55616D",
     "xtick.major.size": 0,
@@ -51,11 +53,21 @@ STYLE: dict[str, Any] = {
 
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def styled(draw: Callable[P, str]) -> Callable[P, str]:
+@dataclass(frozen=True)
+class Picture:
+    """One plot; `image` is a data URI, `caption` says what to look for."""
+
+    image: str
+    title: str
+    caption: str
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> str:
+    def styled(*args: P.args, **kwargs: P.kwargs) -> R:
         with matplotlib.rc_context(STYLE):
             return draw(*args, **kwargs)
 

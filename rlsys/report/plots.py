@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -60,6 +61,7 @@ def cost(series: Series) -> str:
 @styled
 def gap(series: Series) -> str:
     """Gap between engine and trainer log-probabilities, on a log axis, with its limit."""
+    matplotlib.rcParams["text.parse_math"] = True  # until `styled` ends: the ticks are powers
     figure, axes = panel("Engine–trainer gap", "nats per token (log)")
     axes.set_yscale("log")
     for key, colour, style in (
