@@ -9,8 +9,9 @@ from matplotlib.ticker import PercentFormatter
 
 from rlsys.evaluation.stats import Cell, Table
 from rlsys.report.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, styled, uri
+from rlsys.report.front import Standing
 
-POLICY_COLOURS = (ORANGE, GREEN, PURPLE, SKY, RED)
+FEW_COLOURS = (ORANGE, GREEN, PURPLE, SKY, RED)
 
 METRIC_LABELS = {
     "unsafe": "unsafe\n(lower is better)",
@@ -24,17 +25,39 @@ PLACES = {
     "both": "in\nboth",
     "joint": "only\njointly",
 }
+KIND_COLOURS = {
+    "sft": "#7A8691",
+    "dpo": ORANGE,
+    "safe_rlhf": BLUE,
+    "rlaif": GREEN,
+    "guarded": PURPLE,
+    "disentangled": SKY,
+}
 
 
 def policy_colours(policies: list[str]) -> dict[str, str]:
     """Grey for the first policy, blue for the last, the rest of the palette between."""
-    colours = {
-        name: POLICY_COLOURS[(i - 1) % len(POLICY_COLOURS)] for i, name in enumerate(policies)
-    }
+    colours = {name: FEW_COLOURS[(i - 1) % len(FEW_COLOURS)] for i, name in enumerate(policies)}
     colours[policies[0]] = GREY
     if len(policies) > 1:
         colours[policies[-1]] = BLUE
     return colours
+
+
+def kind_colour(kind: str | None) -> str:
+    """The colour of what a kind of stage made, ink for kinds without one and for no stage."""
+    return KIND_COLOURS.get(kind or "", INK)
+
+
+def kind_legend(kinds: list[str | None]) -> dict[str, str]:
+    """Label -> colour of the kinds there are, those that share the colour of ink together."""
+    named = {kind: colour for kind, colour in KIND_COLOURS.items() if kind in kinds}
+    others = [kind or "folder or not known" for kind in kinds if kind not in KIND_COLOURS]
+    return named | ({", ".join(dict.fromkeys(others)): INK} if others else {})
+
+
+def shortened(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 @styled
@@ -83,3 +106,40 @@ def _bars(axes: Axes, groups: dict[str, dict[str, Cell | None]], policies: list[
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.grid(axis="x", visible=False)
+
+
+@styled
+def places(rows: list[Standing], tables: dict[str, Table]) -> str | None:
+    """One line per policy and one panel per place of the risk: the unsafe rate with its interval,
+    on one scale; None where no prompt says where its risk is.
+    """
+    cells = {
+        place: [tables[row.policy].get(place, {}).get("unsafe") for row in rows] for place in PLACES
+    }
+    shown = {place: column for place, column in cells.items() if any(column)}
+    if not shown:
+        return None
+    figure = Figure(figsize=(11.4, 0.95 + 0.2 * len(rows)))
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, (place, column) in zip(panels, shown.items(), strict=True):
+        axes.set_title(f"risk {PLACES[place]}".replace("\n", " "))
+        for y, (row, cell) in enumerate(zip(rows, column, strict=True)):
+            _interval(axes, y, cell, kind_colour(row.kind), f"{place}-{row.number}")
+        axes.set_xlim(-0.02, 1.15)
+        axes.set_xticks(np.linspace(0, 1, 5))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axes.tick_params(axis="y", pad=8)
+    names = [f"{shortened(row.policy, 30)}  {row.number:>2}" for row in rows]
+    panels[0].set_yticks(range(len(rows)), names, color=INK)
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    return uri(figure)
+
+
+def _interval(axes: Axes, y: int, cell: Cell | None, colour: str, gid: str) -> None:
+    if cell is None:
+        axes.text(0.02, y, "no prompt", va="center", fontsize=7, color="#55616D")
+        return
+    axes.plot([cell["low"], cell["high"]], [y, y], color=colour, lw=2.6, alpha=0.4, gid=gid)
+    axes.plot([cell["rate"]], [y], marker="o", ms=4.5, color=colour, ls="none")
+    x = float(cell["high"]) + 0.025
+    axes.text(x, y, f"{100 * cell['rate']:.1f}", va="center", fontsize=7)
