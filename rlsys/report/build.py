@@ -15,11 +15,12 @@ from rlsys.report.data import RunData, Series, load_run
 from rlsys.report.drawing import Picture
 from rlsys.report.front import FEW, Standing, standings
 from rlsys.report.gallery import CARDS_PER_GROUP, gallery
+from rlsys.report.judge import judge_section
 from rlsys.report.scatter import safe_against_helpful
 from rlsys.report.summary import changes, pair, paragraph, percent, steady_state
 
 # Kinds of stages with a section of their own, whose rows are no curves of a loss.
-OWN_SECTION = ("safe_rlhf", "guarded")
+OWN_SECTION = ("safe_rlhf", "guarded", "judge")
 
 
 def build_report(run_dir: Path) -> Path:
@@ -60,6 +61,7 @@ def _context(run: RunData) -> dict[str, Any]:
         **_comparison(run, rows),
         "groups": gallery(run.samples or [], run.folder, policies),
         "cards_per_group": CARDS_PER_GROUP,
+        "judges": [judge_section(s) for s in series if s.kind == "judge"],
         "training": training,
         "guarded": _guarded(run),
         "learning": _learning(run),
