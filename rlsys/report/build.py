@@ -13,6 +13,7 @@ from rlsys.evaluation.stats import METRICS, SPLITS, Table
 from rlsys.report import compare, plots
 from rlsys.report.data import RunData, Series, load_run
 from rlsys.report.drawing import Picture
+from rlsys.report.feedback import feedback_section
 from rlsys.report.front import FEW, Standing, standings
 from rlsys.report.gallery import CARDS_PER_GROUP, gallery
 from rlsys.report.judge import judge_section
@@ -20,7 +21,7 @@ from rlsys.report.scatter import safe_against_helpful
 from rlsys.report.summary import changes, pair, paragraph, percent, steady_state
 
 # Kinds of stages with a section of their own, whose rows are no curves of a loss.
-OWN_SECTION = ("safe_rlhf", "guarded", "judge")
+OWN_SECTION = ("safe_rlhf", "guarded", "judge", "rlaif")
 
 
 def build_report(run_dir: Path) -> Path:
@@ -62,6 +63,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "groups": gallery(run.samples or [], run.folder, policies),
         "cards_per_group": CARDS_PER_GROUP,
         "judges": [judge_section(s) for s in series if s.kind == "judge"],
+        "feedback": [feedback_section(run, s) for s in series if s.kind == "rlaif"],
         "training": training,
         "guarded": _guarded(run),
         "learning": _learning(run),
