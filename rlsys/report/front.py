@@ -125,21 +125,30 @@ def front(rows: list[Standing]) -> list[Point]:
 def front_sentences(rows: list[Standing], kind: str = "safe_rlhf") -> list[str]:
     """How the policies that stages of one kind made stand among all."""
     ours = [row for row in rows if row.kind == kind]
-    told = [
-        f"“{row.policy}”, trained with {kind}, is dominated by “{row.dominated_by}”, which is at "
-        "least as safe and as helpful and better in one of the two"
-        + (" (the intervals of both rates overlap)." if row.overlap else ".")
+    beaten = [
+        f"“{row.policy}” is dominated by “{row.dominated_by}”"
+        + (" (the intervals of both rates overlap)" if row.overlap else "")
         for row in ours
         if row.dominated_by
     ]
-    if names := [f"“{row.policy}”" for row in ours if row.on_front]:
-        listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    told = []
+    if beaten:
         told.append(
-            f"{listed}, trained with {kind}, {'is' if len(names) == 1 else 'are'} on the front of "
-            "safe against helpful: no other policy is at least as good in both and better in one."
+            f"Trained with {kind}, {_listed(beaten)}: the other is at least as safe and as helpful "
+            "and better in one of the two."
+        )
+    if names := [f"“{row.policy}”" for row in ours if row.on_front]:
+        told.append(
+            f"{_listed(names)}, trained with {kind}, {'is' if len(names) == 1 else 'are'} on the "
+            "front of safe against helpful: no other policy is at least as good in both and "
+            "better in one."
         )
     return told + [
         f"“{row.policy}”, trained with {kind}, has no place: it lacks the rate of {row.lacking}."
         for row in ours
         if row.point is None
     ]
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -96,8 +96,15 @@ def zoom(rows: list[Standing]) -> View | None:
 
 
 def _around(x: list[float], y: list[float], margin: float) -> View:
-    pads = [max(margin * (max(values) - min(values)), 0.01) for values in (x, y)]
-    return View(min(x) - pads[0], max(x) + pads[0], min(y) - pads[1], max(y) + pads[1])
+    return View(*_limits(x, margin), *_limits(y, margin))
+
+
+def _limits(values: list[float], margin: float) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    pad = max(margin * (high - low), 0.01)
+    # Room for a point at 0 or 1, but not for a tick of 101 %.
+    over = 0.04 * (high - low + 2 * pad)
+    return max(low - pad, -over), min(high + pad, 1 + over)
 
 
 def _panel(

@@ -128,6 +128,14 @@ def test_a_wider_interval_is_drawn_wider() -> None:
     assert view(20) > view(2000)
 
 
+def test_no_axis_reaches_far_beyond_all_prompts() -> None:
+    perfect = standings({"p": table(0, 1000, 1000), "q": table(5, 995, 1000)}, Recipe())
+    limits = overview(perfect)
+    assert 0 < limits.right - 1 < 0.1 * (limits.right - limits.left)
+    assert 0 < limits.top - 1 < 0.1 * (limits.top - limits.bottom)
+    assert limits.holds(perfect[0])
+
+
 def test_the_corner_is_drawn_again_only_where_the_points_are_spread() -> None:
     crowd = {f"p{i}": table(i, 90 - i) for i in range(6)}
     assert zoom(standings(crowd, Recipe())) is None
@@ -177,8 +185,18 @@ def test_the_table_of_policies_keeps_their_order_and_says_who_dominates(tmp_path
 
 def test_the_summary_names_a_dominated_policy_of_safe_rlhf(tmp_path: Path) -> None:
     text = Page(build_report(make_many(tmp_path, HAND, RECIPE))).text
-    assert "“c”, trained with safe_rlhf, is dominated by “a”" in text
-    assert "overlap)." not in text.partition("Results")[0]
+    assert "Trained with safe_rlhf, “c” is dominated by “a”: the other is" in text
+    assert "both rates overlap" not in text.partition("Results")[0]
+
+
+def test_the_summary_counts_every_policy_of_safe_rlhf_once(tmp_path: Path) -> None:
+    tables = HAND | {"f": tabulate([Outcome("text", True, False, True, False, False)])}
+    recipe = RECIPE | {"evaluation": {"kind": "evaluate", "policies": dict.fromkeys("bcdf", "ppo")}}
+    text = Page(build_report(make_many(tmp_path, tables, recipe))).text.partition("Results")[0]
+    overlap = "“d” is dominated by “a” (the intervals of both rates overlap)"
+    assert f"“c” is dominated by “a” and {overlap}: the other" in text
+    assert "“b”, trained with safe_rlhf, is on the front" in text
+    assert "“f”, trained with safe_rlhf, has no place: it lacks the rate of helpful." in text
 
 
 def test_the_summary_says_when_safe_rlhf_is_on_the_front(tmp_path: Path) -> None:
