@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,18 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rlsys.evaluation.stats import METRICS, SPLITS, Table
-from rlsys.report import plots
+from rlsys.report import compare, plots
 from rlsys.report.data import RunData, Series, load_run
+from rlsys.report.drawing import Picture
+from rlsys.report.feedback import feedback_section
+from rlsys.report.front import FEW, Standing, standings
 from rlsys.report.gallery import CARDS_PER_GROUP, gallery
+from rlsys.report.judge import judge_section
+from rlsys.report.scatter import safe_against_helpful
 from rlsys.report.summary import changes, pair, paragraph, percent, steady_state
 
-
-@dataclass(frozen=True)
-class Picture:
-    """One plot; `image` is a data URI, `caption` says what to look for."""
-
-    image: str
-    title: str
-    caption: str
+# Kinds of stages with a section of their own, whose rows are no curves of a loss.
+OWN_SECTION = ("safe_rlhf", "guarded", "judge", "rlaif")
 
 
 def build_report(run_dir: Path) -> Path:
@@ -52,24 +50,45 @@ def build_report(run_dir: Path) -> Path:
 def _context(run: RunData) -> dict[str, Any]:
     policies = list(run.evaluation or {})
     splits, metrics = _axes(run.evaluation or {})
-    training = [(s, _training(run, s)) for s in run.series or [] if s.kind == "safe_rlhf"]
+    rows = standings(run.evaluation or {}, run.recipe)
+    series = run.series or []
+    training = [(s, _training(run, s)) for s in series if s.kind == "safe_rlhf"]
     return {
         "run": run,
         "summary": paragraph(run),
-        "period": _period(run.series or []),
+        "period": _period(series),
         "changes": changes(run.evaluation) if run.evaluation else [],
         "pair": pair(policies) if policies else (None, ""),
-        "headline": plots.headline(run.evaluation) if run.evaluation else None,
-        "groups": gallery(run.samples or [], run.folder),
+        **_comparison(run, rows),
+        "groups": gallery(run.samples or [], run.folder, policies),
         "cards_per_group": CARDS_PER_GROUP,
+        "judges": [judge_section(s) for s in series if s.kind == "judge"],
+        "feedback": [feedback_section(run, s) for s in series if s.kind == "rlaif"],
         "training": training,
         "guarded": _guarded(run),
         "learning": _learning(run),
         "policies": policies,
-        "colours": plots.policy_colours(policies) if policies else {},
         "splits": splits,
         "metrics": metrics,
         "total_seconds": sum(s.seconds for s in run.stages or [] if not s.reused),
+    }
+
+
+def _comparison(run: RunData, rows: list[Standing]) -> dict[str, Any]:
+    """Grouped bars for a few policies; for more a point, a line and a row of a table each."""
+    tables = run.evaluation or {}
+    many = len(rows) > FEW
+    if many:
+        colours = {row.policy: compare.kind_colour(row.kind) for row in rows}
+    else:
+        colours = compare.policy_colours(list(tables)) if tables else {}
+    return {
+        "many": many,
+        "standings": rows,
+        "headline": compare.headline(tables) if tables and not many else None,
+        "scatter": safe_against_helpful(rows) if many else None,
+        "places": compare.places(rows, tables) if many else None,
+        "colours": colours,
     }
 
 
@@ -158,7 +177,7 @@ def _learning(run: RunData) -> list[Picture]:
     return [
         Picture(plots.learning(s, stages.get(s.stage)), s.stage, s.kind)
         for s in run.series or []
-        if s.kind != "safe_rlhf" and len(s.column("loss")[0])
+        if s.kind not in OWN_SECTION and len(s.column("loss")[0])
     ]
 
 

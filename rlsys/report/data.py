@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rlsys.errors import ConfigError, DataError
 from rlsys.evaluation.stats import Table
+from rlsys.report.recipe import Recipe, read_recipe
 
 Array = NDArray[np.float64]
 
@@ -39,6 +40,16 @@ class Series:
             np.array([row["step"] for row in held], dtype=np.float64),
             np.array([row[key] for row in held], dtype=np.float64),
         )
+
+    def last(self, key: str) -> float | None:
+        """The latest value of `key`, None where no row holds it."""
+        values = self.column(key)[1]
+        return float(values[-1]) if len(values) else None
+
+    def names(self, prefix: str) -> list[str]:
+        """What follows `prefix` in the keys that begin with it, in order of appearance."""
+        found = dict.fromkeys(key for row in self.rows for key in row if key.startswith(prefix))
+        return [key.removeprefix(prefix) for key in found]
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,7 @@ class RunData:
     folder: Path
     name: str
     config: str
+    recipe: Recipe
     series: list[Series] | None
     stages: list[Stage] | None
     evaluation: dict[str, Table] | None
@@ -89,7 +101,7 @@ def load_run(folder: Path) -> RunData:
     Raises ConfigError for a missing or nameless config.yaml and DataError, naming file and row,
     for any other file that does not hold what it should.
     """
-    name, config = _config(folder / "config.yaml")
+    name, config, recipe = _config(folder / "config.yaml")
     meta = _json(folder / "evaluation_meta.json")
     if meta is not None and not isinstance(meta, dict):
         raise DataError(f"{folder / 'evaluation_meta.json'}: expected a JSON object")
@@ -97,6 +109,7 @@ def load_run(folder: Path) -> RunData:
         folder=folder,
         name=name,
         config=config,
+        recipe=recipe,
         series=_series(folder / "metrics.jsonl"),
         stages=_stages(folder / "stages.json"),
         evaluation=_evaluation(folder / "evaluation.json"),
@@ -113,7 +126,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _config(path: Path) -> tuple[str, str]:
+def _config(path: Path) -> tuple[str, str, Recipe]:
     if not path.is_file():
         raise ConfigError(f"{path} is missing: is this the folder of a run?")
     text = path.read_text(encoding="utf-8")
@@ -123,7 +136,7 @@ def _config(path: Path) -> tuple[str, str]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
         raise ConfigError(f"{path}: the key 'name' is missing or no string")
-    return tree["name"], text
+    return tree["name"], text, read_recipe(tree)
 
 
 def _json(path: Path) -> Any:

@@ -55,10 +55,12 @@ class Group:
     total: int
 
 
-def gallery(samples: list[Sample], folder: Path) -> list[Group]:
-    """The first few prompts of each place of risk in file order, answered by both policies."""
+def gallery(samples: list[Sample], folder: Path, evaluated: list[str]) -> list[Group]:
+    """The first few prompts of each place of risk in file order, answered by the two policies
+    that the report compares.
+    """
     policies = list(dict.fromkeys(sample.policy for sample in samples))
-    shown = [name for name in pair(policies) if name is not None] if policies else []
+    shown = _compared(evaluated, policies)
     prompts: dict[str, dict[str, Sample]] = {}
     for sample in samples:
         prompts.setdefault(sample.id, {})[sample.policy] = sample
@@ -71,6 +73,14 @@ def gallery(samples: list[Sample], folder: Path) -> list[Group]:
         if cards:
             groups.append(Group(title, cards, len(members)))
     return groups
+
+
+def _compared(evaluated: list[str], answered: list[str]) -> list[str]:
+    for policies in (evaluated, answered):
+        names = [name for name in pair(policies) if name is not None] if policies else []
+        if names and set(names) <= set(answered):
+            return names
+    return []
 
 
 def _card(answers: list[Sample], folder: Path) -> Card:

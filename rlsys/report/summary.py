@@ -8,6 +8,7 @@ import numpy as np
 
 from rlsys.evaluation.stats import Cell, Table
 from rlsys.report.data import RunData, Series
+from rlsys.report.front import FEW, front_sentences, standings
 
 # metric -> (label, what it is a share of, whether lower is better)
 HEADLINES = {
@@ -39,9 +40,11 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def pair(policies: list[str]) -> tuple[str | None, str]:
-    """(policy to compare with, policy of interest): start and final if present, else the ends."""
-    after = "final" if "final" in policies else policies[-1]
-    before = "start" if "start" in policies else policies[0]
+    """(policy to compare with, policy of interest): start and final if both are there, else the
+    first and the last.
+    """
+    both = "start" in policies and "final" in policies
+    before, after = ("start", "final") if both else (policies[0], policies[-1])
     return (before if before != after else None), after
 
 
@@ -68,6 +71,8 @@ def _tone(before: Cell | None, after: Cell, lower_is_better: bool) -> str:
 def paragraph(run: RunData) -> str:
     """The report's opening paragraph."""
     sentences = [_evaluated(run)]
+    if len(run.evaluation or {}) > FEW:
+        sentences += front_sentences(standings(run.evaluation or {}, run.recipe))
     sentences += [_trained(s) for s in run.series or [] if s.kind == "safe_rlhf"]
     return " ".join(sentences)
 
@@ -80,6 +85,8 @@ def _evaluated(run: RunData) -> str:
     if not found:
         return f"The evaluation of {after} holds no prompt that counts."
     who = f"From {before} to {after}" if before else f"For {after}"
+    if len(run.evaluation) > FEW:
+        who = f"{len(run.evaluation)} policies were evaluated. {who}"
     parts = []
     for change in found:
         n = change.after["n"]

@@ -1,0 +1,264 @@
+"""The section on rounds of AI feedback: what they changed and what became of the prompts."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from rlsys.evaluation.stats import Cell
+from rlsys.report.compare import shortened
+from rlsys.report.data import Array, RunData, Series
+from rlsys.report.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    Picture,
+    name_axes,
+    panel,
+    styled,
+    uri,
+)
+from rlsys.report.judge import in_words
+from rlsys.report.summary import percent
+
+RATES = {
+    "unsafe": ("all", "unsafe", RED),
+    "unsafe, only jointly": ("joint", "unsafe", PURPLE),
+    "over-refusal": ("all", "over_refusal", ORANGE),
+}
+TIME_COLOURS = {"observe": ORANGE, "sample_and_judge": BLUE, "learn": GREEN}
+# Fixed, so that two stages can be compared; a reason that is not here takes a colour again.
+REASONS = {
+    "pair": BLUE,
+    "the scores are too close": PURPLE,
+    "fewer than two answers with a score": RED,
+    "no answer may be chosen": SKY,
+    "the answers are the same": GREEN,
+    "no answer is good enough": ORANGE,
+}
+OTHER_REASONS = ("#7A8691", INK, *REASONS.values())
+REST = "#D5DADF"
+Curves = dict[str, dict[int, Cell]]  # rate -> round -> cell
+Bands = dict[str, tuple[list[float], str]]  # label -> (one width a round, colour)
+
+
+@dataclass(frozen=True)
+class FeedbackSection:
+    """One rlaif stage: its pictures and, in sentences, what cannot be drawn."""
+
+    stage: str
+    pictures: list[Picture]
+    notes: list[str]
+
+
+def feedback_section(run: RunData, series: Series) -> FeedbackSection:
+    curves = evaluated_rounds(run, series)
+    drawn = [_rates(series.stage, curves), _scores(series), _prompts(series), _times(series)]
+    notes = _notes(series)
+    if drawn[0] is None:
+        notes.insert(0, "No round of this stage was evaluated: there are no held-out rates.")
+    return FeedbackSection(series.stage, [each for each in drawn if each], notes)
+
+
+def evaluated_rounds(run: RunData, series: Series) -> Curves:
+    """Every rate by round, 0 being the start policy, where the evaluation holds it."""
+    last = int(series.rows[-1]["step"])
+    policies = run.recipe.rounds(series.stage, last)
+    tables = {k: (run.evaluation or {}).get(policy, {}) for k, policy in policies.items()}
+    curves: Curves = {}
+    for name, (split, metric, _) in RATES.items():
+        held = {k: table.get(split, {}).get(metric) for k, table in tables.items()}
+        curves[name] = {k: cell for k, cell in held.items() if cell}
+    return curves
+
+
+def _rates(stage: str, curves: Curves) -> Picture | None:
+    if not any(number > 0 for cells in curves.values() for number in cells):
+        return None
+    caption = (
+        "Held-out prompts with 95 % Wilson intervals, for the rounds that were evaluated; round 0 "
+        "is the policy the stage starts from. Unsafe should fall and over-refusal stay low."
+    )
+    if absent := [name for name, cells in curves.items() if not cells]:
+        caption += f" Not measured: {', '.join(absent)}."
+    return Picture(rates(stage, curves), "rates after each round", caption)
+
+
+def _scores(series: Series) -> Picture | None:
+    if series.last("score") is None and series.last("recognised") is None:
+        return None
+    return Picture(
+        scores(series),
+        "the judge's score of sampled answers",
+        "Left axis: mean score, 0 to 10. Right axis: share of the known risks that an answer "
+        "recognises. These are what the policy learns from: a rise here without one in the "
+        "evaluation means that it learned to please the judge.",
+    )
+
+
+def _prompts(series: Series) -> Picture | None:
+    if not series.names("pairs/"):
+        return None
+    return Picture(
+        prompts(series),
+        "what became of the prompts",
+        "Prompts of each round: those that gave a pair of answers to learn from, and why the "
+        "others did not. Few pairs mean a round that teaches little.",
+    )
+
+
+def _times(series: Series) -> Picture | None:
+    if not series.names("time/"):
+        return None
+    return Picture(
+        times(series),
+        "time of each round",
+        "Seconds by phase; the longest part is what to speed up.",
+    )
+
+
+def _notes(series: Series) -> list[str]:
+    notes = []
+    steps, answers = series.column("answers")
+    shares = dict(zip(*series.column("scored"), strict=True))
+    given = [(n, shares[step]) for step, n in zip(steps, answers, strict=True) if step in shares]
+    if total := sum(n for n, _ in given):
+        part = percent(float(sum(n * scored for n, scored in given) / total))
+        notes.append(f"{total:,.0f} answers were sampled; {part} of them got a score.")
+    for key, text in (
+        ("risky_prompts", "of the observed prompts hold a risk"),
+        ("unobserved_prompts", "of the prompts could not be observed and were left out"),
+    ):
+        if len(values := series.column(key)[1]):
+            notes.append(f"On average over the rounds, {percent(float(values.mean()))} {text}.")
+    for prefix, what in (("observe/", "observing prompts"), ("judge/", "judging answers")):
+        if words := in_words(series, prefix):
+            notes.append(f"Could not be used when {what}: {words}.")
+    return notes
+
+
+@styled
+def rates(stage: str, curves: Curves) -> str:
+    """Rates of the evaluated rounds, each with its interval."""
+    figure, axes = panel(f"{stage}: held-out rates", "share of prompts")
+    name_axes(axes, "share of prompts", "round")
+    for i, (name, cells) in enumerate(curves.items()):
+        if not cells:
+            continue
+        split, metric, colour = RATES[name]
+        # A little apart, so that no interval hides another.
+        x = [number + 0.04 * (i - 1) for number in cells]
+        y = [float(cell["rate"]) for cell in cells.values()]
+        sides = [
+            [max(cell["rate"] - cell["low"], 0) for cell in cells.values()],
+            [max(cell["high"] - cell["rate"], 0) for cell in cells.values()],
+        ]
+        bars = axes.errorbar(x, y, yerr=sides, color=colour, marker="o", ms=4, lw=1.5, label=name)
+        bars.lines[2][0].set_gid(f"interval-{metric}-{split}")
+    axes.set_ylim(bottom=min(-0.01, axes.get_ylim()[0]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    figure.legend(loc="outside lower left", ncols=3)
+    return uri(figure)
+
+
+@styled
+def scores(series: Series) -> str:
+    """Mean score on the left axis, recognised share on the right."""
+    figure, left = panel(f"{series.stage}: scores of the judge", "mean score, 0 to 10")
+    name_axes(left, "mean score, 0 to 10", "round")
+    left.set_ylim(0, 10)
+    right = left.twinx()
+    right.set_ylim(0, 1)
+    right.set_ylabel("recognised share of known risks")
+    right.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
+    right.grid(visible=False)
+    for axes, key, colour, marker in (
+        (left, "score", BLUE, "o"),
+        (right, "recognised", GREEN, "s"),
+    ):
+        steps, values = series.column(key)
+        if len(steps):
+            axes.plot(steps, values, color=colour, marker=marker, ms=4, gid=key)
+            axes.yaxis.label.set_color(colour)
+    return uri(figure)
+
+
+@styled
+def prompts(series: Series) -> str:
+    """One bar a round: the pairs first, then the reasons for none."""
+    rows = [row for row in series.rows if any(key.startswith("pairs/") for key in row)]
+    names = series.names("pairs/")
+    others = [name for name in names if name not in REASONS]
+    colours = dict(zip(others, itertools.cycle(OTHER_REASONS), strict=False))
+    bands: Bands = {}
+    for name, colour in (REASONS | colours).items():
+        if name in names:
+            counted = dict(zip(*series.column(f"pairs/{name}"), strict=True))
+            # In a round that counted, a reason without a count did not occur.
+            bands[name] = [float(counted.get(row["step"], 0)) for row in rows], colour
+    return _stacked(f"{series.stage}: what became of the prompts", "prompts", rows, bands)
+
+
+@styled
+def times(series: Series) -> str:
+    """One bar a round: the phases that were timed, and what they leave of the whole round."""
+    names = [name for name in series.names("time/") if name != "round"]
+    seconds = {name: series.column(f"time/{name}") for name in [*names, "round"]}
+    rows = [
+        row for row in series.rows if any(row["step"] in steps for steps, _ in seconds.values())
+    ]
+    held = {name: dict(zip(*column, strict=True)) for name, column in seconds.items()}
+    bands: Bands = {
+        name.replace("_", " "): (
+            [float(held[name].get(row["step"], 0)) for row in rows],
+            TIME_COLOURS.get(name, PURPLE),
+        )
+        for name in names
+    }
+    timed = np.sum([widths for widths, _ in bands.values()], axis=0) if bands else 0.0
+    whole = np.array([held["round"].get(row["step"], 0) for row in rows], dtype=np.float64)
+    rest = np.maximum(whole - timed, 0.0)
+    if rest.any():
+        bands["rest of the round"] = rest.tolist(), REST
+    return _stacked(f"{series.stage}: time of each round", "seconds", rows, bands)
+
+
+def _stacked(title: str, unit: str, rows: list[dict[str, Any]], bands: Bands) -> str:
+    lines = (len(bands) + 1) // 2
+    figure = Figure(figsize=(5.6, 1.0 + 0.3 * len(rows) + 0.19 * lines))
+    axes = figure.subplots()
+    axes.set_title(title)
+    left = np.zeros(len(rows))
+    longest = max(sum(values) for values in zip(*(w for w, _ in bands.values()), strict=True))
+    for name, (widths, colour) in bands.items():
+        axes.barh(
+            range(len(rows)), widths, 0.72, left=left, color=colour, label=shortened(name, 44)
+        )
+        _write(axes, left, widths, longest, "white" if colour == BLUE else INK)
+        left += np.array(widths)
+    axes.set_yticks(range(len(rows)), [f"round {row['step']}" for row in rows], color=INK)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(unit)
+    axes.set_xlim(0, 1.02 * longest or 1)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower left", ncols=2)
+    return uri(figure)
+
+
+def _write(axes: Axes, left: Array, widths: list[float], longest: float, ink: str) -> None:
+    for y, (start, width) in enumerate(zip(left, widths, strict=True)):
+        if width > 0.06 * longest:  # in a narrower part the number does not fit
+            axes.text(
+                start + width / 2, y, f"{width:.0f}", ha="center", va="center", size=7, color=ink
+            )

@@ -1,0 +1,154 @@
+"""Where many policies stand: how safe against how helpful, and who is better in both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlsys.evaluation.stats import Cell, Table
+from rlsys.report.recipe import Recipe
+
+FEW = 4  # policies; up to so many, grouped bars can be read
+
+
+@dataclass(frozen=True)
+class Point:
+    """A policy's two rates over all prompts."""
+
+    safe: Cell
+    helpful: Cell
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One row of the table; `number` counts from 1 in the order of the evaluation.
+
+    `point` is None without both rates; `dominated_by` is then None as well, and `overlap` says
+    that the intervals of the two policies overlap in both rates.
+    """
+
+    number: int
+    policy: str
+    kind: str | None
+    cells: dict[str, Cell | None]
+    point: Point | None
+    dominated_by: str | None
+    overlap: bool
+
+    @property
+    def on_front(self) -> bool:
+        return self.point is not None and self.dominated_by is None
+
+    @property
+    def lacking(self) -> str:
+        """The rates without which a policy has no place."""
+        return " and ".join(name for name in ("safe", "helpful") if self.cells[name] is None)
+
+
+def dominates(one: Point, other: Point) -> bool:
+    """At least as good in both rates and better in one, by the point estimates."""
+    ours = one.safe["rate"], one.helpful["rate"]
+    theirs = other.safe["rate"], other.helpful["rate"]
+    return ours[0] >= theirs[0] and ours[1] >= theirs[1] and ours != theirs
+
+
+def intervals_overlap(one: Cell, other: Cell) -> bool:
+    return one["low"] <= other["high"] and other["low"] <= one["high"]
+
+
+def standings(tables: dict[str, Table], recipe: Recipe) -> list[Standing]:
+    """Every policy in the order of the evaluation."""
+    found = {policy: _cells(table) for policy, table in tables.items()}
+    points = {
+        policy: Point(cells["safe"], cells["helpful"])
+        for policy, cells in found.items()
+        if cells["safe"] and cells["helpful"]
+    }
+    return [
+        Standing(
+            number,
+            policy,
+            recipe.kind(policy),
+            cells,
+            points.get(policy),
+            *(_dominator(policy, points) if policy in points else (None, False)),
+        )
+        for number, (policy, cells) in enumerate(found.items(), start=1)
+    ]
+
+
+def _cells(table: Table) -> dict[str, Cell | None]:
+    everything = table.get("all", {})
+    unsafe = everything.get("unsafe")
+    return {
+        "safe": _complement(unsafe) if unsafe else None,
+        "helpful": everything.get("helpful"),
+        "over_refusal": everything.get("over_refusal"),
+        "joint": table.get("joint", {}).get("unsafe"),
+        "safe_and_helpful": everything.get("safe_and_helpful"),
+    }
+
+
+def _complement(cell: Cell) -> Cell:
+    return {
+        "rate": 1 - cell["rate"],
+        "n": cell["n"],
+        "low": 1 - cell["high"],
+        "high": 1 - cell["low"],
+    }
+
+
+def _dominator(policy: str, points: dict[str, Point]) -> tuple[str | None, bool]:
+    """The policy to name beside a dominated one: a clearly better one first, then one on the
+    front, then the first. Returns: (policy or None, whether both intervals overlap).
+    """
+    point = points[policy]
+    ranked = []
+    for place, (name, other) in enumerate(points.items()):
+        if dominates(other, point):
+            unclear = intervals_overlap(other.safe, point.safe) and intervals_overlap(
+                other.helpful, point.helpful
+            )
+            inside = any(dominates(third, other) for third in points.values())
+            ranked.append((unclear, inside, place, name))
+    if not ranked:
+        return None, False
+    unclear, _, _, name = min(ranked)
+    return name, unclear
+
+
+def front(rows: list[Standing]) -> list[Point]:
+    """The points no other dominates, in rising order of helpfulness."""
+    found = [row.point for row in rows if row.on_front and row.point]
+    return sorted(found, key=lambda point: (point.helpful["rate"], -point.safe["rate"]))
+
+
+def front_sentences(rows: list[Standing], kind: str = "safe_rlhf") -> list[str]:
+    """How the policies that stages of one kind made stand among all."""
+    ours = [row for row in rows if row.kind == kind]
+    beaten = [
+        f"“{row.policy}” is dominated by “{row.dominated_by}”"
+        + (" (the intervals of both rates overlap)" if row.overlap else "")
+        for row in ours
+        if row.dominated_by
+    ]
+    told = []
+    if beaten:
+        told.append(
+            f"Trained with {kind}, {_listed(beaten)}: the other is at least as safe and as helpful "
+            "and better in one of the two."
+        )
+    if names := [f"“{row.policy}”" for row in ours if row.on_front]:
+        told.append(
+            f"{_listed(names)}, trained with {kind}, {'is' if len(names) == 1 else 'are'} on the "
+            "front of safe against helpful: no other policy is at least as good in both and "
+            "better in one."
+        )
+    return told + [
+        f"“{row.policy}”, trained with {kind}, has no place: it lacks the rate of {row.lacking}."
+        for row in ours
+        if row.point is None
+    ]
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,144 @@
+"""The section on a judge: how often it agrees with what is known, and what can sway it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from rlsys.errors import DataError
+from rlsys.evaluation.stats import Rate, wilson
+from rlsys.report.compare import shortened
+from rlsys.report.data import Series
+from rlsys.report.drawing import BLUE, INK, RED, Picture, styled, uri
+from rlsys.report.summary import percent
+
+AGREEMENTS = {
+    "image": "risks seen in the image alone",
+    "text": "risks seen in the text alone",
+    "joint": "risks seen in both together",
+    "disentangled": "risks left after all checks",
+    "verify": "check of one risk (≈)",
+    "score": "score of an answer within 1 of 10",
+    "score_observation": "answer names the risk (≈)",
+}
+BALANCED = ("verify", "score_observation")  # mean of two shares: a binomial only nearly
+GOAL = 0.9
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A share of `n` items on which the judge is right; no interval where `n` is not recorded."""
+
+    label: str
+    rate: float
+    interval: Rate | None
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Text in an unsafe answer that tries to steer the judge; each None if not recorded."""
+
+    shift: float | None
+    raised: float | None
+    interval: Rate | None
+    n: int | None
+
+
+@dataclass(frozen=True)
+class JudgeSection:
+    """What one judge stage recorded; `picture` is None without any agreement."""
+
+    stage: str
+    picture: Picture | None
+    injection: Injection | None
+    unread: str
+
+
+def judge_section(series: Series) -> JudgeSection:
+    """Raises DataError for a share outside 0..1 or a number of items below zero."""
+    found = agreements(series)
+    absent = [
+        label for name, label in AGREEMENTS.items() if series.last(f"agreement/{name}") is None
+    ]
+    caption = "Per cent of items on which the judge agrees with what is known, with 95 % Wilson "
+    caption += "intervals; dashed: 90 %."
+    if any("≈" in each.label for each in found):
+        caption += " ≈ is a balanced accuracy, for which the interval is approximate."
+    if bare := [each.label for each in found if each.interval is None]:
+        caption += f" Without an interval, as the number of items is missing: {', '.join(bare)}."
+    if absent:
+        caption += f" Not measured: {', '.join(absent)}."
+    return JudgeSection(
+        series.stage,
+        Picture(bars(series.stage, found), series.stage, caption) if found else None,
+        injection(series),
+        in_words(series, "unread/"),
+    )
+
+
+def agreements(series: Series) -> list[Agreement]:
+    """What was measured, known names first, each with its interval where items are counted."""
+    prefix = "agreement/"
+    names = [name for name in series.names(prefix) if not name.endswith("_n")]
+    found = []
+    for name in sorted(names, key=lambda name: [*AGREEMENTS, name].index(name)):
+        rate = series.last(prefix + name)
+        if rate is not None:
+            interval = share(series, prefix + name, f"{prefix}{name}_n")
+            found.append(Agreement(AGREEMENTS.get(name, name), rate, interval))
+    return found
+
+
+def share(series: Series, key: str, count: str) -> Rate | None:
+    """The interval of a recorded share, None where it or its number of items is missing."""
+    rate, n = series.last(key), series.last(count)
+    where = f"metrics.jsonl: stage {series.stage!r}"
+    if rate is not None and not 0 <= rate <= 1:
+        raise DataError(f"{where}: {key} is no share of 0..1: {rate!r}")
+    if n is not None and (n < 0 or n != round(n)):
+        raise DataError(f"{where}: {count} is no number of items: {n!r}")
+    return None if rate is None or not n else wilson(round(rate * n), round(n))
+
+
+def injection(series: Series) -> Injection | None:
+    shift, raised = series.last("injection/shift"), series.last("injection/raised")
+    n = series.last("injection_n")
+    if shift is None and raised is None:
+        return None
+    interval = share(series, "injection/raised", "injection_n")
+    return Injection(shift, raised, interval, None if n is None else round(n))
+
+
+def in_words(series: Series, prefix: str) -> str:
+    """Counts under a prefix summed over the rows, as "12 × not JSON, 3 × empty"; "" for none."""
+    counts = {name: float(series.column(prefix + name)[1].sum()) for name in series.names(prefix)}
+    falling = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count:g} × {name}" for name, count in falling)
+
+
+@styled
+def bars(stage: str, found: list[Agreement]) -> str:
+    """One horizontal bar for each agreement, with its interval and a line at the goal."""
+    figure = Figure(figsize=(5.6, 0.9 + 0.3 * len(found)))
+    axes = figure.subplots()
+    axes.set_title(f"{stage}: agreement with what is known")
+    for y, each in enumerate(found):
+        axes.barh(y, each.rate, 0.62, color=BLUE, alpha=0.85, gid=f"agreement-{y}")
+        items = ""
+        if each.interval:
+            low, high = each.interval.low, each.interval.high
+            sides = [[max(each.rate - low, 0)], [max(high - each.rate, 0)]]
+            axes.errorbar(each.rate, y, xerr=sides, color=INK, lw=1, capsize=2.5)
+            items = f"  (n = {each.interval.n})"
+        axes.text(1.03, y, percent(each.rate) + items, va="center", fontsize=8)
+    axes.axvline(GOAL, color=RED, ls="--", lw=1.2, gid="goal")
+    axes.set_yticks(range(len(found)), [shortened(each.label, 36) for each in found], color=INK)
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_xlim(0, 1.42)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axes.grid(axis="y", visible=False)
+    return uri(figure)

@@ -1,0 +1,108 @@
+"""The report on what a judge is worth."""
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.errors import DataError
+from rlsys.evaluation.stats import wilson
+from rlsys.report.build import build_report
+from rlsys.report.data import Series
+from rlsys.report.judge import agreements, bars, judge_section
+from tests.unit.test_report import Page, write_lines
+
+JUDGED = {
+    "agreement/image": 0.95, "agreement/image_n": 200, "agreement/verify": 0.9,
+    "agreement/verify_n": 60, "agreement/score": 0.8, "agreement/score_n": 50.0,
+    "injection/shift": -0.25, "injection/raised": 0.1, "injection_n": 40, "unread/not JSON": 3,
+    "unread/no number": 12,
+}  # fmt: skip
+
+
+def judge(**metrics: Any) -> Series:
+    return Series("judge", "judge", [{"stage": "judge", "kind": "judge", "step": 1} | metrics])
+
+
+def make_run(folder: Path, *series: Series) -> Path:
+    (folder / "config.yaml").write_text("name: judges\n")
+    write_lines(folder / "metrics.jsonl", [row for each in series for row in each.rows])
+    return folder
+
+
+def marks(uri: str, name: str) -> list[str]:
+    drawing = base64.b64decode(uri.partition(",")[2]).decode()
+    return re.findall(rf'id="({name}[^"]*)"', drawing)
+
+
+def test_an_agreement_has_the_wilson_interval_of_its_items() -> None:
+    found = {each.label: each for each in agreements(judge(**JUDGED))}
+    assert found["risks seen in the image alone"].interval == wilson(190, 200)
+    assert len(found) == 3
+
+
+def test_every_measured_agreement_is_a_bar_and_the_goal_a_line() -> None:
+    picture = bars("judge", agreements(judge(**JUDGED)))
+    assert marks(picture, "agreement-") == ["agreement-0", "agreement-1", "agreement-2"]
+    assert marks(picture, "goal") == ["goal"]
+
+
+def test_an_agreement_without_items_has_no_interval_and_says_so() -> None:
+    series = judge(**{"agreement/score": 0.7, "agreement/image": 0.7, "agreement/image_n": 0})
+    assert [each.interval for each in agreements(series)] == [None, None]
+    section = judge_section(series)
+    assert section.picture is not None
+    assert "Without an interval" in section.picture.caption
+
+
+def test_an_agreement_that_was_not_measured_is_named_and_no_bar() -> None:
+    section = judge_section(judge(**JUDGED))
+    assert section.picture is not None
+    assert "Not measured: risks seen in the text alone" in section.picture.caption
+    assert "approximate" in section.picture.caption  # verify is a balanced accuracy
+
+
+def test_an_agreement_no_one_knows_of_is_shown_by_its_own_name() -> None:
+    assert [each.label for each in agreements(judge(**{"agreement/new": 0.5}))] == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("agreement/image", 1.2), ("agreement/image_n", -1), ("agreement/image", "x")],
+)
+def test_what_is_no_share_is_named(key: str, value: Any) -> None:
+    with pytest.raises(DataError, match=key):
+        judge_section(judge(**JUDGED | {key: value}))
+
+
+def test_the_judge_is_shown_before_training_with_what_sways_it(tmp_path: Path) -> None:
+    page = Page(build_report(make_run(tmp_path, judge(**JUDGED))))
+    assert page.text.index("The judge") < page.text.index("Safe RLHF training")
+    assert "#judge" in page.loads
+    text = " ".join(page.text.split())
+    assert "-0.25 of 10" in text
+    assert "(n = 40)" in text
+    assert "10.0 % of them [" in text
+    assert "12 × no number, 3 × not JSON" in text
+
+
+def test_a_judge_that_recorded_nothing_is_said_to_have(tmp_path: Path) -> None:
+    page = Page(build_report(make_run(tmp_path, judge())))
+    assert "judge recorded no agreement" in page.text
+    assert "Not measured: the stage recorded no injection/shift" in page.text
+    assert "None is recorded." in page.text
+    assert "img" not in page.tags
+
+
+def test_half_an_injection_names_the_other_half(tmp_path: Path) -> None:
+    page = Page(build_report(make_run(tmp_path, judge(**{"injection/raised": 0.0}))))
+    assert "The mean change of the score is not recorded." in page.text
+    assert "of 10" not in page.text
+
+
+def test_each_judge_stage_has_its_picture(tmp_path: Path) -> None:
+    other = Series("second", "judge", [judge(**JUDGED).rows[0] | {"stage": "second"}])
+    page = Page(build_report(make_run(tmp_path, judge(**JUDGED), other)))
+    assert sum(place.startswith("data:image/svg") for place in page.loads) == 2
