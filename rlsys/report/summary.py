@@ -40,11 +40,11 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def pair(policies: list[str]) -> tuple[str | None, str]:
-    """(policy to compare with, policy of interest): start and final if both are there, else the
-    first and the last.
+    """(policy to compare with, policy of interest): the one named start, else the first, and the one
+    named final, else the last.
     """
-    both = "start" in policies and "final" in policies
-    before, after = ("start", "final") if both else (policies[0], policies[-1])
+    before = "start" if "start" in policies else policies[0]
+    after = "final" if "final" in policies else policies[-1]
     return (before if before != after else None), after
 
 

@@ -215,7 +215,9 @@ def test_the_summary_is_silent_where_safe_rlhf_made_nothing(tmp_path: Path) -> N
     ("names", "compared"),
     [
         (["x", "start", "final", "y", "z"], "start → final"),
-        (["x", "start", "y", "z", "w"], "x → w"),
+        (["x", "start", "y", "z", "w"], "start → w"),
+        (["x", "final", "y", "z", "w"], "x → final"),
+        (["x", "u", "y", "z", "w"], "x → w"),
     ],
 )
 def test_the_tiles_say_which_two_policies_they_compare(
