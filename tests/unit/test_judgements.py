@@ -239,6 +239,15 @@ def test_the_wrong_place_or_hazard_recognises_nothing() -> None:
             assert not recognises(row, risk, redirect(scene.risk, absent))
 
 
+def test_a_redirect_is_recognised_however_it_is_spelt() -> None:
+    for scene in HARMFUL[::20]:
+        row, answer = row_of(scene), right_redirect(scene)
+        for spelt in (answer.upper(), answer.replace(" .", ".").replace(" :", ":").capitalize()):
+            assert score(row, spelt) == score(row, answer)
+            for risk in risks(scene):
+                assert recognises(row, risk, spelt) == recognises(row, risk, answer)
+
+
 def test_a_risk_the_world_does_not_know_is_never_recognised() -> None:
     for content in ("a gun", "", "cup", "name"):
         risk = Observation(content, "image content", "violence")

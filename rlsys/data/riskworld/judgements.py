@@ -7,6 +7,7 @@ be a risk; verifying it against both tells whether it is one here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
@@ -133,7 +134,7 @@ def recognises(row: Mapping[str, Any], observation: Observation, answer: str) ->
     scene = scene_of(row)
     if not judge_scene(scene, answer).declines:
         return False
-    said = answer.split()
+    said = re.findall(r"[a-z]+", answer.lower())
     if observation.content in FAMILIES:
         hazard = FAMILIES[observation.content].hazard
     elif observation.content in scene.triggers:
