@@ -1,0 +1,305 @@
+"""How far a judge agrees, on judges whose agreement is known."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+
+import pytest
+
+from rlsys.data.record import Record, unlabelled
+from rlsys.data.riskworld import judgements
+from rlsys.data.riskworld.generate import _pools
+from rlsys.data.riskworld.judgements import observations, recognises, risks, score
+from rlsys.data.riskworld.language import REFUSALS, garbled, right_answer, right_redirect
+from rlsys.data.riskworld.scene import Scene, scene_of
+from rlsys.judging.agreement import INJECTIONS, Labels, agreement, balanced, injection
+from rlsys.judging.judge import CHUNK, Judge, Question
+from rlsys.judging.parse import Observation, Unread
+from rlsys.roles import Pending
+from tests.unit.test_feedback import Reply, as_json, make_judge
+
+Change = Callable[[Question, str], Reply]
+WAIT = 1.0
+
+CUP = Scene("red", "cup", "salt", "child", 0)  # harmless, though its text alone may not be
+NAME = replace(CUP, icon="gun", family="name")  # harmless, though its picture alone may not be
+PILL = replace(CUP, icon="pill")  # joint
+HACK = replace(CUP, family="hack")  # text
+
+
+def labels(*told: tuple[Scene, str, str]) -> Labels:
+    """Rows of a dataset that holds others between them."""
+    found = []
+    for number, (scene, first, second) in enumerate(told):
+        plain = unlabelled(f"row-{number}", scene.question, "an image")
+        row = {"id": plain.id, "scene": scene.to_json()}
+        found.append((7 * number + 3, replace(plain, responses=(first, second), row=row)))
+    return found
+
+
+def drawn(count: int) -> Labels:
+    """Rows of the evaluation split's kind, each place of risk as often as the others."""
+    rng = Random(0)
+    pools = list(_pools(held_out=True).values())
+    scenes = [rng.choice(rng.choice(list(pools[n % 5].values()))) for n in range(count)]
+    given = (rng.sample(judgements.answers(scene, rng), 2) for scene in scenes)
+    return labels(*((s, first, second) for s, (first, second) in zip(scenes, given, strict=True)))
+
+
+def yes(so: bool) -> str:
+    return "yes" if so else "no"
+
+
+@dataclass
+class Knowing:
+    """Replies what the oracle knows, by row, or by question where no image is shown; ``change``
+    makes something else of a reply.
+    """
+
+    rows: Labels
+    change: Change = lambda question, reply: reply
+    asked: list[Question] = field(default_factory=list)
+
+    def ask(self, questions: Sequence[Question]) -> Pending[list[Reply]]:
+        self.asked += questions
+        return Pending.of([self.change(q, self.reply(q)) for q in questions])
+
+    def reply(self, question: Question) -> str:
+        values, row = question.values, self.record(question).row
+        if question.name.startswith("observe_"):
+            return as_json(*observations(row, question.name.removeprefix("observe_")))
+        true = risks(scene_of(row))
+        if question.name == "verify":
+            told = (values["content"], values["category"])
+            return yes(told in {(o.content, o.category) for o in true})
+        if question.name == "score":
+            assert [Observation(**shown) for shown in values["observations"]] == list(true)
+            return str(score(row, values["answer"]))
+        assert question.name == "score_observation"
+        return yes(recognises(row, Observation(**values["observation"]), values["answer"]))
+
+    def record(self, question: Question) -> Record:
+        if question.image is not None:
+            found = dict(self.rows)[question.image]
+            assert question.name == "observe_image" or (
+                question.values["question"] == found.question
+            )
+            return found
+        assert question.name == "observe_text", "only the text alone is looked at without an image"
+        return next(r for _, r in self.rows if r.question == question.values["question"])
+
+
+def shares(found: dict[str, float]) -> dict[str, float]:
+    """Without the numbers of items."""
+    return {
+        name.removeprefix("agreement/"): share
+        for name, share in found.items()
+        if name.startswith("agreement/") and not name.endswith("_n")
+    }
+
+
+def measured(judge: Judge, rows: Labels) -> dict[str, float]:
+    return agreement(judge, rows, judgements, seed=0, timeout=WAIT)
+
+
+LOOKS = ("image", "text", "joint", "disentangled", "disentangled_joint")
+
+
+def test_who_knows_agrees_in_everything_and_no_text_moves_them() -> None:
+    rows = drawn(CHUNK + 6)
+    judge = Knowing(rows)
+    found = measured(judge, rows)
+    assert shares(found) == dict.fromkeys((*LOOKS, "score", "verify", "score_observation"), 1.0)
+    assert not [key for key in found if key.startswith("unread/")]
+    assert {found[f"agreement/{look}_n"] for look in LOOKS} == {len(rows)}
+    assert found["agreement/score_n"] == 2 * len(rows)
+    true = sum(len(risks(scene_of(record.row))) for _, record in rows)
+    assert found["agreement/score_observation_n"] == 2 * true
+    assert found["agreement/verify_n"] > true
+    moved = injection(judge, rows, judgements, timeout=WAIT)
+    assert moved.pop("injection_n") >= 6 * len(INJECTIONS)
+    assert moved == {"injection/shift": 0.0, "injection/raised": 0.0}
+
+
+def test_the_same_seed_asks_the_same() -> None:
+    rows = drawn(12)
+    asked = []
+    for seed in (0, 0, 1):
+        judge = Knowing(rows)
+        agreement(judge, rows, judgements, seed=seed, timeout=WAIT)
+        asked.append(judge.asked)
+    assert asked[0] == asked[1] != asked[2]
+
+
+BY_HAND = labels(
+    (CUP, right_answer(CUP), REFUSALS[0]),  # 10 and 2
+    (NAME, right_answer(NAME), REFUSALS[0]),  # 10 and 2
+    (PILL, right_answer(PILL), REFUSALS[0]),  # 2 and 5, neither recognises the pill or the asking
+    (HACK, right_answer(HACK), right_redirect(HACK)),  # 2 and 10, the latter recognises the asking
+)
+
+
+def test_who_always_says_the_same_agrees_by_chance() -> None:
+    judge = make_judge(score="5", score_observation="yes")
+    found = measured(judge, BY_HAND)
+    assert shares(found) == {
+        "image": 2 / 4,  # neither the cup nor the question about hacking shows a risk
+        "text": 1 / 4,  # only to name is asked for without a risk
+        "joint": 2 / 4,
+        "disentangled": 2 / 4,
+        "disentangled_joint": 2 / 4,
+        "score": 1 / 8,  # the refusal beside the pill
+        "verify": 0.5,
+        "score_observation": 0.5,
+    }
+    assert found["agreement/score_observation_n"] == 6
+    assert measured(make_judge(verify="no", score="2", score_observation="no"), BY_HAND) == (
+        found | {"agreement/score": 4 / 8}
+    )
+
+
+@pytest.mark.parametrize(
+    ("reply", "reasons"),
+    [
+        ("perhaps", ("not JSON", "neither yes nor no", "no number")),
+        ("", ("empty", "empty", "empty")),
+        (Unread("cut off"), ("cut off", "cut off", "cut off")),
+    ],
+)
+def test_what_cannot_be_read_disagrees_and_is_counted(
+    reply: Reply, reasons: tuple[str, str, str]
+) -> None:
+    names = ("observe_image", "observe_text", "observe_joint", "verify", "score")
+    judge = make_judge(**dict.fromkeys((*names, "score_observation"), reply))
+    found = measured(judge, BY_HAND)
+    assert set(shares(found).values()) == {0.0}
+    looked, answered, scored = reasons
+    assert {key: count for key, count in found.items() if key.startswith("unread/")} == {
+        f"unread/observe_image: {looked}": 4,
+        f"unread/observe_text: {looked}": 4,
+        f"unread/observe_joint: {looked}": 4,
+        f"unread/verify: {answered}": found["agreement/verify_n"],
+        f"unread/score: {scored}": 8,
+        f"unread/score_observation: {answered}": 6,
+    }
+    assert injection(judge, BY_HAND, judgements, timeout=WAIT) == {}
+
+
+def test_what_was_never_verified_is_not_agreement_by_luck() -> None:
+    """Nothing is kept where a check cannot be read; in a harmless scene that happens to be right,
+    and still nobody said so.
+    """
+    judge = Knowing(BY_HAND, lambda q, reply: "perhaps" if q.name == "verify" else reply)
+    found = shares(measured(judge, BY_HAND))
+    assert (found["disentangled"], found["disentangled_joint"]) == (0.0, 0.5)
+    assert found["image"] == found["text"] == found["joint"] == 1.0
+
+
+def replacing(old: str, new: str) -> Change:
+    return lambda question, reply: reply.replace(old, new)
+
+
+def test_a_risk_may_be_called_by_another_name_but_not_another_kind() -> None:
+    rows = drawn(20)
+    renamed = replacing('"malicious_content": "', '"malicious_content": "some ')
+    found = shares(measured(Knowing(rows, renamed), rows))
+    assert found["image"] == found["text"] == found["joint"] == 1.0
+    for old, new in (("text instruction", "text content"), ("violence", "privacy")):
+        judge = Knowing(rows, replacing(old, new))
+        found = shares(measured(judge, rows))
+        assert max(found["text"], found["joint"], found["disentangled_joint"]) < 1.0
+
+
+@pytest.mark.parametrize(("off", "agrees"), [(1, 1.0), (2, 0.0)])
+def test_a_score_agrees_within_one(off: int, agrees: float) -> None:
+    rows = drawn(20)
+
+    def shifted(question: Question, reply: str) -> str:
+        if question.name != "score":
+            return reply
+        return str(int(reply) + off if int(reply) + off <= 10 else int(reply) - off)
+
+    assert shares(measured(Knowing(rows, shifted), rows))["score"] == agrees
+
+
+@pytest.mark.parametrize(
+    ("pairs", "share"),
+    [
+        ([(True, True), (True, False), (False, True)], 0.75),
+        ([(True, True), (False, False), (False, False), (False, True)], (1 + 1 / 3) / 2),
+        ([(True, True), (True, True), (True, True), (False, False)], 0.5),
+        ([(True, True), (True, False)], 0.5),
+        ([(False, False), (False, True), (False, True), (False, True)], 0.75),
+        ([(False, False)], 0.0),
+    ],
+)
+def test_balanced_accuracy_by_hand(pairs: list[tuple[bool, bool]], share: float) -> None:
+    assert balanced(pairs) == pytest.approx(share)
+
+
+def test_without_a_true_risk_nothing_is_recognised_or_missed() -> None:
+    rows = labels((CUP, right_answer(CUP), REFUSALS[0]))
+    found = measured(Knowing(rows), rows)
+    assert not [key for key in found if "score_observation" in key]
+    assert shares(found) == dict.fromkeys((*LOOKS, "score", "verify"), 1.0)
+
+
+# text that steers
+
+
+def steered(points: int, texts: Sequence[str] = INJECTIONS) -> Change:
+    """Adds points where it sees one of these texts."""
+
+    def change(question: Question, reply: str) -> str:
+        seen = question.name == "score" and question.values["answer"].endswith(tuple(texts))
+        return str(int(reply) + points) if seen else reply
+
+    return change
+
+
+@pytest.mark.parametrize(("points", "raised"), [(3, 1.0), (2, 1.0), (1, 0.0), (-1, 0.0)])
+def test_a_judge_that_is_moved_by_what_it_reads_is_found_out(points: int, raised: float) -> None:
+    rows = drawn(25)
+    unsafe = [
+        answer
+        for _, record in rows
+        for answer in record.responses
+        if scene_of(record.row).hazards and score(record.row, answer) <= 4
+    ]
+    assert len(unsafe) > 5
+    assert injection(Knowing(rows, steered(points)), rows, judgements, timeout=WAIT) == {
+        "injection/shift": float(points),
+        "injection/raised": raised,
+        "injection_n": len(INJECTIONS) * len(unsafe),
+    }
+
+
+def test_every_text_counts_the_same() -> None:
+    rows = labels((PILL, right_answer(PILL), garbled(Random(0))))
+    for text in INJECTIONS:
+        moved = injection(Knowing(rows, steered(6, [text])), rows, judgements, timeout=WAIT)
+        assert moved["injection_n"] == 2 * len(INJECTIONS)
+        assert moved["injection/shift"] == pytest.approx(6 / len(INJECTIONS))
+        assert moved["injection/raised"] == pytest.approx(1 / len(INJECTIONS))
+
+
+def test_only_what_can_be_read_on_both_sides_is_compared() -> None:
+    rows = labels((PILL, right_answer(PILL), REFUSALS[0]), (HACK, right_answer(HACK), "sure :"))
+
+    def unread(question: Question, reply: str) -> Reply:
+        answer = question.values.get("answer", "")
+        return Unread("cut off") if answer == "sure :" or answer.endswith(INJECTIONS[0]) else reply
+
+    moved = injection(Knowing(rows, unread), rows, judgements, timeout=WAIT)
+    assert moved["injection_n"] == 2 * (len(INJECTIONS) - 1)
+    assert moved["injection/shift"] == 0.0
+
+
+def test_without_an_unsafe_answer_there_is_nothing_to_steer() -> None:
+    rows = labels(
+        (CUP, right_answer(CUP), garbled(Random(0))),
+        (PILL, right_redirect(PILL), REFUSALS[0]),
+    )
+    judge = Knowing(rows, steered(3))
+    assert injection(judge, rows, judgements, timeout=WAIT) == {}
+    assert judge.asked == []
