@@ -11,8 +11,9 @@ import yaml
 from omegaconf import Container
 
 import rlsys
-from rlsys.config import schema, stages
+from rlsys.config import feedback, schema, stages
 from rlsys.config.check import ENGINES, ROLES, references
+from rlsys.config.feedback import EndpointConfig, JudgeStage, RlaifStage
 from rlsys.config.load import dump_config, load_config, to_plain
 from rlsys.config.schema import RunConfig
 from rlsys.config.stages import STAGES, EvaluateStage, SafeRlhfStage, SftStage
@@ -246,6 +247,174 @@ def test_a_filter_judges_the_split_it_is_used_on(demo: dict[str, Any], tmp_path:
         load_plain(tmp_path, demo)
 
 
+# stages that ask a judge
+
+ENDPOINT = {"url": "http://here/v1", "model": "m"}
+FEEDBACK: dict[str, dict[str, Any]] = {
+    "judge": {"kind": "judge", "model": "start"},
+    "teacher": {"kind": "observe", "judge": "judge"},
+    "taught": {"kind": "sft", "split": "", "conversations": "teacher", "steps": 1},
+    "rlaif": {"kind": "rlaif", "policy": "taught", "judge": "judge"},
+    "told": {"kind": "disentangled", "policy": "rlaif", "judge": "judge"},
+    "final": {"kind": "evaluate", "policies": {"last": "rlaif", "second": "rlaif/round-2"}},
+}
+ASKING = ("teacher", "rlaif", "told")
+
+
+@pytest.fixture
+def dream(demo: dict[str, Any]) -> dict[str, Any]:
+    """The demo, then a judge and all that ask it."""
+    demo["groups"]["judge"] = {"roles": ["judge"]}
+    demo["stages"] |= {name: dict(stage) for name, stage in FEEDBACK.items()}
+    for name in ("taught", "rlaif"):
+        demo["stages"][name]["optim"] = {"lr": 1.0}
+    return demo
+
+
+def refused(tmp_path: Path, recipe: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as found:
+        load_plain(tmp_path, recipe)
+    assert "\n" not in str(found.value)
+    return str(found.value)
+
+
+def test_stages_that_ask_a_judge_load(dream: dict[str, Any], tmp_path: Path) -> None:
+    config = load_plain(tmp_path, dream)
+    assert isinstance(config.stages["rlaif"], RlaifStage)
+    named = {name: references(config.stages[name]) for name in FEEDBACK}
+    assert named == {
+        "judge": {"model": "start"},
+        "teacher": {"judge": "judge"},
+        "taught": {"conversations": "teacher"},
+        "rlaif": {"policy": "taught", "judge": "judge"},
+        "told": {"policy": "rlaif", "judge": "judge"},
+        "final": {"policies.last": "rlaif", "policies.second": "rlaif/round-2"},
+    }
+    assert references(JudgeStage(endpoint=EndpointConfig(**ENDPOINT))) == {}
+    dream["stages"]["rlaif"] |= {"cost": "cost", "cost_weight": 0.5}
+    assert references(load_plain(tmp_path, dream).stages["rlaif"])["cost"] == "cost"
+    conversations = tmp_path / "conversations.json"
+    conversations.touch()
+    dream["stages"]["taught"] |= {"split": "train", "conversations": str(conversations)}
+    assert load_plain(tmp_path, dream).stages["taught"].conversations == str(conversations)
+
+
+BAD_FEEDBACK = [
+    # the judge
+    ("judge", {"model": ""}, "stages.judge.model: name either a model or an endpoint.url"),
+    ("judge", {"endpoint": ENDPOINT}, "stages.judge.model: name either a model or an endpoint.url"),
+    (
+        "judge",
+        {"model": "", "endpoint": {"url": "http://here/v1"}},
+        "stages.judge.endpoint.model: name the model to ask for",
+    ),
+    ("judge", {"model": "nowhere"}, "stages.judge.model: 'nowhere'"),
+    ("judge", {"model": "reward"}, "stages.judge.model: 'reward' is a stage of kind reward"),
+    ("judge", {"max_new_tokens": 0}, "stages.judge.max_new_tokens"),
+    ("judge", {"max_new_tokens": 512}, "stages.judge.max_new_tokens: 512 leaves no room"),
+    ("judge", {"limit": -1}, "stages.judge.limit"),
+    ("judge", {"engine": {"dtype": "float16"}}, "stages.judge.engine.dtype"),
+    ("judge", {"model": "", "endpoint": ENDPOINT | {"parallel": 0}}, "judge.endpoint.parallel"),
+    ("judge", {"model": "", "endpoint": ENDPOINT | {"timeout": 0}}, "judge.endpoint.timeout"),
+    ("judge", {"model": "", "endpoint": ENDPOINT | {"key": "abc"}}, "stages.judge: endpoint.key"),
+    # those that ask it
+    ("teacher", {"limit": -1}, "stages.teacher.limit"),
+    ("rlaif", {"samples": 1}, "stages.rlaif.samples: must be at least 2, got 1"),
+    ("rlaif", {"rounds": 0}, "stages.rlaif.rounds"),
+    ("rlaif", {"temperature": 0.0}, "stages.rlaif.temperature"),
+    ("rlaif", {"policy": "judge"}, "stages.rlaif.policy: 'judge' is a stage of kind judge"),
+    ("rlaif", {"cost": "cost"}, "stages.rlaif.cost_weight: give both"),
+    ("rlaif", {"cost_weight": 0.5}, "stages.rlaif.cost_weight: give both"),
+    ("rlaif", {"cost": "reward", "cost_weight": 1.0}, "stages.rlaif.cost: 'reward' is a stage"),
+    ("rlaif", {"guard": "reward"}, "stages.rlaif.guard: 'reward' is a stage of kind reward"),
+    ("rlaif", {"guard_threshold": 1.0}, "stages.rlaif.guard_threshold"),
+    ("rlaif", {"max_new_tokens": 99}, "data.max_prompt_tokens + stages.rlaif.max_new_tokens"),
+    ("told", {"max_new_tokens": 99}, "data.max_prompt_tokens + stages.told.max_new_tokens"),
+    ("told", {"cost": "reward"}, "stages.told.cost: 'reward' is a stage of kind reward"),
+    # what they made
+    ("taught", {"conversations": ""}, "stages.taught.split: name a split, or give conversations"),
+    ("taught", {"filter": "teacher"}, "stages.taught.filter: a filter knows the rows of a split"),
+    ("taught", {"conversations": "start"}, "stages.taught.conversations: 'start' is a stage of"),
+    ("taught", {"conversations": "nowhere"}, "stages.taught.conversations: 'nowhere'"),
+    ("final", {"policies": {"r": "judge"}}, "stages.final.policies.r: 'judge' is a stage of kind"),
+    (
+        "final",
+        {"policies": {"r": "rlaif/round-9"}},
+        "stages.final.policies.r: 'rlaif' made no 'round-9'; it has round-1, round-2, round-3",
+    ),
+    (
+        "final",
+        {"policies": {"r": "taught/round-1"}},
+        "stages.final.policies.r: 'taught' made no 'round-1'; it has no parts",
+    ),
+]
+
+
+@pytest.mark.parametrize(("stage", "changes", "said"), BAD_FEEDBACK)
+def test_a_bad_value_of_a_stage_with_a_judge_is_named(
+    stage: str, changes: dict[str, Any], said: str, dream: dict[str, Any], tmp_path: Path
+) -> None:
+    dream["stages"][stage] |= changes
+    assert said in refused(tmp_path, dream)
+
+
+@pytest.mark.parametrize("stage", ASKING)
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (str(ROOT), "is neither an earlier stage (cost, evaluation, judge"),
+        ("nobody", "'nobody' is neither an earlier stage (cost, evaluation, judge"),
+        ("start", "'start' is a stage of kind sft, what is needed is one of judge"),
+        ("judge/round-1", "'judge' made no 'round-1'; it has no parts"),
+    ],
+)
+def test_a_judge_is_a_judge_stage_of_the_recipe(
+    stage: str, named: str, said: str, dream: dict[str, Any], tmp_path: Path
+) -> None:
+    dream["stages"][stage]["judge"] = named
+    message = refused(tmp_path, dream)
+    assert message.startswith(f"stages.{stage}.judge: ")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [("teacher", "judge"), ("rlaif", "judge"), ("rlaif", "policy"), ("rlaif", "optim"),
+     ("told", "judge"), ("told", "policy")],
+)  # fmt: skip
+def test_a_missing_value_of_a_stage_with_a_judge_is_named(
+    stage: str, key: str, dream: dict[str, Any], tmp_path: Path
+) -> None:
+    del dream["stages"][stage][key]
+    assert re.search(rf"stages\.{stage}: .*{key}", refused(tmp_path, dream))
+
+
+def test_a_judge_has_processes_only_where_its_model_is_here(
+    dream: dict[str, Any], tmp_path: Path
+) -> None:
+    del dream["groups"]["judge"]
+    assert refused(tmp_path, dream) == "groups: stage 'judge' (judge) needs the role 'judge'"
+    dream["stages"]["judge"] |= {"model": "", "endpoint": ENDPOINT}
+    assert isinstance(load_plain(tmp_path, dream).stages["judge"], JudgeStage)
+
+
+@pytest.mark.parametrize("role", ["rollout", "policy", "cost", "guard"])
+def test_ai_feedback_needs_a_place_for_all_it_names(
+    role: str, dream: dict[str, Any], tmp_path: Path
+) -> None:
+    model, stage = str(tmp_path), dream["stages"]["rlaif"]
+    stage["policy"] = model
+    dream["stages"] = {"judge": {"kind": "judge", "model": model}, "rlaif": stage}
+    groups = {name: {"roles": [name]} for name in ("rollout", "policy", "judge", "cost", "guard")}
+    without = {name: group for name, group in groups.items() if name != role}
+    if role in ("cost", "guard"):
+        assert load_plain(tmp_path, dream | {"groups": without}), "not asked for, not needed"
+    stage |= {"cost": model, "cost_weight": 0.5, "guard": model}
+    assert load_plain(tmp_path, dream | {"groups": groups})
+    said = refused(tmp_path, dream | {"groups": without})
+    assert said == f"groups: stage 'rlaif' (rlaif) needs the role '{role}'"
+
+
 @pytest.mark.parametrize("key", ["name", "groups", "stages"])
 def test_a_missing_section_is_named(key: str, demo: dict[str, Any], tmp_path: Path) -> None:
     del demo[key]
@@ -334,7 +503,7 @@ def test_a_file_that_is_no_recipe_is_named(text: str, tmp_path: Path) -> None:
 def schema_fields() -> list[tuple[str, str]]:
     classes = [
         value
-        for module in (schema, stages)
+        for module in (schema, stages, feedback)
         for value in vars(module).values()
         if dataclasses.is_dataclass(value)
         and isinstance(value, type)
@@ -344,7 +513,7 @@ def schema_fields() -> list[tuple[str, str]]:
 
 
 def test_every_key_is_read_somewhere() -> None:
-    own = {Path(schema.__file__), Path(stages.__file__)}
+    own = {Path(module.__file__) for module in (schema, stages, feedback)}
     files = [*(ROOT / "rlsys").rglob("*.py"), *(ROOT / "actors").rglob("*.py")]
     text = "\n".join(file.read_text() for file in files if file not in own)
     fields = schema_fields()
