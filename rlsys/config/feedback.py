@@ -82,6 +82,8 @@ class ObserveStage:
 
     def check(self) -> None:
         at_least(0, limit=self.limit)
+        if not self.split:
+            raise ConfigError("split: name a split")
 
 
 @dataclass

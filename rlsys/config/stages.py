@@ -253,6 +253,8 @@ class FilterStage:
     def check(self) -> None:
         if not 0 < self.threshold < 1:
             raise ConfigError(f"threshold: must be between 0 and 1, got {self.threshold}")
+        if not self.split:
+            raise ConfigError("split: name a split")
 
 
 @dataclass

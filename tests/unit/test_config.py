@@ -245,6 +245,9 @@ def test_a_filter_judges_the_split_it_is_used_on(demo: dict[str, Any], tmp_path:
     demo["stages"]["clean"]["split"] = "pretrain"
     with pytest.raises(ConfigError, match=r"stages\.again\.filter: 'clean' judges .*'pretrain'"):
         load_plain(tmp_path, demo)
+    demo["stages"]["clean"]["split"] = ""
+    with pytest.raises(ConfigError, match=r"stages\.clean\.split: name a split"):
+        load_plain(tmp_path, demo)
 
 
 # stages that ask a judge
@@ -319,6 +322,7 @@ BAD_FEEDBACK = [
     ("judge", {"model": "", "endpoint": ENDPOINT | {"key": "abc"}}, "stages.judge: endpoint.key"),
     # those that ask it
     ("teacher", {"limit": -1}, "stages.teacher.limit"),
+    ("teacher", {"split": ""}, "stages.teacher.split: name a split"),
     ("rlaif", {"samples": 1}, "stages.rlaif.samples: must be at least 2, got 1"),
     ("rlaif", {"rounds": 0}, "stages.rlaif.rounds"),
     ("rlaif", {"temperature": 0.0}, "stages.rlaif.temperature"),
