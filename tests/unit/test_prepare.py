@@ -1,0 +1,124 @@
+"""The data of a run: what stages learn from, and what is refused before any work."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from rlsys.artifacts import ArtifactStore
+from rlsys.config.feedback import ObserveStage
+from rlsys.config.schema import DataConfig, RunConfig
+from rlsys.config.stages import SftStage
+from rlsys.data.prepare import Prepared, prepare
+from rlsys.errors import ConfigError, DataError
+from tests.helpers import row
+
+Row = dict[str, Any]
+SPLITS = ("train", "validation", "evaluation")
+
+
+def talk(name: str, image: str | None, *answers: str) -> Row:
+    turns = [
+        {"from": speaker, "value": text}
+        for number, answer in enumerate(answers)
+        for speaker, text in (("human", f"question {number} ?"), ("gpt", answer))
+    ]
+    if image:
+        turns[0]["value"] = "<image>\n" + turns[0]["value"]
+    return {"id": name, "conversations": turns} | ({"image": image} if image else {})
+
+
+TALKS = [talk("two", "teach.png", "a cup", "drink"), talk("plain", None, "well")]
+
+
+def write_split(folder: Path, split: str, rows: Sequence[Row]) -> None:
+    (folder / f"{split}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two rows of labelled answers a split, no picture shown twice, and conversations."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number, name in enumerate((*SPLITS, "teach")):
+        Image.new("RGB", (56, 56), (40 * number, 90, 30)).save(folder / f"{name}.png")
+    for split in SPLITS:
+        pair = [row(n, id=f"{split}-{n}", image=f"{split}.png") for n in (0, 1)]
+        write_split(folder, split, pair)
+    write_split(folder, "teach", TALKS)
+    return folder
+
+
+def prepared(folder: Path, *stages: Any, **data: Any) -> Prepared:
+    config = RunConfig(
+        name="x",
+        data=DataConfig(**{"source": str(folder), **data}),
+        groups={},
+        stages={f"stage-{number}": stage for number, stage in enumerate(stages)},
+    )
+    return prepare(config, ArtifactStore(folder.parent / "artifacts"))
+
+
+def ids(data: Prepared, split: str) -> list[str]:
+    return [record.id for record in data.training[split].rows]
+
+
+def test_conversations_are_a_split_to_learn_from(folder: Path) -> None:
+    joint = SftStage(split="train+teach", steps=1)
+    data = prepared(folder, SftStage(split="teach", steps=1), joint)
+    assert ids(data, "teach") == ["two", "two/1", "plain"]
+    assert [record.responses[0] for record in data.training["teach"].rows] == [
+        "a cup", "drink", "well",
+    ]  # fmt: skip
+    assert ids(data, "train+teach") == ["train-0", "train-1", "two", "two/1", "plain"]
+    paired = {split: records.paired for split, records in data.training.items()}
+    assert paired == {"train": True, "teach": False, "train+teach": False}
+    assert data.summary.startswith("2 train, 3 teach, 2 validation, 2 evaluation")
+
+
+def test_only_the_splits_that_stages_learn_from_are_read(folder: Path) -> None:
+    assert list(prepared(folder, SftStage(split="", conversations="x", steps=1)).training) == [
+        "train"
+    ]
+    assert list(prepared(folder, ObserveStage(judge="x", split="teach")).training) == [
+        "train", "teach",
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"neither more\.jsonl nor more\.parquet"):
+        prepared(folder, SftStage(split="more", steps=1))
+
+
+def test_a_conversation_about_a_held_out_picture_is_left_out(folder: Path) -> None:
+    write_split(folder, "teach", [*TALKS, talk("seen", "evaluation.png", "a box", "well")])
+    data = prepared(folder, SftStage(split="train+teach", steps=1))
+    assert data.leaked["train+teach"] == {"seen", "seen/1"}
+    assert ids(data, "train+teach") == ["train-0", "train-1", "two", "two/1", "plain"]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_what_is_measured_or_ranked_needs_two_labelled_answers(split: str, folder: Path) -> None:
+    write_split(folder, split, TALKS[:1])
+    with pytest.raises(DataError) as found:
+        prepared(folder)
+    assert str(found.value) == f"{folder} [{split}]: needs two labelled answers a row, not turns"
+
+
+def test_sizes_are_for_built_in_worlds_and_needed_there(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.sizes: only built-in worlds draw rows"):
+        prepared(folder, sizes={"train": 30})
+    with pytest.raises(ConfigError, match=r"data\.sizes: riskworld needs .* for evaluation"):
+        prepared(folder, source="riskworld", sizes={"train": 30, "validation": 30})
+
+
+def test_a_built_in_world_is_drawn_once(folder: Path) -> None:
+    sizes = {"train": 20, "validation": 20, "evaluation": 20, "judge": 20}
+    stage = SftStage(split="judge", steps=1)
+    first, again = (prepared(folder, stage, source="riskworld", sizes=sizes) for _ in range(2))
+    assert first.digest == again.digest
+    assert first.source == again.source
+    assert len(first.training["judge"]) == 20
+    assert not first.training["judge"].paired
+    assert not first.leaked["judge"]
+    assert first.oracle is not None
