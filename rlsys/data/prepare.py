@@ -73,6 +73,11 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
     ]
     names = dict.fromkeys(part for split in used for part in split.split("+"))
     parts = {name: load_records(source, name) for name in names}
+    validation = load_records(source, data.validation_split)
+    labelled = {"train": parts["train"], "validation": validation, "evaluation": evaluation}
+    for name, records in labelled.items():
+        if not records.paired:
+            raise DataError(f"{source} [{name}]: needs two labelled answers a row, not turns")
     leaked = {name: leaked_ids(records, evaluation) for name, records in parts.items()}
     for name, ids in leaked.items():
         if ids:
@@ -80,11 +85,6 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
     training = {split: joined([parts[name] for name in split.split("+")]) for split in used}
     for split in used:
         leaked[split] = frozenset().union(*(leaked[name] for name in split.split("+")))
-    validation = load_records(source, data.validation_split)
-    labelled = {"train": parts["train"], "validation": validation, "evaluation": evaluation}
-    for name, records in labelled.items():
-        if not records.paired:
-            raise DataError(f"{source} [{name}]: needs two labelled answers a row, not turns")
     summary = _summary({**parts, "validation": validation, "evaluation": evaluation})
     return Prepared(source, digest, leaked, oracle, training, validation, evaluation, summary)
 

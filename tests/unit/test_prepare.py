@@ -98,8 +98,11 @@ def test_a_conversation_about_a_held_out_picture_is_left_out(folder: Path) -> No
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_what_is_measured_or_ranked_needs_two_labelled_answers(split: str, folder: Path) -> None:
-    write_split(folder, split, TALKS[:1])
+@pytest.mark.parametrize("talks", [TALKS, TALKS[:1], TALKS[1:]], ids=["both", "image", "plain"])
+def test_what_is_measured_or_ranked_needs_two_labelled_answers(
+    split: str, talks: list[Row], folder: Path
+) -> None:
+    write_split(folder, split, talks)
     with pytest.raises(DataError) as found:
         prepared(folder)
     assert str(found.value) == f"{folder} [{split}]: needs two labelled answers a row, not turns"
