@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import tomllib
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def test_recipes_and_drivers_start_without_ray_or_an_engine() -> None:
     for modules in json.loads(done.stdout.splitlines()[-1]):
         assert "rlsys.drivers.safe_rlhf" in modules
         assert [name for name in heavy if name in modules] == []
+
+
+def test_what_is_read_beside_the_code_is_installed_with_it() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["rlsys"]
+    installed = {file for pattern in patterns for file in (ROOT / "rlsys").glob(pattern)}
+    beside = {f for f in (ROOT / "rlsys").rglob("*") if f.is_file() and ".py" not in f.suffix}
+    assert beside - installed == set()
 
 
 # the torchvision shim
