@@ -79,14 +79,15 @@ class Knowing:
         return yes(recognises(row, Observation(**values["observation"]), values["answer"]))
 
     def record(self, question: Question) -> Record:
+        """Only the text is looked at without its image, and only the image without its text."""
+        told = question.values.get("question")
+        assert (question.image is None) == (question.name == "observe_text")
+        assert (told is None) == (question.name == "observe_image")
         if question.image is not None:
             found = dict(self.rows)[question.image]
-            assert question.name == "observe_image" or (
-                question.values["question"] == found.question
-            )
+            assert told in (None, found.question)
             return found
-        assert question.name == "observe_text", "only the text alone is looked at without an image"
-        return next(r for _, r in self.rows if r.question == question.values["question"])
+        return next(r for _, r in self.rows if r.question == told)
 
 
 def shares(found: dict[str, float]) -> dict[str, float]:

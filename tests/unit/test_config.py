@@ -371,6 +371,7 @@ def test_a_bad_value_of_a_stage_with_a_judge_is_named(
         ("start", "'start' is a stage of kind sft, what is needed is one of judge"),
         ("judge/round-1", "'judge' made no 'round-1'; it has no parts"),
     ],
+    ids=["folder", "absent", "kind", "part"],
 )
 def test_a_judge_is_a_judge_stage_of_the_recipe(
     stage: str, named: str, said: str, dream: dict[str, Any], tmp_path: Path
