@@ -15,6 +15,7 @@ from actors.cluster import Cluster, open_cluster
 from actors.display import Display
 from rlsys.artifacts import Artifact, ArtifactStore, path_hash
 from rlsys.config.check import NEEDED, references
+from rlsys.config.feedback import JudgeStage
 from rlsys.config.load import dump_config, to_plain
 from rlsys.config.schema import RunConfig
 from rlsys.data.prepare import Prepared, prepare
@@ -72,7 +73,11 @@ StageFunction = Callable[..., dict[str, Any]]
 def run_recipe(config: RunConfig, display: Display) -> Path:
     """Everything, from data to report. Returns: the run directory."""
     from actors.stages import RUNNERS
+    from actors.stages.judge import check_judge
 
+    for name, stage in config.stages.items():
+        if isinstance(stage, JudgeStage):
+            check_judge(name, stage)
     runs = Path(config.runs_dir).resolve()
     run_dir = new_run_dir(runs, config.name)
     dump_config(config, run_dir / "config.yaml")

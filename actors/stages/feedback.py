@@ -45,7 +45,7 @@ def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) 
                 record = records[each.prompt.row]
                 image = _image_path(record.image, folder, each.prompt.row)
                 line = conversation_row(
-                    record.id, image, record.question, each.answer, each.observations
+                    f"{name}-{record.id}", image, record.question, each.answer, each.observations
                 )
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             bar.advance(f"{outcomes['taught']} taught", by=len(prompts))

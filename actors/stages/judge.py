@@ -35,6 +35,17 @@ class OpenJudge:
     prompts: PromptSet
 
 
+def check_judge(name: str, stage: JudgeStage) -> None:
+    """What can be known before anything runs. Raises: ConfigError."""
+    load_prompts(prompts_folder(stage.prompts))
+    variable = stage.endpoint.key_variable
+    if stage.endpoint.url and not os.environ.get(variable):
+        raise ConfigError(
+            f"stages.{name}.endpoint.key_variable: the environment has no {variable}; set it to the "
+            "endpoint's key (anything, where it needs none)"
+        )
+
+
 @contextmanager
 def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[OpenJudge]:
     """The judge of a stage, for questions about the rows of a split. What it was ever asked is
@@ -47,12 +58,7 @@ def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[Open
     folder = prompts_folder(stage.prompts)
     prompts = load_prompts(folder)
     if stage.endpoint.url:
-        key = os.environ.get(stage.endpoint.key_variable)
-        if not key:
-            raise ConfigError(
-                f"endpoint.key_variable: the environment has no {stage.endpoint.key_variable}; "
-                "set it to the endpoint's key (anything, where it needs none)"
-            )
+        key = os.environ[stage.endpoint.key_variable]
         model = f"{stage.endpoint.url} {stage.endpoint.model}"
         timeout = stage.endpoint.patience + 2 * stage.endpoint.timeout
         asked: RemoteJudge | EndpointJudge = EndpointJudge(
@@ -88,7 +94,6 @@ def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[Open
 
 def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> dict[str, Any]:
     """Agreement with the data's oracle on held-out prompts, where it has one."""
-    load_prompts(prompts_folder(stage.prompts))
     world = WORLDS.get(context.config.data.source)
     if world is None:
         context.display.say("    not measured: the data does not know the right replies")
