@@ -41,8 +41,8 @@ def check_judge(name: str, stage: JudgeStage) -> None:
     variable = stage.endpoint.key_variable
     if stage.endpoint.url and not os.environ.get(variable):
         raise ConfigError(
-            f"stages.{name}.endpoint.key_variable: the environment has no {variable}; set it to the "
-            "endpoint's key (anything, where it needs none)"
+            f"stages.{name}.endpoint.key_variable: the environment has no {variable}; set it to "
+            "the endpoint's key (anything, where it needs none)"
         )
 
 

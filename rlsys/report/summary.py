@@ -40,8 +40,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def pair(policies: list[str]) -> tuple[str | None, str]:
-    """(policy to compare with, policy of interest): the one named start, else the first, and the one
-    named final, else the last.
+    """(policy to compare with, policy of interest): the one named start, else the first, and the
+    one named final, else the last.
     """
     before = "start" if "start" in policies else policies[0]
     after = "final" if "final" in policies else policies[-1]
