@@ -111,15 +111,12 @@ class ProcessDied(RuntimeError):
     """The process of a rank is gone."""
 
 
-def wait_settled(
-    pendings: Sequence[Pending[Any]], timeout: float, deadline: float | None = None
-) -> list[Pending[Any]]:
+def wait_settled(pendings: Sequence[Pending[Any]], timeout: float) -> list[Pending[Any]]:
     """Block until at least one is settled; returns those that are.
 
-    Args: timeout in seconds; deadline on the monotonic clock, default ``timeout`` from now.
-    Raises: RoleTimeout.
+    Raises: RoleTimeout after ``timeout`` seconds.
     """
-    deadline = time.monotonic() + timeout if deadline is None else deadline
+    deadline = time.monotonic() + timeout
     while True:
         ready = [p for p in pendings if p.settled()]
         if ready:
@@ -136,11 +133,12 @@ def wait_settled(
 
 
 def as_completed(pendings: Sequence[Pending[T]], timeout: float) -> Iterator[T]:
-    """Results in the order they arrive. ``timeout`` bounds the whole wait, in seconds."""
-    deadline = time.monotonic() + timeout
+    """Results in the order they arrive. ``timeout`` bounds the wait for the next one, in seconds:
+    however many there are, a process that has stopped is noticed as soon.
+    """
     waiting = list(pendings)
     while waiting:
-        for pending in wait_settled(waiting, timeout, deadline):
+        for pending in wait_settled(waiting, timeout):
             waiting.remove(pending)
             yield pending.result(timeout)
 

@@ -197,15 +197,16 @@ def ask_all(
     timeout: float,
 ) -> list[list[T | Unread]]:
     """Everything is asked at once, in chunks, so that a judge that remembers has something to
-    remember when it is cut off; the replies are read, and grouped like their questions. A judge may
-    take the chunks one after another, so there is ``timeout`` for each.
+    remember when it is cut off; the replies are read, and grouped like their questions.
+
+    Args: timeout: until the next chunk of replies, seconds.
     """
     flat = [question for group in groups for question in group]
     chunks = range(0, len(flat), CHUNK)
     pendings = [
         judge.ask(flat[start : start + CHUNK]).map(partial(_numbered, start)) for start in chunks
     ]
-    replies = dict(as_completed(pendings, timeout * max(len(pendings), 1)))
+    replies = dict(as_completed(pendings, timeout))
     ordered = (reply for start in chunks for reply in replies[start])
     read = (r if isinstance(r, Unread) else parse(r) for r in ordered)
     return [list(islice(read, len(group))) for group in groups]

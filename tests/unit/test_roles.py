@@ -86,7 +86,7 @@ def test_a_late_rank_is_named_and_the_others_are_not() -> None:
     assert "node2" not in text
 
 
-def test_as_completed_has_one_deadline_for_all() -> None:
+def test_as_completed_gives_up_when_nothing_more_arrives() -> None:
     stuck = pending([Future()])
     arriving = as_completed([Pending.of([1]), stuck], 0.05)
     assert next(arriving) == [1]
@@ -97,6 +97,18 @@ def test_as_completed_has_one_deadline_for_all() -> None:
 def test_wait_settled_returns_only_what_is_settled() -> None:
     stuck, here = pending([Future()]), pending([done(1)])
     assert wait_settled([stuck, here], 1.0) == [here]
+
+
+def test_as_completed_waits_for_a_long_row_of_answers_that_keep_arriving() -> None:
+    futures: list[Future[Any]] = [Future() for _ in range(6)]
+    timers = [
+        threading.Timer(0.1 * (number + 1), future.set_result, [number])
+        for number, future in enumerate(futures)
+    ]
+    for timer in timers:
+        timer.start()
+    found = [answer[0] for answer in as_completed([pending([f]) for f in futures], 0.4)]
+    assert sorted(found) == list(range(6))
 
 
 def test_a_failed_rank_is_named_with_its_reason() -> None:
