@@ -111,7 +111,7 @@ class DpoLearner(RemoteRole):
         return self._call("dpo_step", pairs, beta, combine=merge_stats)
 
 
-class FeedbackLearner(DpoLearner):
+class FeedbackLearner(DpoLearner, RemoteReference):
     """One whose weights the engines draw from."""
 
     def __init__(self, group: Group, transport: str, token: str) -> None:

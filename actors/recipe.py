@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,8 +20,11 @@ from rlsys.config.feedback import JudgeStage
 from rlsys.config.load import dump_config, to_plain
 from rlsys.config.schema import RunConfig
 from rlsys.data.prepare import Prepared, prepare
+from rlsys.data.record import ids_digest
+from rlsys.data.worlds import prompts_folder
 from rlsys.engines.workbench import DataSlice
 from rlsys.evaluation.stats import save_evaluation
+from rlsys.judging.prompts import load_prompts
 from rlsys.metrics import MetricsLog
 from rlsys.report.build import build_report
 
@@ -41,9 +45,16 @@ class Context:
     def slice(self, split: str) -> DataSlice:
         """Training splits by their names, validation and evaluation as the recipe maps them."""
         data = self.config.data
+        held = {"validation": self.data.validation, "evaluation": self.data.evaluation}
         names = {"validation": data.validation_split, "evaluation": data.evaluation_split}
-        exclude = self.data.leaked.get(split, frozenset())
-        return DataSlice(self.data.source, names.get(split, split), data.max_prompt_tokens, exclude)
+        records = held.get(split) or self.data.training.get(split)
+        return DataSlice(
+            self.data.source,
+            names.get(split, split),
+            data.max_prompt_tokens,
+            self.data.leaked.get(split, frozenset()),
+            ids=ids_digest(records) if records else "",
+        )
 
     def folder(self, source: str) -> str:
         """What a stage made (``stage`` or a part of it, ``stage/round-1``), or a path."""
@@ -58,6 +69,16 @@ class Context:
         if made is None:
             return path_hash(Path(source))
         return f"{made.digest}/{part}" if part else made.digest
+
+    def replies_of(self, judge: JudgeStage) -> str:
+        """Changes with what decides a judge's replies, its prompts apart: not with how patiently,
+        or on how many prompts, it is asked.
+        """
+        if judge.endpoint.url:
+            model = [judge.endpoint.url, judge.endpoint.model]
+        else:
+            model = [self.digest(judge.model), judge.engine.dtype, repr(judge.engine.extra)]
+        return hashlib.sha256(json.dumps([model, judge.max_new_tokens]).encode()).hexdigest()
 
     def log(self, stage: str, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """To the run, and kept with the artefact so that a reused stage shows its curves again."""
@@ -111,6 +132,10 @@ def _run_stage(
     started = time.perf_counter()
     context.rows = []
     named = {key: context.digest(source) for key, source in references(stage).items()}
+    if "judge" in named:  # its replies count, not how it was measured or how patiently it is asked
+        judge = context.config.stages[stage.judge]
+        wording = load_prompts(prompts_folder(judge.prompts)).digest
+        named["judge"] = f"{context.replies_of(judge)} {wording}"
     inputs = named | _surroundings(context, name, stage)
 
     def make(folder: Path) -> dict[str, Any]:
@@ -151,6 +176,8 @@ def _surroundings(context: Context, name: str, stage: Any) -> dict[str, str]:
         "splits": f"{config.data.validation_split} {config.data.evaluation_split}",
         "seed": str(config.seed),
     }
+    if isinstance(stage, JudgeStage):
+        found["prompts"] = load_prompts(prompts_folder(stage.prompts)).digest
     if "rollout" in NEEDED[stage.kind]:
         found["engine"] = json.dumps(to_plain(config.engine), sort_keys=True)
     if stage.kind in EVALUATING and stage.kind != "evaluate":

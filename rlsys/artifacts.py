@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _META = "artifact.json"
+PROGRESS = "progress"  # of a resumable stage, inside its folder until it is finished
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,21 @@ class ArtifactStore:
         folder = self.root / f"{kind}-{digest[:16]}"
         if (folder / _META).exists():
             metrics = json.loads((folder / _META).read_text())["metrics"]
+            shutil.rmtree(folder / PROGRESS, ignore_errors=True)
             return Artifact(folder, digest, metrics, reused=True)
         partial = self.root / f".{kind}-{digest[:16]}.{'partial' if resumable else os.getpid()}"
         if not resumable:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=resumable)
-        metrics = make(partial)
-        meta = {"kind": kind, "config": config, "inputs": inputs, "metrics": metrics}
-        (partial / _META).write_text(json.dumps(meta, indent=1))
+        if not (partial / _META).exists():  # else it was finished, and only not yet named so
+            metrics = make(partial)
+            meta = {"kind": kind, "config": config, "inputs": inputs, "metrics": metrics}
+            (partial / f"{_META}.tmp").write_text(json.dumps(meta, indent=1))
+            os.replace(partial / f"{_META}.tmp", partial / _META)
+        metrics = json.loads((partial / _META).read_text())["metrics"]
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
+        shutil.rmtree(folder / PROGRESS, ignore_errors=True)
         return Artifact(folder, digest, metrics)
 
 

@@ -6,6 +6,7 @@ RlsysError
 ├── ModelError       a checkpoint lacks what its role needs
 ├── SyncError        weights in an engine are not the weights that were sent
 ├── LogprobGapError  engine and trainer disagree about the same tokens
+├── JudgeError       a judge could not be read often enough to go on
 ├── RoleError        a role failed; names role, rank, host and first cause
 └── RoleTimeout      a role is late; names who
 """
@@ -35,6 +36,10 @@ class SyncError(RlsysError, RuntimeError):
 
 class LogprobGapError(RlsysError, RuntimeError):
     """Names the gap, the limit and the weight version."""
+
+
+class JudgeError(RlsysError, RuntimeError):
+    """Names what could not be read, how often, and the reasons."""
 
 
 class RoleError(RlsysError, RuntimeError):

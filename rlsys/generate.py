@@ -137,17 +137,21 @@ def _told(
 ) -> list[Answer]:
     """Greedy answers; a prompt with an empty note is asked as it is."""
     requests = [SampleRequest(row, 0, 0, told) for row, told in enumerate(notes)]
-    (chunk,) = rollout.generate(requests, greedy=True)
-    drawn = chunk.result(TIMEOUT)
-    answers = zip(encoder.records.rows, drawn.response_ids, drawn.lengths, found, strict=True)
+    texts: dict[int, str] = {}
+    for noted in (False, True):  # who is told nothing is answered in nobody's company
+        some = [request for request in requests if bool(request.note) == noted]
+        for chunk in rollout.generate(some, greedy=True) if some else []:
+            drawn = chunk.result(TIMEOUT)
+            rows = zip(drawn.prompt_index.tolist(), drawn.response_ids, drawn.lengths, strict=True)
+            texts |= {row: encoder.decode(ids[:length]) for row, ids, length in rows}
     return [
         Answer(
             record.id,
             record.question,
-            encoder.decode(ids[:length]),
+            texts[row],
             observations=None if risks is None else [observation_fields(o) for o in risks],
         )
-        for record, ids, length, risks in answers
+        for row, (record, risks) in enumerate(zip(encoder.records.rows, found, strict=True))
     ]
 
 

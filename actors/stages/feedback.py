@@ -9,13 +9,13 @@ from typing import Any
 
 from actors.recipe import Context
 from actors.stages.evaluate import Examiner, decode, prompts_of
-from actors.stages.judge import open_judge, sample_rows
+from actors.stages.judge import draw_rows, open_judge
 from actors.stages.rollout import rollout_of
 from actors.stages.training import CONVERSATIONS
 from rlsys.batch import SampleRequest
 from rlsys.config.feedback import DisentangledStage, ObserveStage
 from rlsys.data.llava import conversation_row, describe, load_conversations
-from rlsys.judging.judge import Prompt, disentangle, risk_note
+from rlsys.judging.judge import Prompt, check_unread, disentangle, risk_note
 from rlsys.judging.teach import teach
 from rlsys.models.load import load_processor
 from rlsys.roles import as_completed
@@ -26,8 +26,10 @@ TEACH_CHUNK = 256  # prompts between two marks of progress
 def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) -> dict[str, Any]:
     """A teacher looks at training prompts, and answers them knowing their risks."""
     records = context.data.training[stage.split]
-    rows = sample_rows(records, stage.limit, context.config.seed)
-    outcomes: Counter[str] = Counter()
+    drawn = draw_rows(records, stage.limit, context.config.seed)
+    # A judge is asked about one picture and one message.
+    rows = [row for row in drawn if records[row].image is not None and not records[row].history]
+    outcomes = +Counter({"left out: no image, or a later turn": len(drawn) - len(rows)})
     path = folder / CONVERSATIONS
     judge_stage = context.config.stages[stage.judge]
     with (
@@ -41,6 +43,9 @@ def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) 
                 opened.judge, prompts, joint=stage.joint, timeout=opened.timeout
             )
             outcomes += counted
+            done = start + len(prompts)
+            left_out = done - outcomes["taught"]
+            check_unread(name, left_out, done, stage.max_unread, outcomes)
             for each in taught:
                 record = records[each.prompt.row]
                 image = _image_path(record.image, folder, each.prompt.row)
@@ -76,6 +81,9 @@ def run_disentangled(
         prompts = [Prompt(row, records[row].question) for row in range(count)]
         found = disentangle(opened.judge, prompts, joint=stage.joint, timeout=opened.timeout)
         prompt_set = opened.prompts
+    outcomes = sum((each.outcomes for each in found), Counter[str]())
+    unread = sum(not each.known for each in found)
+    check_unread(name, unread, count, stage.max_unread, outcomes)
     model = context.folder(stage.policy)
     rollout = rollout_of(context, model, 0, stage.max_new_tokens)
     tokenizer = load_processor(model).tokenizer
@@ -83,16 +91,18 @@ def run_disentangled(
         risk_note(prompt_set, each.observations, tokenizer.all_special_tokens) for each in found
     ]
     requests = [SampleRequest(row, 0, 0, told) for row, told in enumerate(notes)]
+    plain, told = ([r for r in requests if bool(r.note) == noted] for noted in (False, True))
     texts: dict[int, str] = {}
     with context.display.bar(name, count) as bar:
-        for chunk in as_completed(rollout.generate(requests, greedy=True), limits.call):
-            texts |= decode(tokenizer, chunk)
-            bar.advance(name, by=len(chunk))
+        for some in (plain, told):  # who is told nothing is answered in nobody's company
+            for chunk in as_completed(rollout.generate(some, greedy=True), limits.call):
+                texts |= decode(tokenizer, chunk)
+                bar.advance(name, by=len(chunk))
     examiner.save(folder, {name: examiner.examine(texts)})
-    outcomes = sum((each.outcomes for each in found), Counter[str]())
     return {
         "prompts": count,
-        "told": sum(bool(told) for told in notes),
+        "told": len(told),
+        "unread": unread,
         "calls": sum(each.calls for each in found),
         **{f"outcome/{reason}": float(number) for reason, number in outcomes.items()},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -16,13 +15,14 @@ from typing import Any
 from actors.display import note
 from actors.proxies import RemoteJudge
 from actors.recipe import Context
-from rlsys.config.feedback import JudgeStage
+from rlsys.config.feedback import EndpointConfig, JudgeStage
 from rlsys.data.record import Records, pixel_hash
 from rlsys.data.worlds import WORLDS, prompts_folder
 from rlsys.engines.workbench import RoleSpec
 from rlsys.errors import ConfigError
 from rlsys.judging.agreement import agreement, injection
 from rlsys.judging.cache import CachedJudge
+from rlsys.judging.judge import CHUNK
 from rlsys.judging.prompts import PromptSet, load_prompts
 
 
@@ -55,12 +55,10 @@ def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[Open
     from rlsys.judging.endpoint import EndpointJudge
 
     records = context.data.evaluation if split == "evaluation" else context.data.training[split]
-    folder = prompts_folder(stage.prompts)
-    prompts = load_prompts(folder)
+    prompts = load_prompts(prompts_folder(stage.prompts))
     if stage.endpoint.url:
         key = os.environ[stage.endpoint.key_variable]
-        model = f"{stage.endpoint.url} {stage.endpoint.model}"
-        timeout = stage.endpoint.patience + 2 * stage.endpoint.timeout
+        timeout = endpoint_timeout(stage.endpoint)
         asked: RemoteJudge | EndpointJudge = EndpointJudge(
             stage.endpoint,
             key,
@@ -69,27 +67,34 @@ def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[Open
             max_tokens=stage.max_new_tokens,
         )
     else:
-        model, timeout = context.digest(stage.model), context.config.timeouts.call
+        timeout = context.config.timeouts.call
         asked = RemoteJudge(context.cluster.by_role["judge"])
         spec = RoleSpec(
             "judge",
             context.folder(stage.model),
             context.slice(split),
             engine=stage.engine,
-            prompts=str(folder),
+            prompts=prompts,
             max_new_tokens=stage.max_new_tokens,
         )
         asked.create(spec).result(context.config.timeouts.start)
-    identity = f"{model} {stage.max_new_tokens} {prompts.digest}"
-    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    memory = Path(context.config.runs_dir).resolve() / "judgements" / f"{name}.jsonl"
-    judge = CachedJudge(asked, memory, identity, cache(lambda row: pixel_hash(records[row])))
+    identity = context.replies_of(stage)
+    runs, name = Path(context.config.runs_dir).resolve(), f"{context.run_dir.name}-{os.getpid()}"
+    memory = runs / "judgements" / identity[:16] / f"{name}.jsonl"
+    pixels = cache(lambda row: pixel_hash(records[row]))
+    judge = CachedJudge(asked, memory, identity, pixels, prompts.wording)
     try:
         yield OpenJudge(judge, timeout, prompts)
     finally:
         judge.close()
         if isinstance(asked, EndpointJudge):
             asked.close()
+
+
+def endpoint_timeout(endpoint: EndpointConfig) -> float:
+    """Until a chunk of questions is answered or given up, seconds."""
+    turns = -(-CHUNK // endpoint.parallel)
+    return turns * (endpoint.patience + 2 * endpoint.timeout) + CHUNK / endpoint.per_second
 
 
 def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> d
         context.display.say("    not measured: the data does not know the right replies")
         return {}
     records = context.data.evaluation
-    rows = sample_rows(records, stage.limit, context.config.seed)
+    rows = draw_rows(records, stage.limit, context.config.seed)
     labelled = [(row, records[row]) for row in rows]
     found: dict[str, float] = {"prompts": len(rows)}
     with open_judge(context, stage, "evaluation") as opened:
@@ -114,7 +119,7 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> d
     return found
 
 
-def sample_rows(records: Records, limit: int, seed: int) -> list[int]:
+def draw_rows(records: Records, limit: int, seed: int) -> list[int]:
     """Some rows in rising order, all where ``limit`` is 0 or large."""
     count = len(records)
     draw = random.Random(f"{seed}/sample")

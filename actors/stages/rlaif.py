@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,14 @@ from actors.proxies import FeedbackLearner, RemoteGuard, RemoteRole, RemoteScore
 from actors.recipe import Context
 from actors.stages.judge import OpenJudge, open_judge
 from actors.stages.rollout import make_rollout
+from rlsys.artifacts import PROGRESS
 from rlsys.checkpoint import read_checkpoint, save_checkpoint
 from rlsys.config.feedback import RlaifStage
 from rlsys.config.schema import TrainConfig
 from rlsys.drivers.kept import KeptRollout
 from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
 from rlsys.engines.workbench import RoleSpec, check_same_processor
+from rlsys.errors import ConfigError
 from rlsys.judging.pairs import PairRule
 from rlsys.models.load import load_processor
 from rlsys.roles import Metrics
@@ -50,7 +51,6 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> d
     for role in (roles.policy, roles.cost, roles.guard):
         if isinstance(role, RemoteRole):
             role.drop().result(limits.call)
-    shutil.rmtree(rounds.progress)
     return rounds.rows[-1]
 
 
@@ -59,7 +59,7 @@ class _Rounds:
 
     def __init__(self, context: Context, name: str, stage: RlaifStage, folder: Path) -> None:
         self.context, self.name, self.stage, self.folder = context, name, stage, folder
-        self.progress = folder / "progress"
+        self.progress = folder / PROGRESS
         self.limit = context.config.timeouts.call
         group, engine = context.cluster.by_role["policy"], context.config.engine
         self.policy = FeedbackLearner(group, engine.transport, context.cluster.token)
@@ -104,6 +104,12 @@ class _Rounds:
         if not saved:
             return
         driver = read_checkpoint(saved[-1])
+        ranks = len(self.policy.group.ranks)
+        if driver["ranks"] != ranks:
+            raise ConfigError(
+                f"groups: {saved[-1]} was saved by {driver['ranks']} ranks of the policy, the "
+                f"recipe has {ranks}; give as many, or delete {self.folder}"
+            )
         self.state.round, self.rows = driver["round"], driver["rows"]
         self.policy.load_state(str(saved[-1])).result(self.limit)
         for number, metrics in enumerate(self.rows, 1):
@@ -119,7 +125,7 @@ class _Rounds:
         def save_roles(into: Path) -> None:
             self.policy.save_state(str(into)).result(self.limit)
 
-        driver = {"round": now.round, "rows": self.rows}
+        driver = {"round": now.round, "rows": self.rows, "ranks": len(self.policy.group.ranks)}
         save_checkpoint(self.progress / "rounds", now.round, driver, save_roles, keep=1)
         self.rollout.forget(now.round)
 
@@ -139,6 +145,8 @@ def _run_of(context: Context, stage: RlaifStage, opened: OpenJudge) -> RlaifRun:
         epochs=stage.epochs,
         minibatch=stage.minibatch,
         seed=context.config.seed,
+        max_unread=stage.max_unread,
+        gap=stage.gap,
         timeout=max(limits.call, opened.timeout),
         sync_timeout=limits.sync,
         decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),

@@ -14,7 +14,7 @@ from actors.recipe import Context
 from rlsys.batch import PromptCursor
 from rlsys.config.stages import DpoStage, GuardStage, ScorerStage, SftStage
 from rlsys.data.collate import labelled_pairs
-from rlsys.data.record import Records, joined, leaked_ids
+from rlsys.data.record import Records, ids_digest, joined, leaked_ids
 from rlsys.data.records import demonstrations
 from rlsys.drivers.dpo import dpo
 from rlsys.drivers.scorers import scorer_quality
@@ -80,11 +80,18 @@ def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Records
     if stage.conversations:
         path = Path(context.folder(stage.conversations))
         path = path / CONVERSATIONS if path.is_dir() else path
-        leaked = leaked_ids(demonstrations(path), context.data.evaluation)
-        exclude = data.exclude | leaked
-        data = replace(data, conversations=str(path), exclude=exclude)
-        parts.append(demonstrations(path, exclude=leaked))
-    return data, joined(parts)
+        found = demonstrations(path)
+        leaked = leaked_ids(found, context.data.evaluation)
+        kept = Records([r for r in found.rows if r.id not in leaked], found.rejected, paired=False)
+        if leaked or found.rejected:
+            context.display.say(
+                f"    {path.name}: {len(kept)} turns; left out: {dict(found.rejected)}, "
+                f"{len(leaked)} with an image of the evaluation split"
+            )
+        parts.append(kept)
+        data = replace(data, conversations=str(path), leaked=leaked)
+    records = joined(parts)
+    return replace(data, ids=ids_digest(records)), records
 
 
 def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> dict[str, Any]:

@@ -119,7 +119,8 @@ def _check_reference(where: str, key: str, source: str, earlier: Mapping[str, An
     name, _, part = source.partition("/")
     stage = earlier.get(name)
     if stage is None:
-        if key == "judge" or not Path(source).exists():
+        found = Path(source).exists() if key == "conversations" else Path(source).is_dir()
+        if key == "judge" or not found:
             raise ConfigError(
                 f"{where}: {source!r} is neither an earlier stage "
                 f"({', '.join(sorted(earlier)) or 'there is none'})"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from rlsys.config.rules import at_least, positive
-from rlsys.config.schema import EngineConfig, OptimConfig, TrainConfig
+from rlsys.config.rules import at_least, positive, within
+from rlsys.config.schema import EngineConfig, GapConfig, OptimConfig, TrainConfig
 from rlsys.errors import ConfigError
 
 
@@ -49,7 +50,7 @@ class JudgeStage:
     "A folder of prompts, or a built-in world that has its own; empty: those that are shipped."
     max_new_tokens: int = 256
     "The longest reply."
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(max_model_len=4096))
     limit: int = 200
     "Held-out prompts on which its agreement is measured; 0: all."
 
@@ -79,9 +80,12 @@ class ObserveStage:
     "Prompts, drawn at random; 0: all."
     joint: bool = True
     "Image and text are looked at together, else apart."
+    max_unread: float = 0.25
+    "Largest share of prompts that may be left out because the judge could not be read."
 
     def check(self) -> None:
         at_least(0, limit=self.limit)
+        within(0, 1, max_unread=self.max_unread)
         if not self.split:
             raise ConfigError("split: name a split")
 
@@ -116,10 +120,13 @@ class RlaifStage:
     guard: str = ""
     "A guard; what it flags is never chosen."
     guard_threshold: float = 0.5
+    max_unread: float = 0.25
+    "Largest share of a round's prompts, and of its answers, that the judge may leave unread."
     beta: float = 0.1
     epochs: int = 1
     minibatch: int = 32
     "Pairs per optimiser step."
+    gap: GapConfig = field(default_factory=GapConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -128,8 +135,11 @@ class RlaifStage:
         at_least(1, minibatch=self.minibatch, max_new_tokens=self.max_new_tokens)
         at_least(2, samples=self.samples)
         positive(temperature=self.temperature, beta=self.beta)
+        within(0, 10, floor=self.floor, margin=self.margin)
+        within(0, 1, max_unread=self.max_unread)
         if not 0 < self.guard_threshold < 1:
             raise ConfigError(f"guard_threshold: must be between 0 and 1: {self.guard_threshold}")
+        within(0, math.inf, recognition=self.recognition)
         if bool(self.cost) != bool(self.cost_weight):
             raise ConfigError("cost_weight: give both cost and its weight, or neither")
 
@@ -144,6 +154,8 @@ class DisentangledStage:
     "A judge stage."
     joint: bool = True
     "Image and text are looked at together, else apart."
+    max_unread: float = 0.25
+    "Largest share of prompts whose risks the judge may leave unread; they are told none."
     cost: str = ""
     "Cost model that judges safety where the data has no oracle of its own."
     limit: int = 0

@@ -20,3 +20,9 @@ def positive(**values: float) -> None:
     for key, value in values.items():
         if not value > 0:
             raise ConfigError(f"{key}: must be positive, got {value}")
+
+
+def within(low: float, high: float, **values: float) -> None:
+    for key, value in values.items():
+        if not low <= value <= high:
+            raise ConfigError(f"{key}: must be in {low:g}..{high:g}, got {value}")

@@ -172,6 +172,16 @@ class TrainConfig:
 
 
 @dataclass
+class GapConfig:
+    """Engine against trainer, on the same tokens."""
+
+    warn: float = 1e-4
+    "Largest accepted difference of log-probabilities, nats; fp32 on both sides meets 1e-4."
+    stop_factor: float = 10.0
+    "Times `warn`: the run stops."
+
+
+@dataclass
 class RunConfig:
     """A whole recipe."""
 

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from rlsys.config.feedback import DisentangledStage, JudgeStage, ObserveStage, RlaifStage
 from rlsys.config.rules import at_least, one_of, positive
-from rlsys.config.schema import OptimConfig, TinyConfig, TrainConfig
+from rlsys.config.schema import GapConfig, OptimConfig, TinyConfig, TrainConfig
 from rlsys.errors import ConfigError
 from rlsys.guard.levels import ACTIONS, LEVELS
 
@@ -160,16 +160,6 @@ class LagrangeConfig:
                 usable = False
             if not usable:
                 raise ConfigError(f"threshold: {self.threshold!r} is neither a number nor auto")
-
-
-@dataclass
-class GapConfig:
-    """Engine against trainer, on the same tokens."""
-
-    warn: float = 1e-4
-    "Largest accepted difference of log-probabilities, nats; fp32 on both sides meets 1e-4."
-    stop_factor: float = 10.0
-    "Times `warn`: the run stops."
 
 
 @dataclass

@@ -47,6 +47,7 @@ class PromptEncoder:
         self._cache: OrderedDict[_Key, EncodedPrompt] = OrderedDict()
         self._bytes = 0
         self._blank: dict[str, Tensor] = {}
+        self._counts: dict[int, int] = {}
         self._lock = threading.Lock()  # engines encode from several threads
 
     def prompts(
@@ -89,10 +90,16 @@ class PromptEncoder:
             raise DataError(f"an instruction contains the special token {forged!r}")
         rendered = self._conversation(text, row is not None)
         ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        if row is None:
-            return list(ids), len(ids)
-        (prompt,) = self.prompts([row])
-        return list(ids), len(ids) + len(prompt.expanded) - len(prompt.collapsed)
+        return list(ids), len(ids) + (0 if row is None else self._image_tokens(row) - 1)
+
+    def _image_tokens(self, row: int) -> int:
+        """How many a row's image expands to, whatever is asked about it."""
+        with self._lock:
+            if row not in self._counts:
+                image = self.records[row].open_image()
+                batch = self.processor(text=[self._conversation("", True)], images=[image])
+                self._counts[row] = list(batch["input_ids"][0]).count(self.image_token_id)
+            return self._counts[row]
 
     def _conversation(self, text: str, with_image: bool, history: Sequence[str] = ()) -> str:
         """history: texts of user and model in turn. The image stands at the start."""
@@ -190,4 +197,5 @@ def forged_token(text: str, tokenizer: Any) -> str | None:
 
 
 def _size(prompt: EncodedPrompt) -> int:
-    return sum(t.numel() * t.element_size() for t in prompt.pixels.values())
+    tensors = [prompt.expanded, *prompt.pixels.values()]
+    return sum(t.numel() * t.element_size() for t in tensors)

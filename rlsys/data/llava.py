@@ -66,9 +66,9 @@ def load_conversations(path: Path) -> Conversations:
         raise DataError(f"{path}: no such file")
     rows: list[Conversation] = []
     rejected: Counter[str] = Counter()
-    for row in _read(path):
+    for number, row in enumerate(_read(path)):
         try:
-            rows.append(_conversation(row))
+            rows.append(_conversation(row, f"{path.stem}-{number:06d}"))
         except _Rejected as reason:
             rejected[str(reason)] += 1
     if not rows:
@@ -89,7 +89,8 @@ def _read(path: Path) -> list[Any]:
     return rows
 
 
-def _conversation(row: Any) -> Conversation:
+def _conversation(row: Any, name: str) -> Conversation:
+    """name: of a row that has no id."""
     if not isinstance(row, dict):
         raise _Rejected("not an object")
     turns = row.get("conversations")
@@ -105,7 +106,7 @@ def _conversation(row: Any) -> Conversation:
     category = row.get("harmful_category")
     if not isinstance(category, str | None):
         raise _Rejected("harmful_category is not text")
-    return Conversation(str(row.get("id", image)), image, tuple(pairs), _safe(row), category)
+    return Conversation(str(row.get("id", name)), image, tuple(pairs), _safe(row), category)
 
 
 def _turn(human: Any, model: Any, *, marked: bool) -> Turn:

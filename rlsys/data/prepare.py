@@ -79,8 +79,8 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
         if not records.paired:
             raise DataError(f"{source} [{name}]: needs two labelled answers a row, not turns")
     for key, stage in config.stages.items():
-        asks = isinstance(stage, FilterStage | ObserveStage)
-        if asks and not all(parts[name].paired for name in stage.split.split("+")):
+        filters = isinstance(stage, FilterStage)
+        if filters and not all(parts[name].paired for name in stage.split.split("+")):
             raise DataError(f"stages.{key}.split: {stage.split} holds turns, not labelled rows")
     leaked = {name: leaked_ids(records, evaluation) for name, records in parts.items()}
     for name, ids in leaked.items():

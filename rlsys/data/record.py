@@ -108,6 +108,11 @@ def joined(parts: Sequence[Records]) -> Records:
     return Records(rows, rejected, all(part.paired for part in parts))
 
 
+def ids_digest(records: Records) -> str:
+    """Changes with the ids and their order."""
+    return hashlib.sha256("\n".join(record.id for record in records.rows).encode()).hexdigest()
+
+
 def pixel_hash(record: Record) -> str:
     """Hash of the decoded pixels: the same picture in another file format hashes the same."""
     image = record.open_image()

@@ -53,7 +53,7 @@ class KeptRollout:
 def _writer(folder: Path) -> Callable[[Rollouts], Rollouts]:
     def write(chunk: Rollouts) -> Rollouts:
         name = f"{int(chunk.prompt_index[0]):09d}-{int(chunk.sample_index[0]):05d}.pt"
-        partial = folder / f".{name}"
+        partial = folder / f".{name}.tmp"
         torch.save({field.name: getattr(chunk, field.name) for field in fields(chunk)}, partial)
         os.replace(partial, folder / name)
         return chunk

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest, sample_seed, step_rows
+from rlsys.config.schema import GapConfig
 from rlsys.drivers.dpo import PreferenceLearner, dpo
+from rlsys.drivers.gap import engine_gap
 from rlsys.drivers.timing import timed
 from rlsys.errors import DataError
 from rlsys.judging.judge import (
@@ -26,6 +28,7 @@ from rlsys.judging.judge import (
     Feedback,
     Judge,
     Prompt,
+    check_unread,
     disentangle,
     score,
 )
@@ -36,6 +39,10 @@ from rlsys.weights import WeightUpdate
 
 class FeedbackPolicy(PreferenceLearner, Protocol):
     """A policy that learns from pairs and hands its weights to the engines."""
+
+    def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
+        """[B, T], nats."""
+        ...
 
     def publish(self, version: int) -> Pending[WeightUpdate]: ...
 
@@ -53,7 +60,8 @@ class RlaifRoles:
 
 @dataclass(frozen=True)
 class RlaifRun:
-    """What one run is told. decode: response ids to text; timeout: of one call, seconds;
+    """What one run is told. max_unread: largest share of a round's prompts, and of its answers, the
+    judge may leave unread; decode: response ids to text; timeout: of one call, seconds;
     sync_timeout: of one weight sync.
     """
 
@@ -66,6 +74,8 @@ class RlaifRun:
     epochs: int
     minibatch: int
     seed: int
+    max_unread: float
+    gap: GapConfig
     timeout: float
     sync_timeout: float
     decode: Callable[[Tensor], str]
@@ -112,8 +122,8 @@ def rlaif(
                 metrics |= observe(roles.judge, drawn, state, run)  # 1
             prompts = [prompt for prompt in drawn if prompt.row in state.observed]
             with timed(metrics, "sample_and_judge"):
-                answers = sample_and_judge(roles, prompts, state, run)  # 2, 3
-            metrics |= describe(answers)
+                answers = sample_and_judge(roles, prompts, state, run, metrics)  # 2, 3
+            metrics |= describe(answers, state, run)
             pairs, outcomes = build_pairs(prompts, answers, run)  # 4
             metrics |= {f"pairs/{reason}": float(count) for reason, count in outcomes.items()}
             with timed(metrics, "learn"):
@@ -137,12 +147,17 @@ def prompts_of_round(count: int, number: int, run: RlaifRun) -> list[int]:
 
 
 def observe(judge: Judge, prompts: Sequence[Prompt], state: RlaifState, run: RlaifRun) -> Metrics:
-    """Verified risks of the prompts not seen in an earlier round."""
+    """Verified risks of the prompts not seen in an earlier round. Raises: JudgeError where too many
+    cannot be read.
+    """
     new = [p for p in prompts if p.row not in state.observed]
     found = disentangle(judge, new, joint=run.joint, timeout=run.timeout)
     state.observed |= {p.row: each for p, each in zip(new, found, strict=True) if each.known}
     outcomes = sum((each.outcomes for each in found), Counter[str]())
     known = [state.observed[p.row] for p in prompts if p.row in state.observed]
+    unread = len(prompts) - len(known)
+    what = f"risks of the prompts of round {state.round + 1}"
+    check_unread(what, unread, len(prompts), run.max_unread, outcomes)
     risky = sum(bool(each.observations) for each in known)
     shares = {"unobserved_prompts": 1 - len(known) / len(prompts)}
     if known:
@@ -151,10 +166,15 @@ def observe(judge: Judge, prompts: Sequence[Prompt], state: RlaifState, run: Rla
 
 
 def sample_and_judge(
-    roles: RlaifRoles, prompts: Sequence[Prompt], state: RlaifState, run: RlaifRun
+    roles: RlaifRoles,
+    prompts: Sequence[Prompt],
+    state: RlaifState,
+    run: RlaifRun,
+    metrics: Metrics,
 ) -> dict[int, list[Judged]]:
-    """Every finished chunk is judged while the engines draw the next. Returns: dataset row ->
-    its answers in the order of their sample numbers, whatever arrived first.
+    """Every finished chunk is judged while the engines draw the next; the first one must agree with
+    the trainer. Returns: dataset row -> its answers in the order of their sample numbers, whatever
+    arrived first.
     """
     requests = [
         SampleRequest(p.row, s, sample_seed(run.seed, state.round, p.row, s))
@@ -164,6 +184,8 @@ def sample_and_judge(
     asked = {p.row: p for p in prompts}
     judged: dict[tuple[int, int], Judged] = {}
     for chunk in as_completed(roles.rollout.generate(requests), run.timeout):
+        if not judged:
+            metrics |= engine_gap(chunk, roles.policy.logprobs(chunk).result(run.timeout), run.gap)
         judged |= _judge_chunk(roles, chunk, asked, state, run)
     return {p.row: [judged[p.row, s] for s in range(run.samples)] for p in prompts}
 
@@ -198,17 +220,24 @@ def _judge_chunk(
     }
 
 
-def describe(answers: dict[int, list[Judged]]) -> Metrics:
-    """Mean scores over the answers that have one, and what could not be scored."""
+def describe(answers: dict[int, list[Judged]], state: RlaifState, run: RlaifRun) -> Metrics:
+    """Mean scores over the answers that have one, and what could not be scored.
+
+    Raises: JudgeError where too many have none.
+    """
     given: list[Feedback] = [j.scored.feedback for each in answers.values() for j in each]
     overall = [f.overall for f in given if isinstance(f.overall, float)]
+    outcomes = sum((f.outcomes for f in given), Counter[str]())
+    unread = len(given) - len(overall)
+    what = f"scores of round {state.round + 1}"
+    check_unread(what, unread, len(given), run.max_unread, outcomes)
     recognised = [f.recognised for f in given if f.recognised is not None]
     metrics = {"answers": float(len(given)), "scored": len(overall) / max(len(given), 1)}
     if overall:
         metrics["score"] = sum(overall) / len(overall)
     if recognised:
         metrics["recognised"] = sum(recognised) / len(recognised)
-    return metrics | _counted("judge", sum((f.outcomes for f in given), Counter[str]()))
+    return metrics | _counted("judge", outcomes)
 
 
 def build_pairs(

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rlsys.algorithms.kl import k3
-from rlsys.algorithms.logprobs import logprob_gap
 from rlsys.algorithms.masked import masked_mean
 from rlsys.batch import PromptCursor, Rollouts, Scores
-from rlsys.config.schema import TimeoutConfig
-from rlsys.config.stages import GapConfig, LagrangeConfig, PpoConfig
-from rlsys.errors import LogprobGapError
+from rlsys.config.schema import GapConfig, TimeoutConfig
+from rlsys.config.stages import LagrangeConfig, PpoConfig
+from rlsys.drivers.gap import engine_gap
 from rlsys.roles import Metrics
 
 
@@ -55,23 +54,13 @@ Report = Callable[[SafeRlhfState, Metrics, Rollouts, Scores], None]
 def describe(rollouts: Rollouts, scores: Scores, run: SafeRlhfRun) -> Metrics:
     """The batch in numbers. Raises: LogprobGapError when engine and trainer differ too much."""
     mask, policy = rollouts.mask, scores.policy_logprobs
-    largest, mean = logprob_gap(rollouts.engine_logprobs, policy, mask)
-    stop = run.gap.warn * run.gap.stop_factor
-    if largest > stop:
-        raise LogprobGapError(
-            f"engine and trainer differ by {largest:.2e} nats on the same tokens "
-            f"(limit {stop:.2e}, weights version {rollouts.version}): the engine does not hold "
-            "the trainer's weights, or computes in another type"
-        )
     return {
         "reward": float(scores.rewards.mean()),
         "cost": float(scores.costs.mean()),
         "threshold": run.threshold,
         "kl": float(masked_mean(k3(policy, scores.reference_logprobs), mask)),
         "entropy_sampled": -float(masked_mean(policy, mask)),
-        "gap/max": largest,
-        "gap/mean": mean,
-        "gap/limit": run.gap.warn,
+        **engine_gap(rollouts, policy, run.gap),
         "length": float(rollouts.lengths.float().mean()),
         "finished": float(rollouts.finished.float().mean()),
         "weights_version": float(rollouts.version),

@@ -102,7 +102,7 @@ class PolicyWorker(ReferenceWorker):
             train_step(self.engine, self._plan(rows, counts), rows[0], share, stats)
         return stats
 
-    def sft_step(self, rows: Sequence[int], target: str, loss_form: str = "token_mean") -> Stats:
+    def sft_step(self, rows: Sequence[int], target: str, loss_form: str) -> Stats:
         """One supervised step: cross-entropy of one response of each pair, response tokens only."""
         encoder = self.seat.encoder
         records = [encoder.records[r] for r in rows]

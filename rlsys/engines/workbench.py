@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlsys.config.schema import EngineConfig, OptimConfig, TrainConfig
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.record import Records, joined
+from rlsys.data.record import Records, ids_digest, joined
 from rlsys.data.records import demonstrations, load_records
 from rlsys.engines.common import Seat
 from rlsys.engines.guard import GuardTrainer, GuardWorker
@@ -19,9 +20,9 @@ from rlsys.engines.rollout import RolloutWorker
 from rlsys.engines.scorer import CriticWorker, ScorerTrainer, ScorerWorker
 from rlsys.engines.stepped import SteppedEngine
 from rlsys.engines.train import Rank
-from rlsys.errors import ModelError
+from rlsys.errors import DataError, ModelError
 from rlsys.guard.labels import OUTPUTS
-from rlsys.judging.prompts import FOLDER, load_prompts
+from rlsys.judging.prompts import PromptSet
 from rlsys.models.heads import PolicyModule, build_policy_module, build_scorer_module
 from rlsys.models.load import load_processor, vision_token_ids
 from rlsys.weights import WeightReader
@@ -38,15 +39,26 @@ class DataSlice:
     max_prompt_tokens: int
     exclude: frozenset[str] = frozenset()
     conversations: str = ""
+    leaked: frozenset[str] = frozenset()
+    "Ids to leave out of the conversations."
+    ids: str = ""
+    "Digest of the ids that must come out, if known: rows go by number between processes."
 
     def load(self) -> Records:
-        """Raises: DataError."""
+        """Raises: DataError, also for other rows than those the driver has."""
         parts = []
         if self.split:
             parts.append(load_records(self.source, self.split, exclude=self.exclude))
         if self.conversations:
-            parts.append(demonstrations(Path(self.conversations), exclude=self.exclude))
-        return joined(parts)
+            parts.append(demonstrations(Path(self.conversations), exclude=self.leaked))
+        records = joined(parts)
+        if self.ids and ids_digest(records) != self.ids:
+            raise DataError(
+                f"{self.source} [{self.split}] {self.conversations}: {len(records)} rows here "
+                f"({socket.gethostname()}), not those the driver read; rejected here: "
+                f"{dict(records.rejected)}. Is the folder complete on every node?"
+            )
+        return records
 
 
 @dataclass(frozen=True)
@@ -61,8 +73,8 @@ class RoleSpec:
     optim: OptimConfig | None = None
     total_steps: int = 1
     engine: EngineConfig = field(default_factory=EngineConfig)
-    prompts: str = ""
-    "Judge: folder of its prompts; empty for those that are shipped."
+    prompts: PromptSet | None = None
+    "Judge: what it is asked with."
     max_new_tokens: int = 256
     "Judge: the longest reply."
 
@@ -86,9 +98,9 @@ class Workbench:
         if spec.kind == "rollout":
             return self._engine(spec, encoder)
         if spec.kind == "judge":
-            prompts = load_prompts(Path(spec.prompts) if spec.prompts else FOLDER)
+            assert spec.prompts is not None
             limit = spec.max_new_tokens
-            return JudgeWorker(self._judging(spec), encoder, prompts, max_new_tokens=limit)
+            return JudgeWorker(self._judging(spec), encoder, spec.prompts, max_new_tokens=limit)
         if spec.kind == "reference":
             return ReferenceWorker(self._policy(spec, encoder).to(self.device), seat)
         if spec.kind in ("reward", "cost"):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from rlsys.errors import DataError
 from rlsys.judging.judge import Judge, Question
@@ -16,27 +15,32 @@ from rlsys.roles import Pending
 
 
 class CachedJudge:
-    """A judge with a memory in a file of JSON lines, written as replies arrive.
+    """A judge with a memory in files of JSON lines, written as replies arrive.
 
-    Args: judge; path of the file; identity: of the model and its prompts, so that another judge's
-    replies are never taken; image: a row's image as a string that changes with its pixels.
+    Every writer has a file of its own and reads those of all others in its folder when it opens.
+    Args: judge; path of the file; identity: of the model and how it replies, so that another
+    judge's replies are never taken; image: a row's image as a string that changes with its pixels;
+    wording: of the prompt with a name.
     A question without a reply (``Unread``) is asked again the next time. ``asked`` and
     ``remembered`` count questions.
-    Raises: DataError for a file that holds something else, or that another run is writing.
+    Raises: DataError for a file that holds something else.
     """
 
     def __init__(
-        self, judge: Judge, path: Path, identity: str, image: Callable[[int], str]
+        self,
+        judge: Judge,
+        path: Path,
+        identity: str,
+        image: Callable[[int], str],
+        wording: Callable[[str], str] = str,
     ) -> None:
-        self.judge, self.identity, self.image = judge, identity, image
+        self.judge, self.identity, self.image, self.wording = judge, identity, image, wording
         self.asked = self.remembered = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise DataError(f"{path}: another run asks this judge; wait for its end") from None
-        self._known = _read(path)
+        self._known: dict[str, str | Unread] = {}
+        for other in sorted(path.parent.glob("*.jsonl")):
+            self._known |= _read(other)
+        _drop_cut_line(path)
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
@@ -59,18 +63,16 @@ class CachedJudge:
 
     def close(self) -> None:
         self._file.close()
-        self._lock.release()
 
     def _key(self, question: Question) -> str:
         image = None if question.image is None else self.image(question.image)
-        parts = [self.identity, question.name, dict(question.values), image]
+        asked = self.wording(question.name)
+        parts = [self.identity, asked, dict(question.values), image]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, str | Unread]:
-    """A last line cut off by the end of its writer is dropped; any other odd line is an error."""
-    if not path.exists():
-        return {}
+    """A last line cut off by the end of its writer is left out; any other odd line is an error."""
     lines = path.read_text(encoding="utf-8").split("\n")
     known: dict[str, str | Unread] = {}
     for number, line in enumerate(lines[:-1], 1):
@@ -81,6 +83,9 @@ def _read(path: Path) -> dict[str, str | Unread]:
         if not (isinstance(entry, list) and [type(part) for part in entry] == [str, str]):
             raise DataError(f"{path}, line {number}: not a judgement; delete the file")
         known[entry[0]] = entry[1]
-    if lines[-1]:
-        path.write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
     return known
+
+
+def _drop_cut_line(path: Path) -> None:
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

@@ -1,8 +1,9 @@
 """A judge behind an OpenAI-compatible endpoint, local or remote.
 
-Whatever the endpoint does, a run goes on: a call is tried again with growing pauses while the
-trouble may pass, and becomes an ``Unread`` with its reason when it does not. Replies are free text:
-endpoints differ in the constraints they offer, and every reply is parsed strictly anyway.
+A call is tried again with growing pauses while the trouble may pass, and becomes an ``Unread`` with
+its reason when it does not. A key or a model that the endpoint does not know ends the run. Replies
+are free text: endpoints differ in the constraints they offer, and every reply is parsed strictly
+anyway.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import openai
@@ -52,6 +54,7 @@ PASSING = (
     json.JSONDecodeError,
     BadReply,
 )
+REFUSED = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 
 
 class EndpointJudge:
@@ -71,6 +74,8 @@ class EndpointJudge:
         self._client = openai.OpenAI(
             base_url=endpoint.url, api_key=key, timeout=endpoint.timeout, max_retries=0
         )
+        # A picture is asked about many times, and sent again with every try.
+        self._url = lru_cache(256)(lambda row: _data_url(self.image(row)))
         self._threads = ThreadPoolExecutor(endpoint.parallel, "judge")
         self._gate = threading.Lock()
         self._next = 0.0
@@ -103,6 +108,8 @@ class EndpointJudge:
                     return self._call(question)
         except RetryError as error:
             return Unread(f"no answer: {type(error.last_attempt.exception()).__name__}")
+        except REFUSED:
+            raise  # every question would meet the same
         except openai.APIStatusError as error:  # the endpoint understood, and declined
             return Unread(f"declined: {error.status_code}")
         raise AssertionError("unreachable")
@@ -130,7 +137,7 @@ class EndpointJudge:
         text = self.prompts.render(question.name, question.values, MARKERS)
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
         if question.image is not None:
-            url = {"url": _data_url(self.image(question.image))}
+            url = {"url": self._url(question.image)}
             content.insert(0, {"type": "image_url", "image_url": url})
         return content
 

@@ -5,13 +5,14 @@ Both follow DREAM (arXiv 2504.18053); its released prompts leave open how scores
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+from rlsys.errors import JudgeError
 from rlsys.judging.parse import (
     Observation,
     Unread,
@@ -173,9 +174,30 @@ def score(judge: Judge, candidates: Sequence[Candidate], timeout: float) -> list
                 if told
             ]
         )
-    overall = ask_all(judge, asked, parse_score, timeout)
-    recognised = ask_all(judge, checks, parse_yes_no, timeout)
-    return [_feedback(*pair) for pair in zip(overall, recognised, strict=True)]
+    replies = ask_all(judge, [a + c for a, c in zip(asked, checks, strict=True)], str, timeout)
+    return [_feedback(*_split(reply, len(a))) for reply, a in zip(replies, asked, strict=True)]
+
+
+def _split(
+    replies: list[str | Unread], scores: int
+) -> tuple[list[float | Unread], list[bool | Unread]]:
+    overall, checks = replies[:scores], replies[scores:]
+    return (
+        [r if isinstance(r, Unread) else parse_score(r) for r in overall],
+        [r if isinstance(r, Unread) else parse_yes_no(r) for r in checks],
+    )
+
+
+def check_unread(what: str, unread: int, total: int, most: float, reasons: Counter[str]) -> None:
+    """A judge that is down or misconfigured must not look like one that had nothing to say.
+
+    Args: most: largest share of ``total`` that may be unread. Raises: JudgeError.
+    """
+    if total and (unread == total or unread / total > most):
+        told = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+        raise JudgeError(
+            f"{what}: {unread} of {total} could not be read, max_unread is {most:g} ({told})"
+        )
 
 
 def _feedback(overall: list[float | Unread], checks: list[bool | Unread]) -> Feedback:
@@ -196,20 +218,29 @@ def ask_all(
     parse: Callable[[str], T | Unread],
     timeout: float,
 ) -> list[list[T | Unread]]:
-    """Everything is asked at once, in chunks, so that a judge that remembers has something to
-    remember when it is cut off; the replies are read, and grouped like their questions.
+    """Everything is asked at once, and once, in chunks, so that a judge that remembers has
+    something to remember when it is cut off; replies are read, and grouped like their questions.
 
     Args: timeout: until the next chunk of replies, seconds.
     """
-    flat = [question for group in groups for question in group]
-    chunks = range(0, len(flat), CHUNK)
+    keys = [[_key(question) for question in group] for group in groups]
+    once: dict[str, Question] = {}
+    for some_keys, group in zip(keys, groups, strict=True):
+        once |= zip(some_keys, group, strict=True)
+    names, asked = list(once), list(once.values())
     pendings = [
-        judge.ask(flat[start : start + CHUNK]).map(partial(_numbered, start)) for start in chunks
+        judge.ask(asked[start : start + CHUNK]).map(partial(_numbered, start))
+        for start in range(0, len(asked), CHUNK)
     ]
-    replies = dict(as_completed(pendings, timeout))
-    ordered = (reply for start in chunks for reply in replies[start])
-    read = (r if isinstance(r, Unread) else parse(r) for r in ordered)
-    return [list(islice(read, len(group))) for group in groups]
+    replies: dict[str, T | Unread] = {}
+    for start, some in as_completed(pendings, timeout):
+        for key, reply in zip(names[start : start + CHUNK], some, strict=True):
+            replies[key] = reply if isinstance(reply, Unread) else parse(reply)
+    return [[replies[key] for key in group] for group in keys]
+
+
+def _key(question: Question) -> str:
+    return json.dumps([question.name, dict(question.values), question.image], sort_keys=True)
 
 
 def _numbered(start: int, replies: list[str | Unread]) -> tuple[int, list[str | Unread]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.errors import ConfigError, DataError
+from rlsys.judging.forms import FORMS
 
 FOLDER = Path(__file__).parent / "texts"
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -34,10 +35,18 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class PromptSet:
-    """``digest`` identifies the texts: judgements made with other texts are other judgements."""
+    """The texts by name."""
 
     texts: Mapping[str, str]
-    digest: str
+
+    @property
+    def digest(self) -> str:
+        """Changes with any of the texts."""
+        return hashlib.sha256(json.dumps(dict(self.texts), sort_keys=True).encode()).hexdigest()
+
+    def wording(self, name: str) -> str:
+        """What is asked and what form the reply has: another wording is another question."""
+        return json.dumps([self.texts[name], FORMS[name]])
 
     def render(self, name: str, values: Mapping[str, Any], special_tokens: Iterable[str]) -> str:
         """The prompt with every field replaced, once: braces inside a value stay as they are."""
@@ -57,8 +66,7 @@ def load_prompts(folder: Path = FOLDER) -> PromptSet:
             odd = sorted(found ^ fields)[0]
             problem = "is missing" if odd in fields else "is not one it knows"
             raise ConfigError(f"{path}: the field {{{{{odd}}}}} {problem}")
-    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
-    return PromptSet(texts, digest)
+    return PromptSet(texts)
 
 
 def quote(value: Any, special_tokens: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from rlsys.judging.cache import CachedJudge
 from rlsys.judging.forms import SCORES
 from rlsys.judging.judge import Candidate, Prompt, Question, disentangle, score
 from rlsys.judging.parse import Observed, Unread, parse_observations
-from rlsys.judging.prompts import FIELDS
+from rlsys.judging.prompts import FIELDS, load_prompts
 
 WAIT = 120.0
 
@@ -34,7 +34,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judge(cluster: Cluster, model: str, data: DataSlice, prompts: Path) -> RemoteJudge:
     remote = RemoteJudge(cluster.by_role["judge"])
     engine = EngineConfig(max_model_len=512, max_num_seqs=16)
-    spec = RoleSpec("judge", model, data, engine=engine, prompts=str(prompts), max_new_tokens=160)
+    texts = load_prompts(prompts)
+    spec = RoleSpec("judge", model, data, engine=engine, prompts=texts, max_new_tokens=160)
     remote.create(spec).result(WAIT)
     return remote
 

@@ -314,7 +314,7 @@ BAD_FEEDBACK = [
     ("judge", {"model": "nowhere"}, "stages.judge.model: 'nowhere'"),
     ("judge", {"model": "reward"}, "stages.judge.model: 'reward' is a stage of kind reward"),
     ("judge", {"max_new_tokens": 0}, "stages.judge.max_new_tokens"),
-    ("judge", {"max_new_tokens": 512}, "stages.judge.max_new_tokens: 512 leaves no room"),
+    ("judge", {"max_new_tokens": 4096}, "stages.judge.max_new_tokens: 4096 leaves no room"),
     ("judge", {"limit": -1}, "stages.judge.limit"),
     ("judge", {"engine": {"dtype": "float16"}}, "stages.judge.engine.dtype"),
     ("judge", {"model": "", "endpoint": ENDPOINT | {"parallel": 0}}, "judge.endpoint.parallel"),

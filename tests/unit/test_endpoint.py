@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from rlsys.config.feedback import EndpointConfig
+from rlsys.errors import RoleError
 from rlsys.judging.endpoint import EndpointJudge
 from rlsys.judging.judge import Question
 from rlsys.judging.parse import Unread
@@ -187,6 +188,21 @@ def test_lists_of_risks_reach_the_endpoint_whole() -> None:
     lines = [x for text in texts for x in text.splitlines() if x.startswith("KNOWN RISKS: ")]
     told = [json.loads(line.removeprefix("KNOWN RISKS: ")) for line in lines]
     assert sorted(told, key=len) == [[], risks]
+
+
+@pytest.mark.parametrize(
+    ("status", "name"), [(401, "Authentication"), (403, "Permission"), (404, "NotFound")]
+)
+def test_a_key_or_a_model_it_does_not_know_ends_the_run(status: int, name: str) -> None:
+    """Every question would meet the same, and a run without a judge would look like a good one."""
+    server = Server(lambda *_: (status, "no"))
+    with (
+        serving(server) as url,
+        judging(settings(url)) as judge,
+        pytest.raises(RoleError, match=rf"role 'judge' failed .*{name}"),
+    ):
+        judge.ask([QUESTION]).result(5.0)
+    assert len(server.requests) == 1, "nothing is tried again"
 
 
 def test_closing_waits_for_nothing() -> None:

@@ -245,6 +245,37 @@ def test_nothing_is_asked_twice_not_even_by_the_next_run(tmp_path: Path) -> None
     assert (later.asked, later.remembered) == (0, 12)
 
 
+def test_two_writers_at_once_keep_files_of_their_own_and_the_next_reads_both(
+    tmp_path: Path,
+) -> None:
+    judge = make_judge(verify="yes")
+    questions = [Question("verify", {"content": str(n)}, 1) for n in range(2)]
+    writers = [CachedJudge(judge, tmp_path / f"{n}.jsonl", "model", str) for n in range(2)]
+    for writer, question in zip(writers, questions, strict=True):
+        writer.ask([question]).result(1.0)
+    later = CachedJudge(judge, tmp_path / "2.jsonl", "model", str)
+    assert later.ask(questions).result(1.0) == ["yes", "yes"]
+    assert (len(judge.asked), later.asked) == (2, 0)
+
+
+def test_a_prompts_new_wording_asks_anew_and_the_others_are_remembered(tmp_path: Path) -> None:
+    judge = make_judge(verify="yes", score="3")
+    questions = [Question("verify", {"content": "x"}, 1), Question("score", {"content": "x"}, 1)]
+    for wording in ({"verify": "is it ?", "score": "rate"}, {"verify": "so ?", "score": "rate"}):
+        cached = CachedJudge(judge, tmp_path / "c.jsonl", "model", str, wording.__getitem__)
+        cached.ask(questions).result(1.0)
+        cached.close()
+    assert [q.name for q in judge.asked] == ["verify", "score", "verify"]
+
+
+def test_the_same_question_in_a_long_row_is_asked_once() -> None:
+    judge = make_judge(observe_text=as_json(PLAN))
+    prompts = [Prompt(row, f"question {row % 3} ?") for row in range(3 * CHUNK)]
+    found = disentangle(judge, prompts, joint=False, timeout=1.0)
+    assert all(each.observations == (PLAN,) for each in found)
+    assert sum(q.name == "observe_text" for q in judge.asked) == 3
+
+
 @pytest.mark.parametrize("changed", ["identity", "image", "name", "values"])
 def test_another_judge_image_or_question_is_another_judgement(changed: str, tmp_path: Path) -> None:
     judge = make_judge(verify="yes", score="3")

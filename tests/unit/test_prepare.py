@@ -11,7 +11,7 @@ from PIL import Image
 from rlsys.artifacts import ArtifactStore
 from rlsys.config.feedback import ObserveStage
 from rlsys.config.schema import DataConfig, RunConfig
-from rlsys.config.stages import SftStage
+from rlsys.config.stages import FilterStage, SftStage
 from rlsys.data.prepare import Prepared, prepare
 from rlsys.errors import ConfigError, DataError
 from tests.helpers import row
@@ -86,6 +86,8 @@ def test_only_the_splits_that_stages_learn_from_are_read(folder: Path) -> None:
     assert list(prepared(folder, ObserveStage(judge="x", split="teach")).training) == [
         "train", "teach",
     ]  # fmt: skip
+    with pytest.raises(DataError, match=r"stages.stage-0.split: teach holds turns"):
+        prepared(folder, FilterStage(guard="x", split="teach"))
     with pytest.raises(DataError, match=r"neither more\.jsonl nor more\.parquet"):
         prepared(folder, SftStage(split="more", steps=1))
 

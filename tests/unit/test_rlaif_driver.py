@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest
+from rlsys.config.schema import GapConfig
 from rlsys.drivers.kept import KeptRollout
 from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
+from rlsys.errors import JudgeError, LogprobGapError
 from rlsys.guard.decision import Moderation
 from rlsys.judging.cache import CachedJudge
 from rlsys.judging.judge import Judge, Question
@@ -30,6 +32,10 @@ RULE = PairRule(recognition=0.5, cost=0.0, margin=1.0, floor=0.0)
 class FakePolicy:
     log: Log
     steps: list[PreferencePairs] = field(default_factory=list)
+    gap: float = 0.0
+
+    def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
+        return Pending.of(rollouts.engine_logprobs + self.gap)
 
     def pair_logprobs(self, pairs: PreferencePairs) -> Pending[Tensor]:
         self.log.calls.append("reference")
@@ -76,6 +82,7 @@ def make_run(**changes: Any) -> RlaifRun:
     settings = {
         "rounds": 2, "prompts": 4, "samples": 3, "joint": True, "rule": RULE, "beta": 0.1,
         "epochs": 1, "minibatch": 2, "seed": 5, "timeout": 1.0, "sync_timeout": 1.0,
+        "max_unread": 0.5, "gap": GapConfig(),
         "decode": lambda ids: " ".join(map(str, ids.tolist())),
     }  # fmt: skip
     return RlaifRun(**settings | changes)
@@ -163,12 +170,20 @@ def test_a_prompt_whose_risks_are_unknown_teaches_nothing_and_is_looked_at_again
     assert len(policy.steps) == 3 + 3 + 3
 
 
-def test_a_round_in_which_nothing_could_be_observed_is_a_round() -> None:
-    log, policy, rows, state = go(graded_judge(observe_joint=""), rounds=2)
-    assert log.requests == [[], []]
-    assert policy.steps == []
-    assert state.round == 2
-    assert rows[0]["unobserved_prompts"] == 1.0
+@pytest.mark.parametrize("most", [0.5, 1.0])
+def test_a_judge_that_cannot_be_read_ends_the_run(most: float) -> None:
+    """Nothing readable is never fine: the judge is down, or not the one the recipe means."""
+    with pytest.raises(JudgeError, match=r"risks of the prompts of round 1: 4 of 4 .*4 x .*empty"):
+        go(graded_judge(observe_joint=""), max_unread=most)
+    with pytest.raises(JudgeError, match="scores of round 1: 12 of 12 could not be read"):
+        go(graded_judge(score="perhaps"), max_unread=most)
+
+
+def test_engines_that_do_not_hold_the_policy_end_the_run() -> None:
+    log = Log()
+    roles = RlaifRoles(FakeRollout(log, pend=whole), FakePolicy(log, gap=0.5), graded_judge())
+    with pytest.raises(LogprobGapError):
+        rlaif(roles, RlaifState(), make_run(), QUESTIONS, lambda *_: None)
 
 
 def test_without_a_pair_nothing_is_trained_and_the_reasons_are_there() -> None:

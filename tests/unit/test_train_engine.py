@@ -109,7 +109,7 @@ STEPS: dict[str, Step] = {
         policy,
         lambda worker, batch: worker.update(batch, replace(PPO, loss_form="sequence_mean")),
     ),
-    "sft": (policy, lambda worker, _: worker.sft_step(PAIRS, "more_helpful")),
+    "sft": (policy, lambda worker, _: worker.sft_step(PAIRS, "more_helpful", "token_mean")),
     "sft by sequence": (
         policy,
         lambda worker, _: worker.sft_step(PAIRS, "more_helpful", "sequence_mean"),
@@ -276,12 +276,12 @@ def test_an_advantage_moves_the_probability_its_way(
 
 def test_supervised_steps_imitate_the_chosen_response(tiny: str, encoder: PromptEncoder) -> None:
     worker = policy(tiny, encoder)
-    losses = [worker.sft_step(PAIRS, "safer").shares["loss"] for _ in range(8)]
+    losses = [worker.sft_step(PAIRS, "safer", "token_mean").shares["loss"] for _ in range(8)]
     assert losses[-1] < losses[0] - 0.5
     more_helpful = policy(tiny, encoder)
-    more_helpful.sft_step(PAIRS, "more_helpful")
+    more_helpful.sft_step(PAIRS, "more_helpful", "token_mean")
     safer = policy(tiny, encoder)
-    safer.sft_step(PAIRS, "safer")
+    safer.sft_step(PAIRS, "safer", "token_mean")
     assert distance(weights(more_helpful), weights(safer)) > 1e-5
 
 

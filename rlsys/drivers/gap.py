@@ -1,0 +1,26 @@
+"""Proof that the engines hold the policy: both say the same about the same tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rlsys.algorithms.logprobs import logprob_gap
+from rlsys.batch import Rollouts
+from rlsys.config.schema import GapConfig
+from rlsys.errors import LogprobGapError
+from rlsys.roles import Metrics
+
+
+def engine_gap(rollouts: Rollouts, policy_logprobs: Tensor, gap: GapConfig) -> Metrics:
+    """Args: policy_logprobs [B, T] of the trainer, nats. Raises: LogprobGapError when they differ
+    too much.
+    """
+    largest, mean = logprob_gap(rollouts.engine_logprobs, policy_logprobs, rollouts.mask)
+    stop = gap.warn * gap.stop_factor
+    if largest > stop:
+        raise LogprobGapError(
+            f"engine and trainer differ by {largest:.2e} nats on the same tokens "
+            f"(limit {stop:.2e}, weights version {rollouts.version}): the engine does not hold "
+            "the trainer's weights, or computes in another type"
+        )
+    return {"gap/max": largest, "gap/mean": mean, "gap/limit": gap.warn}

@@ -1,0 +1,85 @@
+"""Results found again by what made them: whole or absent, and taken up where they were left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.artifacts import PROGRESS, ArtifactStore, path_hash
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+def maker(*, files: int, die_after: int = -1) -> Any:
+    """Writes numbered files that are not there yet; dies in front of one of them."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        made = 0
+        (folder / PROGRESS).mkdir(exist_ok=True)
+        for number in range(files):
+            if number == die_after:
+                raise Killed
+            if not (folder / str(number)).exists():
+                (folder / str(number)).write_text("x")
+                made += 1
+        return {"made": made}
+
+    return make
+
+
+def test_the_same_recipe_is_made_once_and_another_anew(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    first = store.get_or_make("sft", {"lr": 1}, {"init": "a"}, maker(files=2))
+    again = store.get_or_make("sft", {"lr": 1}, {"init": "a"}, maker(files=2, die_after=0))
+    assert (first.folder, first.metrics, first.reused) == (again.folder, {"made": 2}, False)
+    assert again.reused
+    for kind, config, inputs in [
+        ("dpo", {"lr": 1}, {"init": "a"}),
+        ("sft", {"lr": 2}, {"init": "a"}),
+        ("sft", {"lr": 1}, {"init": "b"}),
+    ]:
+        assert not store.get_or_make(kind, config, inputs, maker(files=1)).reused
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_what_a_stopped_stage_left_is_taken_up_only_where_it_may_be(
+    tmp_path: Path, resumable: bool
+) -> None:
+    store = ArtifactStore(tmp_path)
+    for die_after in (1, 3):
+        with pytest.raises(Killed):
+            store.get_or_make("rlaif", {}, {}, maker(files=4, die_after=die_after),
+                              resumable=resumable)  # fmt: skip
+        assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    made = store.get_or_make("rlaif", {}, {}, maker(files=4), resumable=resumable)
+    assert made.metrics == {"made": 1 if resumable else 4}
+    assert sorted(path.name for path in made.folder.iterdir()) == [
+        "0", "1", "2", "3", "artifact.json",
+    ]  # fmt: skip
+
+
+def test_a_stage_killed_between_its_end_and_its_name_is_not_run_again(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    done = store.get_or_make("rlaif", {}, {}, maker(files=2), resumable=True)
+    partial = tmp_path / f".{done.folder.name}.partial"
+    done.folder.rename(partial)
+    (partial / PROGRESS).mkdir()
+    again = store.get_or_make("rlaif", {}, {}, maker(files=2, die_after=0), resumable=True)
+    assert again.metrics == {"made": 2}
+    assert not (again.folder / PROGRESS).exists()
+    assert json.loads((again.folder / "artifact.json").read_text())["kind"] == "rlaif"
+
+
+def test_the_hash_of_a_path_follows_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x").write_text("1")
+    first = path_hash(tmp_path / "a")
+    (tmp_path / "a/x").write_text("2")
+    second = path_hash(tmp_path / "a")
+    (tmp_path / "a/x").rename(tmp_path / "a/y")
+    assert len({first, second, path_hash(tmp_path / "a"), path_hash(tmp_path / "a/y")}) == 4
