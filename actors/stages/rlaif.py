@@ -110,7 +110,7 @@ class _Rounds:
                 f"groups: {saved[-1]} was saved by {driver['ranks']} ranks of the policy, the "
                 f"recipe has {ranks}; give as many, or delete {self.folder}"
             )
-        self.state.round, self.rows = driver["round"], driver["rows"]
+        self.state, self.rows = RlaifState.of(driver), driver["rows"]
         self.policy.load_state(str(saved[-1])).result(self.limit)
         for number, metrics in enumerate(self.rows, 1):
             self.context.log(self.name, self.stage.kind, number, metrics)
@@ -125,7 +125,8 @@ class _Rounds:
         def save_roles(into: Path) -> None:
             self.policy.save_state(str(into)).result(self.limit)
 
-        driver = {"round": now.round, "rows": self.rows, "ranks": len(self.policy.group.ranks)}
+        ranks = len(self.policy.group.ranks)
+        driver = {**now.as_dict(), "rows": self.rows, "ranks": ranks}
         save_checkpoint(self.progress / "rounds", now.round, driver, save_roles, keep=1)
         self.rollout.forget(now.round)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from rlsys.judging.judge import (
     score,
 )
 from rlsys.judging.pairs import PairRule, Scored, choose_pairs
+from rlsys.judging.parse import Observation
 from rlsys.roles import Guard, Metrics, Pending, Rollout, Scorer, as_completed
 from rlsys.weights import WeightUpdate
 
@@ -89,6 +90,25 @@ class RlaifState:
 
     round: int = 0
     observed: dict[int, Disentangled] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything a continuation needs, as JSON."""
+        observed = [
+            [row, [asdict(o) for o in each.observations], each.calls, each.outcomes]
+            for row, each in self.observed.items()
+        ]
+        return {"round": self.round, "observed": observed}
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> RlaifState:
+        """What ``as_dict`` gave."""
+        observed = {
+            row: Disentangled(
+                tuple(Observation(**o) for o in risks), calls, Counter(outcomes), True
+            )
+            for row, risks, calls, outcomes in saved["observed"]
+        }
+        return cls(saved["round"], observed)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def test_a_run_killed_while_judging_judges_nothing_twice_and_ends_the_same(
     assert len({key for key, _ in after}) == len(after), "nothing was judged twice"
     assert sorted(after) == sorted(judgements(killed["copy"]))
     rounds = [
-        [{k: v for k, v in row.items() if not k.startswith("time") and k != "questions"}
+        [{k: v for k, v in row.items() if not k.startswith(("time", "gap", "questions"))}
          for row in rows_of(run, "rlaif")]
         for run in (resumed, whole)
     ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Iterative AI feedback's loop, on roles that answer at once."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -217,6 +218,7 @@ def test_the_order_of_arrival_changes_nothing() -> None:
 def test_a_run_that_stopped_after_a_round_goes_on_as_if_it_had_not() -> None:
     whole = go(graded_judge())
     state = go(graded_judge(), rounds=1)[3]
+    state = RlaifState.of(json.loads(json.dumps(state.as_dict())))
     rest = go(graded_judge(), state)
     assert [requests for requests in rest[0].requests] == whole[0].requests[1:]
     assert untimed(rest[2]) == untimed(whole[2][1:])
