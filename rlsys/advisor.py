@@ -46,6 +46,7 @@ def observe(advisor: Advisor, records: Records, *, cpu: bool) -> list[tuple[Obse
     worker = JudgeWorker(engine, encoder, advisor.prompts, max_new_tokens=advisor.max_new_tokens)
     asked = [Prompt(row, record.question) for row, record in enumerate(records.rows)]
     found = disentangle(_Judge(worker), asked, joint=advisor.joint, timeout=TIMEOUT)
+    engine.close()
     for record, each in zip(records.rows, found, strict=True):
         if not each.known:
             raise DataError(

@@ -153,7 +153,8 @@ class Workbench:
         """A judge's weights never move: the engine of the same model is kept."""
         key = (spec.model, repr(spec.engine))
         if self._judge is None or self._judge[0] != key:
-            self._judge = None  # the old one's memory first
+            if self._judge is not None:
+                self._judge[1].close()
             self._judge = (key, SteppedEngine(spec.model, spec.engine, cpu=self.cpu))
         self._judge[1].drop_caches()  # images go by their rows' ids, and these may be others
         return self._judge[1]
