@@ -165,7 +165,8 @@ def rates(stage: str, curves: Curves) -> str:
         ]
         bars = axes.errorbar(x, y, yerr=sides, color=colour, marker="o", ms=4, lw=1.5, label=name)
         bars.lines[2][0].set_gid(f"interval-{metric}-{split}")
-    axes.set_ylim(bottom=min(-0.01, axes.get_ylim()[0]))
+    top = axes.get_ylim()[1]
+    axes.set_ylim(-0.02 * top, top)  # a rate of zero is seen whole, and nothing is below
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     figure.legend(loc="outside lower left", ncols=3)
     return uri(figure)
