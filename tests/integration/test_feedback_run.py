@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from rlsys.data.llava import load_conversations
+from tests.endpoint_server import Server, serving
 
 RECIPE = str(Path(__file__).with_name("feedback.yaml"))
 RLSYS = str(Path(sys.executable).with_name("rlsys"))
@@ -183,3 +184,56 @@ def test_who_is_told_no_risk_answers_as_if_nobody_had_looked(killed: dict[str, A
 def artifact_data(run: Path) -> Path:
     (folder,) = (run.parent / "artifacts").glob("data-*")
     return folder
+
+
+ENDPOINT_RECIPE = """
+name: endpoint
+data: {{source: riskworld, sizes: {{train: 60, validation: 20, evaluation: 20}}}}
+groups: {{train: {{roles: [policy], cpus: 0.5}}}}
+tracker: {{wandb: disabled}}
+stages:
+  judge:
+    kind: judge
+    endpoint: {{url: "{url}", model: m, longest_pause: 0.2, per_second: 500}}
+    limit: 4
+  teacher: {{kind: observe, judge: judge, limit: 40}}
+"""
+
+
+def test_a_judge_behind_an_endpoint_that_is_away_for_a_while(tmp_path: Path) -> None:
+    """No engine, no model here: the stages ask over the wire, and an outage loses nothing."""
+    away = (60, 90)  # these requests meet an outage
+
+    def respond(number: int, body: dict[str, Any]) -> tuple[int, str]:
+        text = body["messages"][0]["content"][-1]["text"]
+        if away[0] <= number < away[1]:
+            return 503, "down"
+        if "JSON list" in text:
+            return 200, "```json\n[]\n```"
+        return (
+            200,
+            "Yes." if "yes or no" in text else "8/10" if "0 to 10" in text else "of course .",
+        )
+
+    recipe = tmp_path / "endpoint.yaml"
+    server = Server(respond)
+    with serving(server) as url:
+        recipe.write_text(ENDPOINT_RECIPE.format(url=url))
+        asked = [RLSYS, "run", str(recipe), f"runs_dir={tmp_path / 'runs'}"]
+        environment = {name: value for name, value in os.environ.items() if "OPENAI" not in name}
+        keyless = subprocess.run(
+            asked, capture_output=True, text=True, timeout=60, check=False, env=environment
+        )
+        assert "stages.judge.endpoint.key_variable" in keyless.stderr
+        done = subprocess.run(
+            asked, capture_output=True, text=True, timeout=200, check=False,
+            env=environment | {"OPENAI_API_KEY": "anything"},
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(server.requests) > away[1]
+    (run,) = (tmp_path / "runs").glob("endpoint*")
+    stages = {s["name"]: s["metrics"] for s in json.loads((run / "stages.json").read_text())}
+    assert stages["judge"]["agreement/score_n"] == 8
+    assert stages["teacher"]["outcome/taught"] == 40
+    found = load_conversations(artifact(run, "teacher") / "conversations.jsonl")
+    assert {turn.answer for row in found.rows for turn in row.turns} == {"of course ."}

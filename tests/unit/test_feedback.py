@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from rlsys.judging.cache import CachedJudge
 from rlsys.judging.judge import CHUNK, Candidate, Feedback, Prompt, Question, disentangle, score
 from rlsys.judging.pairs import PairRule, Scored, choose_pair, choose_pairs, total
 from rlsys.judging.parse import Observation, Unread
+from rlsys.judging.teach import teach
 from rlsys.roles import Pending
 
 Reply = str | Unread
@@ -225,6 +226,27 @@ def test_outcomes_add_up_to_the_prompts() -> None:
     assert pairs == [(0, 0, 1), (2, 1, 0)]
     assert outcomes == {"pair": 2, "fewer than two answers with a score": 2}
     assert choose_pairs([], RULE) == ([], Counter())
+
+
+# teaching
+
+
+def test_a_teacher_answers_knowing_the_risks_and_what_it_does_not_say_is_counted() -> None:
+    judge = make_judge(
+        observe_joint=lambda q: "I see" if q.image == 1 else as_json(GUN) if q.image else "[]",
+        rewrite=lambda q: Unread("cut off") if q.image == 3 else f"with care {q.image}",
+    )
+    prompts = [Prompt(row, f"how {row} ?") for row in range(4)]
+    taught, outcomes = teach(judge, prompts, joint=True, timeout=1.0)
+    assert [(each.prompt.row, each.observations, each.answer) for each in taught] == [
+        (0, (), "with care 0"), (2, (GUN,), "with care 2"),
+    ]  # fmt: skip
+    told = {q.image: q.values["observations"] for q in judge.asked if q.name == "rewrite"}
+    assert told == {0: [], 2: [asdict(GUN)], 3: [asdict(GUN)]}
+    assert outcomes == {
+        "taught": 2, "left out: its risks could not be read": 1,
+        "left out: no answer, cut off": 1, "observe_joint: not JSON": 1,
+    }  # fmt: skip
 
 
 # memory
