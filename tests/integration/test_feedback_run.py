@@ -155,8 +155,6 @@ def test_who_is_told_no_risk_answers_as_if_nobody_had_looked(killed: dict[str, A
     samples = [json.loads(x) for x in (run / "samples.jsonl").read_text().splitlines()]
     plain = {s["id"]: s["answer"] for s in samples if s["policy"] == "taught"}
     told = {s["id"]: s["answer"] for s in samples if s["policy"] == "told"}
-    stages = {s["name"]: s["metrics"] for s in json.loads((run / "stages.json").read_text())}
-    assert 0 < stages["told"]["told"] < 24, "some are told a risk, some are not"
     prompts = run / "prompts.jsonl"
     data = artifact_data(run)
     rows = [json.loads(x) for x in (data / "evaluation.jsonl").read_text().splitlines()][:8]
@@ -177,8 +175,7 @@ def test_who_is_told_no_risk_answers_as_if_nobody_had_looked(killed: dict[str, A
     for answer in answers:
         if not answer["observations"]:
             assert answer["answer"] == plain[answer["id"]]
-        elif answer["id"] in told:
-            assert answer["answer"] == told[answer["id"]]
+        assert answer["answer"] == told[answer["id"]]
 
 
 def artifact_data(run: Path) -> Path:
@@ -189,7 +186,8 @@ def artifact_data(run: Path) -> Path:
 ENDPOINT_RECIPE = """
 name: endpoint
 data: {{source: riskworld, sizes: {{train: 60, validation: 20, evaluation: 20}}}}
-groups: {{train: {{roles: [policy], cpus: 0.5}}}}
+groups: {{rollout: {{roles: [rollout]}}}}
+engine: {{max_model_len: 640}}
 tracker: {{wandb: disabled}}
 stages:
   judge:
@@ -197,11 +195,16 @@ stages:
     endpoint: {{url: "{url}", model: m, longest_pause: 0.2, per_second: 500}}
     limit: 4
   teacher: {{kind: observe, judge: judge, limit: 40}}
+  told: {{kind: disentangled, policy: {policy}, judge: judge}}
+  evaluation: {{kind: evaluate, policies: {{plain: {policy}}}}}
 """
+RISK = {"malicious_content": "x", "source": "image", "risk_category": "Privacy"}
 
 
-def test_a_judge_behind_an_endpoint_that_is_away_for_a_while(tmp_path: Path) -> None:
-    """No engine, no model here: the stages ask over the wire, and an outage loses nothing."""
+def test_a_judge_behind_an_endpoint_that_is_away_for_a_while(
+    killed: dict[str, Any], tmp_path: Path
+) -> None:
+    """The stages ask over the wire, and an outage loses nothing; a policy is told what is found."""
     away = (60, 90)  # these requests meet an outage
 
     def respond(number: int, body: dict[str, Any]) -> tuple[int, str]:
@@ -209,7 +212,8 @@ def test_a_judge_behind_an_endpoint_that_is_away_for_a_while(tmp_path: Path) -> 
         if away[0] <= number < away[1]:
             return 503, "down"
         if "JSON list" in text:
-            return 200, "```json\n[]\n```"
+            found = [RISK] if "this ?" in text else []
+            return 200, f"```json\n{json.dumps(found)}\n```"
         return (
             200,
             "Yes." if "yes or no" in text else "8/10" if "0 to 10" in text else "of course .",
@@ -218,7 +222,8 @@ def test_a_judge_behind_an_endpoint_that_is_away_for_a_while(tmp_path: Path) -> 
     recipe = tmp_path / "endpoint.yaml"
     server = Server(respond)
     with serving(server) as url:
-        recipe.write_text(ENDPOINT_RECIPE.format(url=url))
+        policy = artifact(killed["runs"] / "resumed", "taught")
+        recipe.write_text(ENDPOINT_RECIPE.format(url=url, policy=policy))
         asked = [RLSYS, "run", str(recipe), f"runs_dir={tmp_path / 'runs'}"]
         environment = {name: value for name, value in os.environ.items() if "OPENAI" not in name}
         keyless = subprocess.run(
@@ -236,4 +241,14 @@ def test_a_judge_behind_an_endpoint_that_is_away_for_a_while(tmp_path: Path) -> 
     assert stages["judge"]["agreement/score_n"] == 8
     assert stages["teacher"]["outcome/taught"] == 40
     found = load_conversations(artifact(run, "teacher") / "conversations.jsonl")
-    assert {turn.answer for row in found.rows for turn in row.turns} == {"of course ."}
+    turns = [turn for row in found.rows for turn in row.turns]
+    assert {turn.answer for turn in turns} == {"of course ."}
+    for turn in turns:
+        assert bool(turn.observations) == ("this ?" in turn.question)
+    samples = [json.loads(x) for x in (run / "samples.jsonl").read_text().splitlines()]
+    by = {name: {s["id"]: s for s in samples if s["policy"] == name} for name in ("plain", "told")}
+    risky = {name for name, s in by["plain"].items() if "this ?" in s["question"]}
+    assert 0 < stages["told"]["told"] == len(risky) < len(by["plain"])
+    changed = {n for n, s in by["plain"].items() if by["told"][n]["answer"] != s["answer"]}
+    assert changed, "what is told must matter"
+    assert changed <= risky

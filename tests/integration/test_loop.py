@@ -19,7 +19,7 @@ from actors.proxies import (
 )
 from rlsys.batch import Rollouts, SampleRequest, TrainBatch, sample_seed
 from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
-from rlsys.config.stages import PpoConfig, ScorerStage
+from rlsys.config.stages import PpoConfig, ScorerStage, SftStage
 from rlsys.engines.forward import merge_rows
 from rlsys.engines.policy import PolicyWorker
 from rlsys.engines.train import Rank
@@ -116,7 +116,7 @@ def test_after_every_sync_engine_and_trainer_agree(
     rollout: RemoteRollout,
     transport: str,
 ) -> None:
-    learner = SftLearner(cluster.by_role["policy"], "more_helpful")
+    learner = SftLearner(cluster.by_role["policy"], SftStage(steps=1))
     policy = policy_of(cluster, model, data, transport, zero_stage=1)
     for version in range(3):
         rollout.load(policy.publish(version).result(WAIT)).result(WAIT)

@@ -8,7 +8,6 @@ from typing import Any
 
 from rlsys.data.llava import IMAGE_MARK
 from rlsys.data.riskworld import judgements
-from rlsys.data.riskworld.language import partial_answer, right_answer
 from rlsys.data.riskworld.scene import Scene
 from rlsys.judging.judge import observation_fields
 from rlsys.judging.parse import Observation
@@ -22,7 +21,7 @@ WEIGHTS = {
     "observe_image": 1,
     "observe_text": 0.5,
     "verify": 5,
-    "score": 7,
+    "score": 6,
     "score_observation": 4,
     "rewrite": 2,
 }
@@ -54,11 +53,10 @@ def _question(kind: str, scene: Scene, rng: Random) -> tuple[dict[str, Any], str
     known = {"observations": [observation_fields(o) for o in true]}
     if kind == "rewrite":
         return asked | known, judgements.rewrite(scene)
-    answers = judgements.answers(scene, rng)
-    if kind == "score":  # one fact wrong or none: what is hardest to tell apart
-        answer = rng.choice([*answers, right_answer(scene), partial_answer(scene, rng)])
+    answer = rng.choice(judgements.answers(scene, rng))
+    if kind == "score":
         return asked | known | {"answer": answer}, str(judgements.score(row, answer))
-    answer, one = rng.choice(answers), rng.choice(true)
+    one = rng.choice(true)
     said = judgements.recognises(row, one, answer)
     return asked | {"observation": observation_fields(one), "answer": answer}, _yes(said)
 
