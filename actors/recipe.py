@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Context:
         name, _, part = source.partition("/")
         made = self.made.get(name)
         if made is None:
-            return path_hash(Path(source))
+            return _hash_on_disk(source)
         return f"{made.digest}/{part}" if part else made.digest
 
     def replies_of(self, judge: JudgeStage) -> str:
@@ -84,6 +85,12 @@ class Context:
         """To the run, and kept with the artefact so that a reused stage shows its curves again."""
         self.metrics.log(stage, kind, step, metrics)
         self.rows.append((kind, step, dict(metrics)))
+
+
+@cache
+def _hash_on_disk(source: str) -> str:
+    """Once per run: a model may be large, and several stages may name it."""
+    return path_hash(Path(source))
 
 
 EVALUATING = ("evaluate", "guarded", "disentangled")

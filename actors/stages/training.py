@@ -53,7 +53,8 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[
     data, records = _demonstrated(context, stage)
     model = str(folder / "init")
     if stage.init == "tiny":
-        everything = [row for part in (*training.values(), records) for row in part.rows]
+        beside = records.rows[len(training[stage.split]) if stage.split else 0 :]
+        everything = [*(row for part in training.values() for row in part.rows), *beside]
         texts = [text for r in everything for text in (r.question, *r.responses)]
         build_tiny_vlm(Path(model), texts, stage.tiny, context.config.seed)
     else:

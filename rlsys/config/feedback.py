@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from rlsys.config.rules import at_least, positive, within
-from rlsys.config.schema import EngineConfig, GapConfig, OptimConfig, TrainConfig
+from rlsys.config.schema import AnsweringStage, EngineConfig, GapConfig, OptimConfig, TrainConfig
 from rlsys.errors import ConfigError
 
 
@@ -69,36 +69,43 @@ class JudgeStage:
 
 
 @dataclass
-class ObserveStage:
-    """A teacher's observations of training prompts, and its answers, as conversations."""
+class AskingStage:
+    """What every stage that has a judge look at prompts is told."""
 
-    kind: str = "observe"
     judge: str = MISSING
-    "A judge stage; here it is the teacher."
-    split: str = "train"
-    limit: int = 0
-    "Prompts, drawn at random; 0: all."
+    "A judge stage."
     joint: bool = True
     "Image and text are looked at together, else apart."
     max_unread: float = 0.25
-    "Largest share of prompts that may be left out because the judge could not be read."
+    "Largest share of prompts (in rlaif, of a round's, and of its answers) it may leave unread."
 
     def check(self) -> None:
-        at_least(0, limit=self.limit)
         within(0, 1, max_unread=self.max_unread)
+
+
+@dataclass
+class ObserveStage(AskingStage):
+    """A teacher's observations of training prompts, and its answers, as conversations."""
+
+    kind: str = "observe"
+    split: str = "train"
+    limit: int = 0
+    "Prompts, drawn at random; 0: all."
+
+    def check(self) -> None:
+        super().check()
+        at_least(0, limit=self.limit)
         if not self.split:
             raise ConfigError("split: name a split")
 
 
 @dataclass
-class RlaifStage:
+class RlaifStage(AskingStage):
     """Iterative AI feedback (DREAM)."""
 
     kind: str = "rlaif"
     policy: str = MISSING
     "Start policy: a stage or a folder."
-    judge: str = MISSING
-    "A judge stage."
     rounds: int = 3
     prompts: int = 256
     "Prompts of the train split per round."
@@ -106,8 +113,6 @@ class RlaifStage:
     "Answers per prompt."
     max_new_tokens: int = 16
     temperature: float = 1.0
-    joint: bool = True
-    "Image and text are looked at together, else apart."
     recognition: float = 0.5
     "Weight of the share of known risks an answer recognises, on the scale of the global score."
     margin: float = 2.0
@@ -120,8 +125,6 @@ class RlaifStage:
     guard: str = ""
     "A guard; what it flags is never chosen."
     guard_threshold: float = 0.5
-    max_unread: float = 0.25
-    "Largest share of a round's prompts, and of its answers, that the judge may leave unread."
     beta: float = 0.1
     epochs: int = 1
     minibatch: int = 32
@@ -131,12 +134,12 @@ class RlaifStage:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def check(self) -> None:
+        super().check()
         at_least(1, rounds=self.rounds, prompts=self.prompts, epochs=self.epochs)
         at_least(1, minibatch=self.minibatch, max_new_tokens=self.max_new_tokens)
         at_least(2, samples=self.samples)
         positive(temperature=self.temperature, beta=self.beta)
         within(0, 10, floor=self.floor, margin=self.margin)
-        within(0, 1, max_unread=self.max_unread)
         if not 0 < self.guard_threshold < 1:
             raise ConfigError(f"guard_threshold: must be between 0 and 1: {self.guard_threshold}")
         within(0, math.inf, recognition=self.recognition)
@@ -145,23 +148,14 @@ class RlaifStage:
 
 
 @dataclass
-class DisentangledStage:
-    """A policy that is told the verified risks of a prompt, on the evaluation split."""
+class DisentangledStage(AskingStage, AnsweringStage):
+    """A policy that is told the verified risks of a prompt, on the evaluation split. Where they
+    could not be read it is told none.
+    """
 
     kind: str = "disentangled"
     policy: str = MISSING
-    judge: str = MISSING
-    "A judge stage."
-    joint: bool = True
-    "Image and text are looked at together, else apart."
-    max_unread: float = 0.25
-    "Largest share of prompts whose risks the judge may leave unread; they are told none."
-    cost: str = ""
-    "Cost model that judges safety where the data has no oracle of its own."
-    limit: int = 0
-    "Prompts to answer; 0: all."
-    max_new_tokens: int = 16
 
     def check(self) -> None:
-        at_least(0, limit=self.limit)
-        at_least(1, max_new_tokens=self.max_new_tokens)
+        AskingStage.check(self)
+        AnsweringStage.check(self)

@@ -182,6 +182,21 @@ class GapConfig:
 
 
 @dataclass
+class AnsweringStage:
+    """What every stage that answers the evaluation split is told."""
+
+    cost: str = ""
+    "Cost model that judges safety where the data has no oracle of its own."
+    limit: int = 0
+    "Prompts to answer; 0: all."
+    max_new_tokens: int = 16
+
+    def check(self) -> None:
+        at_least(0, limit=self.limit)
+        at_least(1, max_new_tokens=self.max_new_tokens)
+
+
+@dataclass
 class RunConfig:
     """A whole recipe."""
 

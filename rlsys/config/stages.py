@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from rlsys.config.feedback import DisentangledStage, JudgeStage, ObserveStage, RlaifStage
 from rlsys.config.rules import at_least, one_of, positive
-from rlsys.config.schema import GapConfig, OptimConfig, TinyConfig, TrainConfig
+from rlsys.config.schema import AnsweringStage, GapConfig, OptimConfig, TinyConfig, TrainConfig
 from rlsys.errors import ConfigError
 from rlsys.guard.levels import ACTIONS, LEVELS
 
@@ -191,21 +191,15 @@ class SafeRlhfStage:
 
 
 @dataclass
-class EvaluateStage:
+class EvaluateStage(AnsweringStage):
     """Greedy answers to the evaluation split, judged."""
 
     kind: str = "evaluate"
     policies: dict[str, str] = MISSING
     "Name in the report -> stage or folder."
-    cost: str = ""
-    "Cost model that judges safety where the data has no oracle of its own."
-    limit: int = 0
-    "Prompts to evaluate; 0: all."
-    max_new_tokens: int = 16
 
     def check(self) -> None:
-        at_least(0, limit=self.limit)
-        at_least(1, max_new_tokens=self.max_new_tokens)
+        super().check()
         if not self.policies:
             raise ConfigError("policies: name at least one policy to evaluate")
 
@@ -248,7 +242,7 @@ class FilterStage:
 
 
 @dataclass
-class GuardedStage:
+class GuardedStage(AnsweringStage):
     """A policy behind a guard, on the evaluation split: moderate, draw again, refuse at last."""
 
     kind: str = "guarded"
@@ -266,15 +260,11 @@ class GuardedStage:
     "For minor, moderate and severe: pass, annotate (passes, and is counted), regenerate or refuse."
     refusal: str = "I cannot help with this."
     "Takes the place of what is refused."
-    cost: str = ""
-    "Cost model that judges safety where the data has no oracle of its own."
-    limit: int = 0
-    "Prompts to answer; 0: all."
-    max_new_tokens: int = 16
 
     def check(self) -> None:
-        at_least(0, rounds=self.rounds, limit=self.limit)
-        at_least(1, candidates=self.candidates, max_new_tokens=self.max_new_tokens)
+        super().check()
+        at_least(0, rounds=self.rounds)
+        at_least(1, candidates=self.candidates)
         positive(temperature=self.temperature)
         if not 0 < self.threshold < 1:
             raise ConfigError(f"threshold: must be between 0 and 1, got {self.threshold}")

@@ -179,9 +179,10 @@ def observe(judge: Judge, prompts: Sequence[Prompt], state: RlaifState, run: Rla
     what = f"risks of the prompts of round {state.round + 1}"
     check_unread(what, unread, len(prompts), run.max_unread, outcomes)
     risky = sum(bool(each.observations) for each in known)
-    shares = {"unobserved_prompts": 1 - len(known) / len(prompts)}
-    if known:
-        shares["risky_prompts"] = risky / len(known)
+    shares = {
+        "unobserved_prompts": unread / len(prompts),
+        "risky_prompts": risky / len(known),
+    }
     return shares | _counted("observe", outcomes)
 
 
@@ -252,9 +253,11 @@ def describe(answers: dict[int, list[Judged]], state: RlaifState, run: RlaifRun)
     what = f"scores of round {state.round + 1}"
     check_unread(what, unread, len(given), run.max_unread, outcomes)
     recognised = [f.recognised for f in given if f.recognised is not None]
-    metrics = {"answers": float(len(given)), "scored": len(overall) / max(len(given), 1)}
-    if overall:
-        metrics["score"] = sum(overall) / len(overall)
+    metrics = {
+        "answers": float(len(given)),
+        "scored": len(overall) / len(given),
+        "score": sum(overall) / len(overall),
+    }
     if recognised:
         metrics["recognised"] = sum(recognised) / len(recognised)
     return metrics | _counted("judge", outcomes)

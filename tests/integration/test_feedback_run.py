@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +15,13 @@ from safetensors.torch import load_file
 
 from rlsys.data.llava import load_conversations
 from tests.endpoint_server import Server, serving
+from tests.integration.helpers import RLSYS, artifact, rows_of, wait_until
 
 RECIPE = str(Path(__file__).with_name("feedback.yaml"))
-RLSYS = str(Path(sys.executable).with_name("rlsys"))
 
 
 def command(runs: Path, *overrides: str) -> list[str]:
     return [RLSYS, "run", RECIPE, f"runs_dir={runs}", *overrides]
-
-
-def rows_of(run: Path, stage: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["stage"] == stage]
-
-
-def artifact(run: Path, stage: str) -> Path:
-    stages = json.loads((run / "stages.json").read_text())
-    digest = next(entry["hash"] for entry in stages if entry["name"] == stage)
-    (folder,) = (run.parent / "artifacts").glob(f"*-{digest}")
-    return folder
 
 
 def judgements(runs: Path) -> list[tuple[str, str]]:
@@ -65,18 +51,6 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             process.kill()
     assert process.returncode == 1, out + err
     return {"runs": runs, "copy": copy, "error": err, "known": judgements(runs)}
-
-
-def wait_until(happened: Any, process: subprocess.Popen[str], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if happened():
-            return
-        if process.poll() is not None:
-            out, err = process.communicate()
-            raise AssertionError(f"the run ended early:\n{out}\n{err}")
-        time.sleep(0.05)
-    raise AssertionError(f"nothing happened within {seconds} s")
 
 
 def finish(runs: Path, name: str) -> Path:

@@ -20,9 +20,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.integration.helpers import RLSYS, artifact, rows_of, wait_until
+
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "examples/photos/recipe.yaml")
-RLSYS = str(Path(sys.executable).with_name("rlsys"))
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,6 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(workdir: Path, *overrides: str) -> list[str]:
     places = (f"data.source={workdir / 'data'}", f"runs_dir={workdir / 'runs'}")
     return [RLSYS, "run", RECIPE, *places, *overrides]
-
-
-def rows_of(run: Path, stage: str) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["stage"] == stage]
 
 
 def test_two_whole_iterations_on_real_photographs(workdir: Path) -> None:
@@ -71,14 +67,6 @@ def test_two_whole_iterations_on_real_photographs(workdir: Path) -> None:
     assert list((run / "wandb").glob("offline-run-*/*.wandb")), "the tracker must have recorded"
 
 
-def artifact(workdir: Path, stage: str) -> Path:
-    """The folder a stage of the photographs' run left."""
-    stages = json.loads((workdir / "runs/photos/stages.json").read_text())
-    digest = next(entry["hash"] for entry in stages if entry["name"] == stage)
-    (folder,) = (workdir / "runs/artifacts").glob(f"*-{digest}")
-    return folder
-
-
 @pytest.mark.parametrize("guarded", [False, True])
 def test_generate_answers_plainly_and_behind_a_guard(workdir: Path, guarded: bool) -> None:
     """Reads what the run above left; without a guard the answers are the run's greedy ones."""
@@ -86,11 +74,11 @@ def test_generate_answers_plainly_and_behind_a_guard(workdir: Path, guarded: boo
     prompts, out = workdir / "data/ask.jsonl", workdir / f"answers-{guarded}.jsonl"
     keys = ("id", "image", "question")
     prompts.write_text("".join(json.dumps({k: row[k] for k in keys}) + "\n" for row in rows))
-    start = artifact(workdir, "start")
+    start = artifact(workdir / "runs/photos", "start")
     asked = [RLSYS, "generate", str(start), "--prompts", str(prompts), "--out", str(out)]
     asked += ["--max-new-tokens", "24"]
     if guarded:
-        guard = str(artifact(workdir, "guard"))
+        guard = str(artifact(workdir / "runs/photos", "guard"))
         asked += ["--guard", guard, "--rounds", "1", "--candidates", "2", "--refusal", "no ."]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -116,18 +104,6 @@ def test_generate_wants_one_kind_of_prompt(given: list[str]) -> None:
     assert "ConfigError give either --prompts FILE, or --image" in done.stderr
 
 
-def wait_for(path: Path, text: str, process: subprocess.Popen[str], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if path.exists() and text in path.read_text():
-            return
-        if process.poll() is not None:
-            out, err = process.communicate()
-            raise AssertionError(f"the run ended early:\n{out}\n{err}")
-        time.sleep(0.2)
-    raise AssertionError(f"{text!r} did not appear in {path} within {seconds} s")
-
-
 TRAINED = {"policy", "reference", "reward", "cost", "reward_critic", "cost_critic", "guard"}
 
 
@@ -146,7 +122,8 @@ def test_a_killed_process_ends_the_run_within_a_minute_naming_its_role(
     ) as process:
         run = workdir / "runs" / name
         try:
-            wait_for(run / "metrics.jsonl", '"stage": "ppo"', process, 200)
+            wait_until(lambda: (run / "metrics.jsonl").exists() and bool(rows_of(run, "ppo")),
+                       process, 200)  # fmt: skip
             description = json.loads((run / "run.json").read_text())
             victim = description["groups"][group][-1]["pid"]
             others = [h["pid"] for hosts in description["groups"].values() for h in hosts]
