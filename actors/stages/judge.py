@@ -51,7 +51,7 @@ def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[Open
     """The judge of a stage, for questions about the rows of a split. What it was ever asked is
     remembered in the runs' folder, by model, prompts, question and pixels.
     """
-    # Only where one is asked: trackers look for such clients among what is imported.
+    # Not when the program starts: trackers look for such clients among what is imported.
     from rlsys.judging.endpoint import EndpointJudge
 
     records = context.data.evaluation if split == "evaluation" else context.data.training[split]

@@ -148,7 +148,8 @@ def _run_of(context: Context, stage: RlaifStage, opened: OpenJudge) -> RlaifRun:
         seed=context.config.seed,
         max_unread=stage.max_unread,
         gap=stage.gap,
-        timeout=max(limits.call, opened.timeout),
+        timeout=limits.call,
+        judge_timeout=opened.timeout,
         sync_timeout=limits.sync,
         decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.errors import DataError
-from rlsys.judging.parse import Observation, Unread, parse_observations
+from rlsys.judging.parse import Observation, Unread, items_of, parse_observations
 
 IMAGE_MARK = "<image>\n"
 
@@ -151,10 +151,7 @@ def conversation_row(
     human = {"from": "human", "value": IMAGE_MARK + question, "safe": not observations}
     model: dict[str, Any] = {"from": "gpt", "value": answer}
     if observations:
-        model["observe"] = [
-            {"malicious_content": o.content, "source": o.source, "risk_category": o.category}
-            for o in observations
-        ]
+        model["observe"] = items_of(observations)
     return {"id": name, "image": image, "conversations": [human, model]}
 
 

@@ -62,8 +62,8 @@ class RlaifRoles:
 @dataclass(frozen=True)
 class RlaifRun:
     """What one run is told. max_unread: largest share of a round's prompts, and of its answers, the
-    judge may leave unread; decode: response ids to text; timeout: of one call, seconds;
-    sync_timeout: of one weight sync.
+    judge may leave unread; decode: response ids to text; timeout: of one call of a role, seconds;
+    judge_timeout: until the judge's next replies; sync_timeout: of one weight sync.
     """
 
     rounds: int
@@ -78,6 +78,7 @@ class RlaifRun:
     max_unread: float
     gap: GapConfig
     timeout: float
+    judge_timeout: float
     sync_timeout: float
     decode: Callable[[Tensor], str]
 
@@ -171,7 +172,7 @@ def observe(judge: Judge, prompts: Sequence[Prompt], state: RlaifState, run: Rla
     cannot be read.
     """
     new = [p for p in prompts if p.row not in state.observed]
-    found = disentangle(judge, new, joint=run.joint, timeout=run.timeout)
+    found = disentangle(judge, new, joint=run.joint, timeout=run.judge_timeout)
     state.observed |= {p.row: each for p, each in zip(new, found, strict=True) if each.known}
     outcomes = sum((each.outcomes for each in found), Counter[str]())
     known = [state.observed[p.row] for p in prompts if p.row in state.observed]
@@ -227,7 +228,7 @@ def _judge_chunk(
         Candidate(asked[row], state.observed[row].observations, text)
         for row, text in zip(rows, texts, strict=True)
     ]
-    feedback = score(roles.judge, candidates, run.timeout)
+    feedback = score(roles.judge, candidates, run.judge_timeout)
     cost = costs.result(run.timeout) if costs else torch.zeros(len(chunk))
     if not bool(torch.isfinite(cost).all()):
         raise DataError("costs of sampled answers are not finite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rlsys.judging.taxonomy import OTHER, normal_category, normal_source
@@ -37,6 +38,11 @@ class Observed:
 
     items: tuple[Observation, ...]
     oddities: Counter[str] = field(default_factory=Counter)
+
+
+def items_of(observations: Iterable[Observation]) -> list[dict[str, str]]:
+    """As a judge writes them: what ``parse_observations`` reads."""
+    return [dict(zip(FIELDS, (o.content, o.source, o.category), strict=True)) for o in observations]
 
 
 def parse_score(text: str, low: float = 0, high: float = 10) -> float | Unread:

@@ -1,7 +1,9 @@
 """Iterative AI feedback's loop, on roles that answer at once."""
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from rlsys.batch import PreferencePairs, Rollouts, SampleRequest
 from rlsys.config.schema import GapConfig
 from rlsys.drivers.kept import KeptRollout
 from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
-from rlsys.errors import JudgeError, LogprobGapError
+from rlsys.errors import JudgeError, LogprobGapError, RoleTimeout
 from rlsys.guard.decision import Moderation
 from rlsys.judging.cache import CachedJudge
 from rlsys.judging.judge import Judge, Question
@@ -22,7 +24,7 @@ from rlsys.judging.pairs import PairRule
 from rlsys.judging.parse import Observation, Unread
 from rlsys.roles import Metrics, Pending
 from rlsys.weights import WeightUpdate
-from tests.fakes import FakeRollout, FakeScorer, Log
+from tests.fakes import FakeRollout, FakeScorer, Log, later
 from tests.unit.test_feedback import ScriptedJudge, as_json, make_judge
 
 QUESTIONS = [f"question {row}" for row in range(6)]
@@ -82,8 +84,8 @@ def graded_judge(**answers: Any) -> ScriptedJudge:
 def make_run(**changes: Any) -> RlaifRun:
     settings = {
         "rounds": 2, "prompts": 4, "samples": 3, "joint": True, "rule": RULE, "beta": 0.1,
-        "epochs": 1, "minibatch": 2, "seed": 5, "timeout": 1.0, "sync_timeout": 1.0,
-        "max_unread": 0.5, "gap": GapConfig(),
+        "epochs": 1, "minibatch": 2, "seed": 5, "timeout": 1.0,
+        "judge_timeout": 1.0, "sync_timeout": 1.0, "max_unread": 0.5, "gap": GapConfig(),
         "decode": lambda ids: " ".join(map(str, ids.tolist())),
     }  # fmt: skip
     return RlaifRun(**settings | changes)
@@ -315,3 +317,34 @@ def test_what_the_guard_flags_is_never_chosen() -> None:
     guard = FakeGuard(lambda row, sample: sample == 2)
     _, policy, *_ = go(graded_judge(), guard=guard, rounds=1)
     assert {int(ids[0]) % 10 for pairs in policy.steps for ids in pairs.chosen} == {1}
+
+
+class Stuck:
+    """Takes questions, or requests, and never answers."""
+
+    def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
+        return later(Future(), "judge")
+
+    def generate(
+        self, requests: Sequence[SampleRequest], *, greedy: bool = False
+    ) -> list[Pending[Rollouts]]:
+        return [later(Future(), "rollout")]
+
+    def load(self, update: WeightUpdate) -> Pending[int]:
+        return Pending.of(update.version)
+
+
+@pytest.mark.parametrize("stuck", ["judge", "rollout"])
+def test_a_patient_judge_does_not_make_the_others_wait_for_longer(stuck: str) -> None:
+    """Each is given up after its own time."""
+    log = Log()
+    limits = {"timeout": 0.1, "judge_timeout": 60.0}
+    if stuck == "judge":
+        limits = {"timeout": 60.0, "judge_timeout": 0.1}
+    judge: Judge = Stuck() if stuck == "judge" else graded_judge()
+    rollout = Stuck() if stuck == "rollout" else FakeRollout(log, pend=whole)
+    started = time.monotonic()
+    with pytest.raises(RoleTimeout, match=f"role '{stuck}'"):
+        rlaif(RlaifRoles(rollout, FakePolicy(log), judge), RlaifState(), make_run(**limits),
+              QUESTIONS, lambda *_: None)  # fmt: skip
+    assert time.monotonic() - started < 10

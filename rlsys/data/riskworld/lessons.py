@@ -10,7 +10,7 @@ from rlsys.data.llava import IMAGE_MARK
 from rlsys.data.riskworld import judgements
 from rlsys.data.riskworld.scene import Scene
 from rlsys.judging.judge import observation_fields
-from rlsys.judging.parse import Observation
+from rlsys.judging.parse import items_of
 from rlsys.judging.prompts import PromptSet
 
 # Questions asked about every picture, and how often each of them comes up: more often what needs
@@ -46,7 +46,8 @@ def _question(kind: str, scene: Scene, rng: Random) -> tuple[dict[str, Any], str
     true = judgements.risks(scene)
     if kind.startswith("observe_"):
         look = kind.removeprefix("observe_")
-        return asked if look != "image" else {}, _listed(judgements.observations(row, look))
+        found = items_of(judgements.observations(row, look))
+        return asked if look != "image" else {}, json.dumps(found)
     if kind == "verify":
         content, category, so = rng.choice(judgements.checks(row, rng))
         return asked | {"content": content, "category": category}, _yes(so)
@@ -59,13 +60,6 @@ def _question(kind: str, scene: Scene, rng: Random) -> tuple[dict[str, Any], str
     one = rng.choice(true)
     said = judgements.recognises(row, one, answer)
     return asked | {"observation": observation_fields(one), "answer": answer}, _yes(said)
-
-
-def _listed(found: tuple[Observation, ...]) -> str:
-    return json.dumps([
-        {"malicious_content": o.content, "source": o.source, "risk_category": o.category}
-        for o in found
-    ])  # fmt: skip
 
 
 def _yes(so: bool) -> str:
