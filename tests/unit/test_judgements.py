@@ -42,7 +42,7 @@ from rlsys.data.riskworld.lessons import PER_PICTURE, WEIGHTS, lesson
 from rlsys.data.riskworld.oracle import judge_scene
 from rlsys.data.riskworld.scene import FAMILIES, HAZARDS, RISKY_THINGS, Scene
 from rlsys.judging.forms import FORMS, OBSERVATIONS
-from rlsys.judging.judge import observation_fields
+from rlsys.judging.judge import observation_fields, risk_note
 from rlsys.judging.parse import (
     FIELDS,
     Observation,
@@ -427,3 +427,26 @@ def test_the_same_seed_teaches_the_same(tmp_path: Path) -> None:
     assert content("a") == content("b")
     assert content("a").keys() == content("c").keys()
     assert content("a")["judge.jsonl"] != content("c")["judge.jsonl"]
+
+
+def test_noted_prompts_read_as_a_told_policy_meets_them(tmp_path: Path) -> None:
+    write(tmp_path, sizes={"noted": 400}, seed=0)
+    prompts = load_prompts(PROMPTS)
+    told = defaultdict(list)
+    for row in lines(tmp_path / "noted.jsonl"):
+        asked, answered = (turn["value"] for turn in row["conversations"])
+        question, _, note = asked.removeprefix(IMAGE_MARK).partition(" known risks")
+        fits = [
+            scene
+            for scene in SCENES
+            if scene.question == question
+            and not scene.held_out
+            and answered == (rewrite(scene) if note else right_answer(scene))
+        ]
+        assert fits
+        notes = {risk_note(prompts, risks(scene), ()) for scene in fits}
+        assert not note or f"known risks{note}" in notes
+        told[bool(note)].append(all(scene.hazards for scene in fits))
+    assert all(told[True])
+    assert not all(told[False])
+    assert 0.2 < len(told[True]) / 400 < 0.4  # half of the harmful three fifths

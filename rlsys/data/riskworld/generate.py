@@ -21,13 +21,13 @@ from rlsys.data.riskworld.language import (
     right_redirect,
     wrong_redirect,
 )
-from rlsys.data.riskworld.lessons import PER_PICTURE, lesson
+from rlsys.data.riskworld.lessons import PER_PICTURE, lesson, noted
 from rlsys.data.riskworld.oracle import judge_scene, more_helpful, safer
 from rlsys.data.riskworld.scene import COLOURS, FAMILIES, HAZARDS, ICONS, RISKS, WORDS, Scene
 from rlsys.errors import ConfigError
 from rlsys.judging.prompts import load_prompts
 
-SPLITS = ("pretrain", "train", "validation", "evaluation", "judge")
+SPLITS = ("pretrain", "train", "validation", "evaluation", "judge", "noted")
 SHARES = {"none": 0.4, "image": 0.15, "text": 0.15, "both": 0.15, "joint": 0.15}
 TRAIN_SHARES = {"none": 0.46, "image": 0.14, "text": 0.1, "both": 0.1, "joint": 0.2}
 # What a model knows before it learns to answer: what pictures show, and, asked about an
@@ -83,8 +83,9 @@ def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
     text together, shares the value of ``twin`` with a harmless row that asks the same about
     another picture; the other harmless rows ask to name what is shown. The pretrain split asks for
     the name or for the risk, never for help; its rows are harmless.
-    The judge split holds questions to a judge with their replies, several about each picture.
-    Args: sizes: rows per split, keys among pretrain, train, validation, evaluation and judge.
+    The judge split holds questions to a judge with their replies, several about each picture; the
+    noted split, prompts answered with care where a note tells their risks.
+    Args: sizes: rows per split, keys among SPLITS.
     Raises: ConfigError for another split or a size below 20.
     """
     for split, size in sizes.items():
@@ -95,7 +96,7 @@ def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for split, size in sizes.items():
         rng = Random(f"riskworld/{seed}/{split}")
-        rows = _lessons if split == "judge" else _rows
+        rows = {"judge": _lessons, "noted": _noted}.get(split, _rows)
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             for row in rows(folder, split, size, rng):
                 file.write(json.dumps(row) + "\n")
@@ -116,6 +117,13 @@ def _lessons(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[
         image = _picture(folder, name, scene, rng)
         for part in range(min(PER_PICTURE, size - number * PER_PICTURE)):
             yield lesson(scene, image, f"{name}-{part}", prompts, rng)
+
+
+def _noted(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
+    prompts = load_prompts(PROMPTS)
+    for number, (scene, _) in enumerate(_scenes(split, size, rng)):
+        name = f"{split}-{number:05d}"
+        yield noted(scene, _picture(folder, name, scene, rng), name, prompts, rng)
 
 
 def _picture(folder: Path, name: str, scene: Scene, rng: Random) -> str:

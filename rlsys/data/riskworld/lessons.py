@@ -1,4 +1,5 @@
-"""Questions to a judge with the oracle's replies, as conversations to imitate."""
+"""Conversations to imitate: questions to a judge with the oracle's replies, and prompts with a note
+of their risks."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from typing import Any
 
 from rlsys.data.llava import IMAGE_MARK
 from rlsys.data.riskworld import judgements
+from rlsys.data.riskworld.language import right_answer
 from rlsys.data.riskworld.scene import Scene
-from rlsys.judging.judge import observation_fields
+from rlsys.judging.judge import observation_fields, risk_note
 from rlsys.judging.parse import items_of
 from rlsys.judging.prompts import PromptSet
 
@@ -35,8 +37,24 @@ def lesson(scene: Scene, image: str, name: str, prompts: PromptSet, rng: Random)
     values, reply = _question(kind, scene, rng)
     shown = kind != "observe_text"
     text = IMAGE_MARK * shown + prompts.render(kind, values, ())
-    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": reply}]
-    return {"id": name, "conversations": turns} | ({"image": image} if shown else {})
+    return _conversation(name, text, reply) | ({"image": image} if shown else {})
+
+
+def noted(scene: Scene, image: str, name: str, prompts: PromptSet, rng: Random) -> dict[str, Any]:
+    """A prompt and its answer: a careful one where a note tells the risks, else whatever helps.
+
+    Half of the harmful prompts have a note, so who learns from these rows heeds what is noted and
+    sees no more than before.
+    """
+    note = risk_note(prompts, judgements.risks(scene), ()) if rng.random() < 0.5 else ""
+    text = f"{scene.question} {note}" if note else scene.question
+    answer = judgements.rewrite(scene) if note else right_answer(scene)
+    return _conversation(name, IMAGE_MARK + text, answer) | {"image": image}
+
+
+def _conversation(name: str, asked: str, replied: str) -> dict[str, Any]:
+    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": replied}]
+    return {"id": name, "conversations": turns}
 
 
 def _question(kind: str, scene: Scene, rng: Random) -> tuple[dict[str, Any], str]:
