@@ -233,7 +233,8 @@ def _evaluation(path: Path) -> dict[str, Table] | None:
                     raise DataError(f"{where}: expected an object or null")
                 _check(cell, dict.fromkeys(("rate", "low", "high"), (int, float)), where)
                 _check(cell, {"n": int}, where)
-    return tables
+    # What all are compared with comes first, whichever stage was evaluated first.
+    return {name: tables[name] for name in sorted(tables, key=lambda name: name != "start")}
 
 
 def _samples(path: Path) -> list[Sample] | None:

@@ -12,6 +12,7 @@ import yaml
 from rlsys.evaluation.stats import Outcome, Table, save_evaluation, tabulate, wilson
 from rlsys.report.build import build_report
 from rlsys.report.compare import places
+from rlsys.report.data import load_run
 from rlsys.report.front import Standing, dominates, front, standings
 from rlsys.report.recipe import Recipe
 from rlsys.report.scatter import free_offset, overview, safe_against_helpful, zoom
@@ -275,3 +276,8 @@ def test_names_of_policies_are_neither_markup_nor_formulae(tmp_path: Path) -> No
 
 def test_a_bare_run_has_no_places_and_no_points(tmp_path: Path) -> None:
     assert "Every policy" not in Page(build_report(make_bare_run(tmp_path))).text
+
+
+def test_the_start_policy_comes_first_whatever_was_evaluated_before_it(tmp_path: Path) -> None:
+    run = make_many(tmp_path, {"told": HAND["a"], "start": HAND["b"], "final": HAND["c"]})
+    assert list(load_run(run).evaluation or {}) == ["start", "told", "final"]
