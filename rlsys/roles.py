@@ -136,11 +136,19 @@ def as_completed(pendings: Sequence[Pending[T]], timeout: float) -> Iterator[T]:
     """Results in the order they arrive. ``timeout`` bounds the wait for the next one, in seconds:
     however many there are, a process that has stopped is noticed as soon.
     """
+    for some in as_settled(pendings, timeout):
+        yield from some
+
+
+def as_settled(pendings: Sequence[Pending[T]], timeout: float) -> Iterator[list[T]]:
+    """``as_completed``, with all results that are there by then at once: who is slower than they
+    arrive takes more of them at a time.
+    """
     waiting = list(pendings)
     while waiting:
-        for pending in wait_settled(waiting, timeout):
-            waiting.remove(pending)
-            yield pending.result(timeout)
+        ready = wait_settled(waiting, timeout)
+        waiting = [pending for pending in waiting if pending not in ready]
+        yield [pending.result(timeout) for pending in ready]
 
 
 class Rollout(Protocol):

@@ -34,7 +34,7 @@ from rlsys.judging.judge import (
 )
 from rlsys.judging.pairs import PairRule, Scored, choose_pairs
 from rlsys.judging.parse import Observation
-from rlsys.roles import Guard, Metrics, Pending, Rollout, Scorer, as_completed
+from rlsys.roles import Guard, Metrics, Pending, Rollout, Scorer, as_settled
 from rlsys.weights import WeightUpdate
 
 
@@ -194,9 +194,9 @@ def sample_and_judge(
     run: RlaifRun,
     metrics: Metrics,
 ) -> dict[int, list[Judged]]:
-    """Every finished chunk is judged while the engines draw the next; the first one must agree with
-    the trainer. Returns: dataset row -> its answers in the order of their sample numbers, whatever
-    arrived first.
+    """Finished chunks are judged while the engines draw others, as many at once as are there; the
+    first one must agree with the trainer. Returns: dataset row -> its answers in the order of their
+    sample numbers, whatever arrived first.
     """
     requests = [
         SampleRequest(p.row, s, sample_seed(run.seed, state.round, p.row, s))
@@ -205,36 +205,39 @@ def sample_and_judge(
     ]
     asked = {p.row: p for p in prompts}
     judged: dict[tuple[int, int], Judged] = {}
-    for chunk in as_completed(roles.rollout.generate(requests), run.timeout):
+    for chunks in as_settled(roles.rollout.generate(requests), run.timeout):
         if not judged:
-            metrics |= engine_gap(chunk, roles.policy.logprobs(chunk).result(run.timeout), run.gap)
-        judged |= _judge_chunk(roles, chunk, asked, state, run)
+            first = roles.policy.logprobs(chunks[0]).result(run.timeout)
+            metrics |= engine_gap(chunks[0], first, run.gap)
+        judged |= _judge_chunks(roles, chunks, asked, state, run)
     return {p.row: [judged[p.row, s] for s in range(run.samples)] for p in prompts}
 
 
-def _judge_chunk(
+def _judge_chunks(
     roles: RlaifRoles,
-    chunk: Rollouts,
+    chunks: Sequence[Rollouts],
     asked: dict[int, Prompt],
     state: RlaifState,
     run: RlaifRun,
 ) -> dict[tuple[int, int], Judged]:
-    costs = roles.cost.score(chunk) if roles.cost else None
-    moderated = roles.guard.moderate(chunk) if roles.guard else None
-    rows, numbers = chunk.prompt_index.tolist(), chunk.sample_index.tolist()
-    ids = [chunk.response_ids[i, : int(chunk.lengths[i])] for i in range(len(chunk))]
+    costs = [roles.cost.score(chunk) for chunk in chunks] if roles.cost else []
+    moderated = [roles.guard.moderate(chunk) for chunk in chunks] if roles.guard else []
+    rows = [row for chunk in chunks for row in chunk.prompt_index.tolist()]
+    numbers = [number for chunk in chunks for number in chunk.sample_index.tolist()]
+    ids = [c.response_ids[i, : int(c.lengths[i])] for c in chunks for i in range(len(c))]
     texts = [run.decode(each) for each in ids]
     candidates = [
         Candidate(asked[row], state.observed[row].observations, text)
         for row, text in zip(rows, texts, strict=True)
     ]
     feedback = score(roles.judge, candidates, run.judge_timeout)
-    cost = costs.result(run.timeout) if costs else torch.zeros(len(chunk))
+    cost = torch.cat([each.result(run.timeout) for each in costs] or [torch.zeros(len(ids))])
     if not bool(torch.isfinite(cost).all()):
         raise DataError("costs of sampled answers are not finite")
-    flags = ~chunk.finished  # an answer that was cut off teaches not to stop: never chosen
+    # An answer that was cut off teaches not to stop: never chosen.
+    flags = torch.cat([~chunk.finished for chunk in chunks])
     if moderated:
-        levels = [m.level for m in moderated.result(run.timeout)]
+        levels = [m.level for each in moderated for m in each.result(run.timeout)]
         flags = flags | torch.tensor([level != "none" for level in levels])
     return {
         (row, number): Judged(ids[i], Scored(texts[i], feedback[i], float(cost[i]), bool(flags[i])))

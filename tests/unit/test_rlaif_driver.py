@@ -226,6 +226,30 @@ def test_a_run_that_stopped_after_a_round_goes_on_as_if_it_had_not() -> None:
     assert untimed(rest[2]) == untimed(whole[2][1:])
 
 
+def test_what_has_arrived_is_judged_at_once() -> None:
+    """While the judge looks at the first chunk all the others arrive."""
+    chunks = [Future[None]() for _ in range(6)]
+    chunks[0].set_result(None)
+    calls: list[int] = []
+
+    class Judging(ScriptedJudge):
+        def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
+            if questions[0].name == "score":
+                calls.append(len(questions))
+                for chunk in chunks[1:]:
+                    if not chunk.done():
+                        chunk.set_result(None)
+            return super().ask(questions)
+
+    def arriving(number: int, chunk: Rollouts) -> Pending[Rollouts]:
+        return later(chunks[number]).map(lambda _: whole(0, chunk).result(1.0))
+
+    judge = Judging(**vars(graded_judge()))
+    rows = go(judge, chunk=2, pend=arriving, rounds=1)[2]
+    assert calls == [2, 10]
+    assert untimed(rows) == untimed(go(graded_judge(), rounds=1)[2])
+
+
 class Stopped(Exception):
     """The process is gone."""
 
@@ -236,12 +260,20 @@ def test_a_run_that_stopped_while_judging_asks_and_draws_nothing_twice(
 ) -> None:
     """Stopped after so many calls of the judge; what it was told is on disk, what was drawn too."""
     folder = tmp_path / "answers"
+    coming: list[Future[None]] = []
 
-    def attempt(judge: Judge, number: int) -> tuple[Log, FakePolicy]:
+    def one_by_one(number: int, chunk: Rollouts) -> Pending[Rollouts]:
+        """The next chunk arrives when the one before it is judged."""
+        coming.append(Future())
+        if number == 0:
+            coming[0].set_result(None)
+        return later(coming[number]).map(lambda _: whole(0, chunk).result(1.0))
+
+    def attempt(judge: Judge, pend: Callable[[int, Rollouts], Any]) -> tuple[Log, FakePolicy]:
         log = Log()
         policy = FakePolicy(log)
         memory = CachedJudge(judge, tmp_path / "judgements.jsonl", "judge", str)
-        rollout = KeptRollout(FakeRollout(log, chunk=3, pend=whole), folder)
+        rollout = KeptRollout(FakeRollout(log, chunk=3, pend=pend), folder)
         roles = RlaifRoles(rollout, policy, memory)
         run = make_run(rounds=1)
         try:
@@ -258,13 +290,15 @@ def test_a_run_that_stopped_while_judging_asks_and_draws_nothing_twice(
         calls += 1
         if calls > 3 * after:
             raise Stopped
+        if calls % 3 == 0:
+            coming[calls // 3].set_result(None)
         return str(3 * (first_id(question) % 10))
 
     first = make_judge(score=dying)
     with pytest.raises(Stopped):
-        attempt(first, 0)
+        attempt(first, one_by_one)
     second = graded_judge()
-    log, policy = attempt(second, 1)
+    log, policy = attempt(second, whole)
     undisturbed = go(graded_judge(), rounds=1)[1]
     told = [q for q in first.asked if q.name == "score"][: 3 * after]
     again = [q for q in second.asked if q.name == "score"]
