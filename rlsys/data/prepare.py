@@ -12,7 +12,7 @@ from rlsys.artifacts import ArtifactStore, path_hash
 from rlsys.config.feedback import ObserveStage
 from rlsys.config.schema import RunConfig
 from rlsys.config.stages import FilterStage, SftStage
-from rlsys.data.record import Records, joined, leaked_ids
+from rlsys.data.record import Records, joined, leaked_ids, rows_digest
 from rlsys.data.records import load_records
 from rlsys.data.worlds import WORLDS
 from rlsys.errors import ConfigError, DataError
@@ -64,7 +64,7 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
         raise ConfigError("data.sizes: only built-in worlds draw rows; remove it")
     else:
         folder = Path(source)
-        digest = path_hash(folder) if folder.is_dir() else source
+        digest = path_hash(folder) if folder.is_dir() else ""
         source = str(folder.resolve()) if folder.is_dir() else source
     evaluation = load_records(source, data.evaluation_split)
     used = [
@@ -74,6 +74,8 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
     names = dict.fromkeys(part for split in used for part in split.split("+"))
     parts = {name: load_records(source, name) for name in names}
     validation = load_records(source, data.validation_split)
+    # Under a name on a hub the rows may change; those that were read count.
+    digest = digest or rows_digest([*parts.values(), validation, evaluation])
     labelled = {"train": parts["train"], "validation": validation, "evaluation": evaluation}
     for name, records in labelled.items():
         if not records.paired:

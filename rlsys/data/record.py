@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -111,6 +111,17 @@ def joined(parts: Sequence[Records]) -> Records:
 def ids_digest(records: Records) -> str:
     """Changes with the ids and their order."""
     return hashlib.sha256("\n".join(record.id for record in records.rows).encode()).hexdigest()
+
+
+def rows_digest(splits: Iterable[Records]) -> str:
+    """Changes with anything in a row that is learned from or judged, and with the order of rows."""
+    total = hashlib.sha256()
+    for record in (record for records in splits for record in records.rows):
+        total.update(repr(replace(record, image=None)).encode())
+        total.update(
+            record.image if isinstance(record.image, bytes) else str(record.image).encode()
+        )
+    return total.hexdigest()
 
 
 def pixel_hash(record: Record) -> str:

@@ -1,10 +1,12 @@
 """The data of a run: what stages learn from, and what is refused before any work."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -127,3 +129,36 @@ def test_a_built_in_world_is_drawn_once(folder: Path) -> None:
     assert not first.training["judge"].paired
     assert not first.leaked["judge"]
     assert first.oracle is not None
+
+
+def test_rows_of_a_hub_are_known_by_what_they_say(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the dataset's name: it may be changed there."""
+    changed: dict[str, Any] = {}
+
+    def load_dataset(_: str, split: str) -> datasets.Dataset:
+        color = (40 * SPLITS.index(split), 90, 30)
+        rows = []
+        for n in (0, 1):
+            picture = io.BytesIO()
+            shown = changed.get("shown", {}).get(split, color)
+            Image.new("RGB", (56, 56), shown).save(picture, "png")
+            cell = {"bytes": picture.getvalue(), "path": None}
+            words = changed.get("words", {}) if split == "validation" else {}
+            rows.append(row(n, id=f"{split}-{n}") | words | {"image": cell})
+        return datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+    def digest() -> str:
+        return prepared(folder, source="someone/something").digest
+
+    before = digest()
+    assert digest() == before
+    changed["words"] = {"question": "another ?"}
+    asked = digest()
+    changed["words"] |= {"response_1": "another ."}
+    answered = digest()
+    changed["shown"] = {"evaluation": (1, 2, 3)}
+    assert len({before, asked, answered, digest()}) == 4
