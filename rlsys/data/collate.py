@@ -13,15 +13,15 @@ from rlsys.batch import PreferencePairs
 from rlsys.data.encoder import PromptEncoder, response_ids
 from rlsys.data.record import Records
 from rlsys.errors import DataError
+from rlsys.models.heads import NO_TOKEN
 
 
 @dataclass(frozen=True)
 class Collated:
     """Inputs of a VLM (as ``rlsys.models.heads.run_trunk`` takes them) and where its responses lie.
 
-    states [B, T]: position whose output predicts response token t; tokens [B, T]: those tokens;
-    ends [B, 1]: position of the last token. Entries beyond a row's length point at real positions
-    and mean nothing.
+    states [B, T]: position whose output predicts response token t, beyond a row's length the last
+    of them; tokens [B, T]: those tokens, and NO_TOKEN beyond; ends [B, 1]: position of the last.
     """
 
     inputs: dict[str, Any]
@@ -72,8 +72,7 @@ def collate(
     width = int(counts.max()) if width is None else width
     ids = torch.full((len(prompts), length), encoder.tokenizer.pad_token_id)
     mask = torch.zeros_like(ids)
-    # Padding holds a token that may be sampled, so that its log-probability is finite.
-    tokens = torch.full((len(prompts), width), encoder.tokenizer.eos_token_id)
+    tokens = torch.full((len(prompts), width), NO_TOKEN)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         filled = torch.cat([prompt.expanded, response])
         ids[row, : len(filled)] = filled

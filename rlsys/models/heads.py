@@ -12,6 +12,8 @@ from rlsys.algorithms.logprobs import forbid, token_logprobs
 from rlsys.errors import ModelError
 from rlsys.models.load import load_head, load_policy, load_trunk
 
+NO_TOKEN = -100  # torch's ignore_index
+
 Inputs = dict[str, Any]
 """input_ids, attention_mask, mm_token_type_ids [B, L]; pixels: features of the distinct images;
 image_index [B]: which of them each row shows, -1 for a row without one."""
@@ -56,12 +58,17 @@ class PolicyModule(nn.Module):
 
     def forward(self, inputs: Inputs, states: Tensor, tokens: Tensor) -> Tensor:
         """Args: inputs of the VLM; states [B, T] index of the position that predicts each token;
-        tokens [B, T]. Returns: [B, T] fp32, nats, on the CPU. Entries of padding are meaningless.
+        tokens [B, T], NO_TOKEN where a row has none: no logits are computed there.
+        Returns: [B, T] fp32, nats, on the CPU; zero where there is no token.
         """
         device = self.vlm.device
         hidden = run_trunk(self.vlm.base_model, to_device(inputs, device))
-        logits = self.vlm.get_output_embeddings()(_at(hidden, states.to(device)))
-        return token_logprobs(forbid(logits, self.forbidden), tokens.to(device)).cpu()
+        rows, steps = (tokens != NO_TOKEN).nonzero(as_tuple=True)
+        places = rows * hidden.shape[1] + states[rows, steps]
+        logits = self.vlm.get_output_embeddings()(hidden.flatten(0, 1)[places.to(device)])
+        given = tokens[rows, steps].to(device)
+        found = token_logprobs(forbid(logits, self.forbidden), given).cpu()
+        return torch.zeros(tokens.shape).index_put((rows, steps), found)
 
 
 class ScorerModule(nn.Module):
