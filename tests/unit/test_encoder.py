@@ -9,6 +9,7 @@ from rlsys.data.collate import collate
 from rlsys.data.encoder import EncodedPrompt, PromptEncoder, forged_token
 from rlsys.data.record import Records
 from rlsys.errors import DataError
+from rlsys.models.heads import NO_TOKEN
 from tests.unit.conftest import QUESTIONS, make_record
 
 ROWS = [0, 1, 2, 3]
