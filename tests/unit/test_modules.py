@@ -159,6 +159,22 @@ def test_a_row_sees_its_own_image_as_transformers_shows_it(
 
 
 @torch.no_grad()
+def test_logits_are_computed_where_there_is_a_token(
+    policy: PolicyModule, encoder: PromptEncoder
+) -> None:
+    """A row of many tokens makes the others' padding wide, and costs nothing there."""
+    seen: list[int] = []
+    output = policy.vlm.get_output_embeddings()
+    hook = output.register_forward_hook(lambda _, __, logits: seen.append(len(logits)))
+    said = say(policy, batch_of(encoder, [0, 1, 2, 3], width=40))
+    hook.remove()
+    assert seen == [sum(lengths(encoder))]
+    for row, count in zip(said, lengths(encoder), strict=True):
+        assert (row[:count] < 0).all()
+        assert (row[count:] == 0).all()
+
+
+@torch.no_grad()
 def test_the_image_matters(
     policy: PolicyModule, scorer: ScorerModule, encoder: PromptEncoder
 ) -> None:
