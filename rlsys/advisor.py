@@ -35,7 +35,7 @@ def observe(advisor: Advisor, records: Records, *, cpu: bool) -> list[tuple[Obse
     without them would look like an answer to a harmless prompt.
     """
     encoder = PromptEncoder(load_processor(advisor.model), records, 1 << 20)
-    room = max(len(prompt.expanded) for prompt in encoder.prompts(range(len(records))))
+    room = max(encoder.lengths(range(len(records))))
     texts = max(
         len(encoder.tokenizer(text)["input_ids"]) for text in advisor.prompts.texts.values()
     )

@@ -47,7 +47,8 @@ class PromptEncoder:
         self._cache: OrderedDict[_Key, EncodedPrompt] = OrderedDict()
         self._bytes = 0
         self._blank: dict[str, Tensor] = {}
-        self._counts: dict[int, int] = {}
+        self._image_tokens: dict[tuple[int, int], int] = {}
+        self._lengths: dict[int, int] = {}
         self._lock = threading.Lock()  # engines encode from several threads
 
     def prompts(
@@ -60,6 +61,20 @@ class PromptEncoder:
         """
         with self._lock:
             return self._prompts(list(zip(indices, notes or [""] * len(indices), strict=True)))
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        """Tokens of these dataset rows' prompts after expansion. No pixels are processed: a rank
+        plans with rows that others encode.
+        """
+        with self._lock:
+            missing = [row for row in dict.fromkeys(indices) if row not in self._lengths]
+            texts = [self.render(self.records[row]) for row in missing]
+            collapsed = (
+                self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+            )
+            for row, ids in zip(missing, collapsed, strict=True):
+                self._lengths[row] = len(ids) + self._expansion(row)
+            return [self._lengths[row] for row in indices]
 
     def _prompts(self, keys: list[_Key]) -> list[EncodedPrompt]:
         missing = sorted(set(keys) - self._cache.keys())
@@ -90,16 +105,20 @@ class PromptEncoder:
             raise DataError(f"an instruction contains the special token {forged!r}")
         rendered = self._conversation(text, row is not None)
         ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        return list(ids), len(ids) + (0 if row is None else self._image_tokens(row) - 1)
-
-    def _image_tokens(self, row: int) -> int:
-        """How many a row's image expands to, whatever is asked about it."""
         with self._lock:
-            if row not in self._counts:
-                image = self.records[row].open_image()
-                batch = self.processor(text=[self._conversation("", True)], images=[image])
-                self._counts[row] = list(batch["input_ids"][0]).count(self.image_token_id)
-            return self._counts[row]
+            return list(ids), len(ids) + (0 if row is None else self._expansion(row))
+
+    def _expansion(self, row: int) -> int:
+        """How many tokens a row's prompt grows by: what an image expands to depends on its size."""
+        record = self.records[row]
+        if record.image is None:
+            return 0
+        size = record.image_size()
+        if size not in self._image_tokens:
+            text, image = self._conversation("", True), record.open_image()
+            ids = self.processor(text=[text], images=[image])["input_ids"][0]
+            self._image_tokens[size] = list(ids).count(self.image_token_id)
+        return self._image_tokens[size] - 1
 
     def _conversation(self, text: str, with_image: bool, history: Sequence[str] = ()) -> str:
         """history: texts of user and model in turn. The image stands at the start."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,12 +45,22 @@ class Record:
 
     def open_image(self) -> Image.Image:
         """Decoded, RGB. Raises: DataError naming the file or the row."""
+        with self._opened() as image:
+            return image.convert("RGB")
+
+    def image_size(self) -> tuple[int, int]:
+        """Width and height, pixels; nothing is decoded. Raises: DataError as ``open_image``."""
+        with self._opened() as image:
+            return image.size
+
+    @contextmanager
+    def _opened(self) -> Iterator[Image.Image]:
         if self.image is None:
             raise DataError(f"row {self.id}: has no image")
         try:
             source = io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image
             with Image.open(source) as image:
-                return image.convert("RGB")
+                yield image
         except (OSError, UnidentifiedImageError) as error:
             where = self.image if isinstance(self.image, str) else "bytes in the image column"
             raise DataError(f"row {self.id}: image cannot be read ({where}): {error}") from error

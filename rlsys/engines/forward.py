@@ -72,8 +72,8 @@ def forward_answers(
 def answer_counts(encoder: PromptEncoder, rows: Sequence[int], texts: Sequence[str]) -> list[int]:
     """Prompt plus response tokens."""
     return [
-        len(prompt.expanded) + len(encoder.response(text))
-        for prompt, text in zip(encoder.prompts(rows), texts, strict=True)
+        length + len(encoder.response(text))
+        for length, text in zip(encoder.lengths(rows), texts, strict=True)
     ]
 
 

@@ -110,8 +110,7 @@ class PolicyWorker(ReferenceWorker):
             encoder.response(r.responses[r.more_helpful if target == "more_helpful" else r.safer])
             for r in records
         ]
-        prompts = encoder.prompts(rows)
-        counts = [len(p.expanded) + len(a) for p, a in zip(prompts, answers, strict=True)]
+        counts = [n + len(a) for n, a in zip(encoder.lengths(rows), answers, strict=True)]
         tokens = sum(len(a) for a in answers)
         stats = Stats()
 
@@ -167,9 +166,9 @@ class PolicyWorker(ReferenceWorker):
 
     def _pair_counts(self, pairs: PreferencePairs) -> list[int]:
         """Tokens a pair takes in a batch: twice its longer side."""
-        prompts = self.seat.encoder.prompts(pairs.prompt_index.tolist())
+        prompts = self.seat.encoder.lengths(pairs.prompt_index.tolist())
         sides = zip(prompts, pairs.chosen, pairs.rejected, strict=True)
-        return [2 * (len(p.expanded) + max(len(c), len(r))) for p, c, r in sides]
+        return [2 * (length + max(len(c), len(r))) for length, c, r in sides]
 
     def _pair_sums(self, pairs: PreferencePairs, micro: list[int]) -> Tensor:
         """[M, 2] summed log-probabilities; both answers of a prompt share its pixels."""

@@ -47,9 +47,9 @@ class PairScorer:
         """Tokens a pair takes in a batch: twice its longer side."""
         encoder = self.seat.encoder
         counts = []
-        for row, prompt in zip(rows, encoder.prompts(rows), strict=True):
+        for row, length in zip(rows, encoder.lengths(rows), strict=True):
             answers = [len(encoder.response(r)) for r in encoder.records[row].responses]
-            counts.append(2 * (len(prompt.expanded) + max(answers)))
+            counts.append(2 * (length + max(answers)))
         return counts
 
     def _pair_scores(self, rows: Sequence[int]) -> Tensor:

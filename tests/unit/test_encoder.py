@@ -1,13 +1,14 @@
 """Prompts and answers to ids, pixels and padded batches."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rlsys.data.collate import collate
 from rlsys.data.encoder import EncodedPrompt, PromptEncoder, forged_token
-from rlsys.data.record import Records
+from rlsys.data.record import Record, Records
 from rlsys.errors import DataError
 from rlsys.models.heads import NO_TOKEN
 from tests.unit.conftest import QUESTIONS, make_record
@@ -79,6 +80,22 @@ def test_a_prompt_is_encoded_once(encoder: PromptEncoder) -> None:
     again = mine.prompts([1, 2, 0])
     assert again[0] is first[1]
     assert again[2] is first[0]
+
+
+def test_lengths_are_known_without_the_pixels(
+    encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of four sizes, each of them twice, and a row without one."""
+    records = [make_record(n, QUESTIONS[n % 4], ("", "")) for n in range(9)]
+    records[8] = replace(records[8], image=None)
+    mine = PromptEncoder(encoder.processor, Records(records, Counter()), 128)
+    opened: list[str] = []
+    whole = Record.open_image
+    monkeypatch.setattr(Record, "open_image", lambda r: (opened.append(r.id), whole(r))[1])
+    asked = [7, 8, 0, 1, 2, 3, 4, 5, 6, 0]
+    found = mine.lengths(asked)
+    assert len(opened) == 4
+    assert found == [len(prompt.expanded) for prompt in mine.prompts(asked)]
 
 
 def test_a_note_follows_the_question_and_no_note_changes_nothing(encoder: PromptEncoder) -> None:
