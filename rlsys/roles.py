@@ -141,8 +141,8 @@ def as_completed(pendings: Sequence[Pending[T]], timeout: float) -> Iterator[T]:
 
 
 def as_settled(pendings: Sequence[Pending[T]], timeout: float) -> Iterator[list[T]]:
-    """``as_completed``, with all results that are there by then at once: who is slower than they
-    arrive takes more of them at a time.
+    """Like ``as_completed``, but yields lists: all that has arrived since the last one was taken.
+    Where one of them failed the error is raised and the list is not yielded.
     """
     waiting = list(pendings)
     while waiting:

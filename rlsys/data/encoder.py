@@ -47,7 +47,9 @@ class PromptEncoder:
         self._cache: OrderedDict[_Key, EncodedPrompt] = OrderedDict()
         self._bytes = 0
         self._blank: dict[str, Tensor] = {}
-        self._image_tokens: dict[tuple[int, int], int] = {}
+        # Tokens by which an image makes a prompt grow: by its size, and by row.
+        self._growth = {(0, 0): 0}
+        self._grown: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
         self._lock = threading.Lock()  # engines encode from several threads
 
@@ -63,8 +65,9 @@ class PromptEncoder:
             return self._prompts(list(zip(indices, notes or [""] * len(indices), strict=True)))
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
-        """Tokens of these dataset rows' prompts after expansion. No pixels are processed: a rank
-        plans with rows that others encode.
+        """Tokens of these dataset rows' prompts after expansion: a rank plans with rows that others
+        encode. Of the images only the sizes are read; the first of each size is processed.
+        Raises: DataError for an over-long prompt, on every rank alike.
         """
         with self._lock:
             missing = [row for row in dict.fromkeys(indices) if row not in self._lengths]
@@ -73,7 +76,9 @@ class PromptEncoder:
                 self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
             )
             for row, ids in zip(missing, collapsed, strict=True):
-                self._lengths[row] = len(ids) + self._expansion(row)
+                length = len(ids) + self._expansion(row)
+                self._check_length(row, length)
+                self._lengths[row] = length
             return [self._lengths[row] for row in indices]
 
     def _prompts(self, keys: list[_Key]) -> list[EncodedPrompt]:
@@ -109,16 +114,24 @@ class PromptEncoder:
             return list(ids), len(ids) + (0 if row is None else self._expansion(row))
 
     def _expansion(self, row: int) -> int:
-        """How many tokens a row's prompt grows by: what an image expands to depends on its size."""
-        record = self.records[row]
-        if record.image is None:
-            return 0
-        size = record.image_size()
-        if size not in self._image_tokens:
-            text, image = self._conversation("", True), record.open_image()
-            ids = self.processor(text=[text], images=[image])["input_ids"][0]
-            self._image_tokens[size] = list(ids).count(self.image_token_id)
-        return self._image_tokens[size] - 1
+        """How many tokens a row's prompt grows by: an image's size decides. Under the lock."""
+        if row not in self._grown:
+            record = self.records[row]
+            size = (0, 0) if record.image is None else record.image_size()
+            if size not in self._growth:
+                text, image = self._conversation("", True), record.open_image()
+                expanded = self.processor(text=[text], images=[image])["input_ids"][0]
+                collapsed = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                self._growth[size] = len(expanded) - len(collapsed)
+            self._grown[row] = self._growth[size]
+        return self._grown[row]
+
+    def _check_length(self, row: int, length: int) -> None:
+        if length > self.max_prompt_tokens:
+            raise DataError(
+                f"row {self.records[row].id}: prompt has {length} tokens, "
+                f"max_prompt_tokens is {self.max_prompt_tokens}"
+            )
 
     def _conversation(self, text: str, with_image: bool, history: Sequence[str] = ()) -> str:
         """history: texts of user and model in turn. The image stands at the start."""
@@ -171,13 +184,9 @@ class PromptEncoder:
         )
         parts = self._split_pixels(batch, len(records)) if shown else [{}] * len(records)
         prompts = []
-        for row, record in enumerate(records):
+        for row in range(len(records)):
             expanded = batch["input_ids"][row][batch["attention_mask"][row].bool()].clone()
-            if len(expanded) > self.max_prompt_tokens:
-                raise DataError(
-                    f"row {record.id}: prompt has {len(expanded)} tokens, "
-                    f"max_prompt_tokens is {self.max_prompt_tokens}"
-                )
+            self._check_length(keys[row][0], len(expanded))
             collapsed = self.tokenizer(texts[row], add_special_tokens=False)["input_ids"]
             prompts.append(EncodedPrompt(expanded, list(collapsed), parts[row]))
         return prompts

@@ -74,7 +74,7 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
     names = dict.fromkeys(part for split in used for part in split.split("+"))
     parts = {name: load_records(source, name) for name in names}
     validation = load_records(source, data.validation_split)
-    # Under a name on a hub the rows may change; those that were read count.
+    # Under a name on a hub the rows may change; those that this recipe reads count.
     digest = digest or rows_digest([*parts.values(), validation, evaluation])
     labelled = {"train": parts["train"], "validation": validation, "evaluation": evaluation}
     for name, records in labelled.items():

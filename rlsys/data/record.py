@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -125,13 +126,14 @@ def ids_digest(records: Records) -> str:
 
 
 def rows_digest(splits: Iterable[Records]) -> str:
-    """Changes with anything in a row that is learned from or judged, and with the order of rows."""
+    """Changes with anything in a row that is learned from or judged, with its split and place."""
     total = hashlib.sha256()
-    for record in (record for records in splits for record in records.rows):
-        total.update(repr(replace(record, image=None)).encode())
-        total.update(
-            record.image if isinstance(record.image, bytes) else str(record.image).encode()
-        )
+    for records in splits:
+        total.update(f"{len(records)} rows".encode())
+        for record in records.rows:
+            image = record.image
+            total.update(repr(replace(record, image=None)).encode())
+            total.update(Path(image).read_bytes() if isinstance(image, str) else image or b"")
     return total.hexdigest()
 
 

@@ -195,8 +195,8 @@ def sample_and_judge(
     metrics: Metrics,
 ) -> dict[int, list[Judged]]:
     """Finished chunks are judged while the engines draw others, as many at once as are there; the
-    first one must agree with the trainer. Returns: dataset row -> its answers in the order of their
-    sample numbers, whatever arrived first.
+    first one must agree with the trainer. How many come together moves a judge's logits by rounding
+    errors, no more. Returns: dataset row -> its answers in the order of their sample numbers.
     """
     requests = [
         SampleRequest(p.row, s, sample_seed(run.seed, state.round, p.row, s))

@@ -20,7 +20,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Standing:
-    """One row of the table; `number` counts from 1 in the order of the evaluation.
+    """One row of the table; `number` counts from 1 in the order of the tables.
 
     `point` is None without both rates; `dominated_by` is then None as well, and `overlap` says
     that the intervals of the two policies overlap in both rates.
@@ -56,7 +56,7 @@ def intervals_overlap(one: Cell, other: Cell) -> bool:
 
 
 def standings(tables: dict[str, Table], recipe: Recipe) -> list[Standing]:
-    """Every policy in the order of the evaluation."""
+    """Every policy in the order of the tables."""
     found = {policy: _cells(table) for policy, table in tables.items()}
     points = {
         policy: Point(cells["safe"], cells["helpful"])

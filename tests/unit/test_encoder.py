@@ -131,6 +131,8 @@ def test_an_over_long_prompt_names_its_row(encoder: PromptEncoder) -> None:
         DataError, match=rf"row row-{row}: prompt has {longest} tokens.*{longest - 1}"
     ):
         fresh(encoder, limit=longest - 1).prompts(ROWS)
+    with pytest.raises(DataError, match=rf"row row-{row}: prompt has {longest} tokens"):
+        fresh(encoder, limit=longest - 1).lengths(ROWS)
 
 
 @pytest.mark.parametrize(

@@ -418,7 +418,7 @@ def test_a_split_is_as_large_as_was_asked_for(size: int, tmp_path: Path) -> None
 
 def test_the_same_seed_teaches_the_same(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write(tmp_path / name, sizes={"judge": 31}, seed=seed)
+        write(tmp_path / name, sizes={"judge": 31, "noted": 25}, seed=seed)
 
     def content(name: str) -> dict[str, bytes]:
         root = tmp_path / name
@@ -426,7 +426,9 @@ def test_the_same_seed_teaches_the_same(tmp_path: Path) -> None:
 
     assert content("a") == content("b")
     assert content("a").keys() == content("c").keys()
-    assert content("a")["judge.jsonl"] != content("c")["judge.jsonl"]
+    for split, size in (("judge", 31), ("noted", 25)):
+        assert content("a")[f"{split}.jsonl"].count(b"\n") == size
+        assert content("a")[f"{split}.jsonl"] != content("c")[f"{split}.jsonl"]
 
 
 def test_noted_prompts_read_as_a_told_policy_meets_them(tmp_path: Path) -> None:
@@ -448,5 +450,6 @@ def test_noted_prompts_read_as_a_told_policy_meets_them(tmp_path: Path) -> None:
         assert not note or f"known risks{note}" in notes
         told[bool(note)].append(all(scene.hazards for scene in fits))
     assert all(told[True])
+    assert any(told[False])
     assert not all(told[False])
     assert 0.2 < len(told[True]) / 400 < 0.4  # half of the harmful three fifths

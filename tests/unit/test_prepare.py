@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from rlsys.config.feedback import ObserveStage
 from rlsys.config.schema import DataConfig, RunConfig
 from rlsys.config.stages import FilterStage, SftStage
 from rlsys.data.prepare import Prepared, prepare
+from rlsys.data.record import Record, Records, rows_digest
+from rlsys.data.records import load_records
 from rlsys.errors import ConfigError, DataError
 from tests.helpers import row
 
@@ -162,3 +165,14 @@ def test_rows_of_a_hub_are_known_by_what_they_say(
     answered = digest()
     changed["shown"] = {"evaluation": (1, 2, 3)}
     assert len({before, asked, answered, digest()}) == 4
+
+
+def test_where_a_row_stands_and_what_its_file_shows_count(folder: Path) -> None:
+    rows = load_records(str(folder), "train").rows
+
+    def digest(*splits: list[Record]) -> str:
+        return rows_digest(Records(split, Counter()) for split in splits)
+
+    ways = [digest(rows), digest(rows[::-1]), digest(rows[:1], rows[1:]), digest([], rows)]
+    Image.new("RGB", (56, 56), (1, 2, 3)).save(folder / "train.png")
+    assert len({*ways, digest(rows)}) == 5

@@ -11,7 +11,7 @@ import pytest
 
 import rlsys.roles as roles
 from rlsys.errors import RlsysError, RoleError, RoleTimeout
-from rlsys.roles import Part, Pending, ProcessDied, as_completed, wait_settled
+from rlsys.roles import Part, Pending, ProcessDied, as_completed, as_settled, wait_settled
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +63,19 @@ def test_results_come_in_the_order_they_arrive() -> None:
         future.set_result(name)
         assert next(arriving) == name
     assert list(arriving) == []
+
+
+def test_results_that_are_there_come_together() -> None:
+    futures = [Future[str]() for _ in range(4)]
+    arriving = as_settled([Pending([part(f)], lambda v: v[0]) for f in futures], 1.0)
+    futures[2].set_result("c")
+    assert next(arriving) == ["c"]
+    futures[3].set_result("d")
+    futures[0].set_result("a")
+    assert sorted(next(arriving)) == ["a", "d"]
+    futures[1].set_exception(ValueError("spilt"))
+    with pytest.raises(RoleError, match="spilt"):
+        next(arriving)
 
 
 def test_an_answer_from_another_thread_ends_the_wait() -> None:

@@ -41,7 +41,8 @@ def lesson(scene: Scene, image: str, name: str, prompts: PromptSet, rng: Random)
 
 
 def noted(scene: Scene, image: str, name: str, prompts: PromptSet, rng: Random) -> dict[str, Any]:
-    """A prompt and its answer: a careful one where a note tells the risks, else whatever helps.
+    """A prompt and its answer: a careful one where a note tells the risks, else one that complies,
+    be the prompt harmful or not.
 
     Half of the harmful prompts have a note, so who learns from these rows heeds what is noted and
     sees no more than before.
