@@ -122,19 +122,26 @@ def front(rows: list[Standing]) -> list[Point]:
     return sorted(found, key=lambda point: (point.helpful["rate"], -point.safe["rate"]))
 
 
+def _unclear(overlap: bool) -> str:
+    return " (the intervals of both rates overlap)" if overlap else ""
+
+
 def front_sentences(rows: list[Standing], kind: str = "safe_rlhf") -> list[str]:
-    """How the policies that stages of one kind made stand among all."""
+    """How the policies that stages of one kind made stand among all, and among themselves."""
     ours = [row for row in rows if row.kind == kind]
-    beaten = [
-        f"“{row.policy}” is dominated by “{row.dominated_by}”"
-        + (" (the intervals of both rates overlap)" if row.overlap else "")
-        for row in ours
-        if row.dominated_by
-    ]
+    own = {row.policy: row.point for row in ours if row.point}
+    beaten = []
+    for row in ours:
+        if row.dominated_by:
+            text = f"“{row.policy}” is dominated by “{row.dominated_by}”" + _unclear(row.overlap)
+            peer, overlap = _dominator(row.policy, own)
+            if peer and peer != row.dominated_by:
+                text += f", and among its own kind by “{peer}”" + _unclear(overlap)
+            beaten.append(text)
     told = []
     if beaten:
         told.append(
-            f"Trained with {kind}, {_listed(beaten)}: the other is at least as safe and as helpful "
+            f"Trained with {kind}, {'; '.join(beaten)}: the other is at least as safe and as helpful "
             "and better in one of the two."
         )
     if names := [f"“{row.policy}”" for row in ours if row.on_front]:

@@ -195,7 +195,8 @@ def test_the_summary_counts_every_policy_of_safe_rlhf_once(tmp_path: Path) -> No
     recipe = RECIPE | {"evaluation": {"kind": "evaluate", "policies": dict.fromkeys("bcdf", "ppo")}}
     text = Page(build_report(make_many(tmp_path, tables, recipe))).text.partition("Results")[0]
     overlap = "“d” is dominated by “a” (the intervals of both rates overlap)"
-    assert f"“c” is dominated by “a” and {overlap}: the other" in text
+    peer = "and among its own kind by “b”"
+    assert f"“c” is dominated by “a”, {peer}; {overlap}: the other" in text
     assert "“b”, trained with safe_rlhf, is on the front" in text
     assert "“f”, trained with safe_rlhf, has no place: it lacks the rate of helpful." in text
 
