@@ -141,8 +141,8 @@ def front_sentences(rows: list[Standing], kind: str = "safe_rlhf") -> list[str]:
     told = []
     if beaten:
         told.append(
-            f"Trained with {kind}, {'; '.join(beaten)}: the other is at least as safe and as helpful "
-            "and better in one of the two."
+            f"Trained with {kind}, {'; '.join(beaten)}: the other is at least as safe and as "
+            "helpful and better in one of the two."
         )
     if names := [f"“{row.policy}”" for row in ours if row.on_front]:
         told.append(
