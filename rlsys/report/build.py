@@ -18,7 +18,14 @@ from rlsys.report.front import FEW, Standing, standings
 from rlsys.report.gallery import CARDS_PER_GROUP, gallery
 from rlsys.report.judge import judge_section
 from rlsys.report.scatter import safe_against_helpful
-from rlsys.report.summary import changes, pair, paragraph, percent, steady_state
+from rlsys.report.summary import (
+    changes,
+    pair,
+    paragraph,
+    percent,
+    steady_state,
+    trained_sentence,
+)
 
 # Kinds of stages with a section of their own, whose rows are no curves of a loss.
 OWN_SECTION = ("safe_rlhf", "guarded", "judge", "rlaif")
@@ -52,7 +59,9 @@ def _context(run: RunData) -> dict[str, Any]:
     splits, metrics = _axes(run.evaluation or {})
     rows = standings(run.evaluation or {}, run.recipe)
     series = run.series or []
-    training = [(s, _training(run, s)) for s in series if s.kind == "safe_rlhf"]
+    training = [
+        (s, trained_sentence(s), _training(run, s)) for s in series if s.kind == "safe_rlhf"
+    ]
     return {
         "run": run,
         "summary": paragraph(run),

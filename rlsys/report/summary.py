@@ -73,7 +73,8 @@ def paragraph(run: RunData) -> str:
     sentences = [_evaluated(run)]
     if len(run.evaluation or {}) > FEW:
         sentences += front_sentences(standings(run.evaluation or {}, run.recipe))
-    sentences += [_trained(s) for s in run.series or [] if s.kind == "safe_rlhf"]
+    trained = [trained_sentence(s) for s in run.series or [] if s.kind == "safe_rlhf"]
+    sentences += trained if len(trained) <= 2 else []  # each one's section begins with its own
     return " ".join(sentences)
 
 
@@ -102,7 +103,8 @@ def _evaluated(run: RunData) -> str:
     return text
 
 
-def _trained(series: Series) -> str:
+def trained_sentence(series: Series) -> str:
+    """How a safe_rlhf stage ended: cost, threshold and multiplier."""
     steps, _ = series.column("step")
     plural = "" if len(steps) == 1 else "s"
     text = f"The safe_rlhf stage “{series.stage}” ran {len(steps)} iteration{plural}"

@@ -382,3 +382,18 @@ def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
     write_lines(run / "metrics.jsonl", metric_rows(random.Random(3), 1)[:60])
     first = build_report(run).read_bytes()
     assert build_report(run).read_bytes() == first
+
+
+def test_many_stages_of_ppo_end_in_their_own_sections(tmp_path: Path) -> None:
+    run = make_bare_run(tmp_path)
+    rows = [
+        {"stage": stage, "kind": "safe_rlhf", "step": 0, "time": 1.7e9, "lambda": 1.5}
+        for stage in ("a", "b", "c")
+    ]
+    for some in (rows[:2], rows):
+        write_lines(run / "metrics.jsonl", some)
+        head, _, sections = Page(build_report(run)).text.partition("Safe RLHF training")
+        for row in some:
+            said = f"“{row['stage']}” ran 1 iteration, with λ = 1.5."
+            assert (said in head) == (len(some) < 3)
+            assert said in sections
