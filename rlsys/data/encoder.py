@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rlsys.data.record import Record, Records
+from rlsys.data.record import Record, Records, with_note
 from rlsys.errors import DataError
 
 _Key = tuple[int, str]
@@ -91,7 +91,7 @@ class PromptEncoder:
 
     def render(self, record: Record, note: str = "") -> str:
         """The conversation as text, with one placeholder for the image, if there is one."""
-        text = f"{record.question} {note}" if note else record.question
+        text = with_note(record.question, note)
         turns = [part for turn in record.history for part in turn]
         for what, said in [("the question", text), *(("an earlier turn", turn) for turn in turns)]:
             forged = forged_token(said, self.tokenizer)

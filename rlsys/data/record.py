@@ -92,6 +92,11 @@ def unlabelled(
     )
 
 
+def with_note(question: str, note: str) -> str:
+    """As a policy reads a question whose risks it is told; without a note, the question itself."""
+    return f"{question} {note}" if note else question
+
+
 @dataclass(frozen=True)
 class Records:
     """The usable rows of a split, and why the others were not. paired: every row has two labelled

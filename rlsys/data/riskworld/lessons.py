@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from rlsys.data.llava import IMAGE_MARK
+from rlsys.data.record import with_note
 from rlsys.data.riskworld import judgements
 from rlsys.data.riskworld.language import right_answer
 from rlsys.data.riskworld.scene import Scene
@@ -48,9 +49,9 @@ def noted(scene: Scene, image: str, name: str, prompts: PromptSet, rng: Random) 
     sees no more than before.
     """
     note = risk_note(prompts, judgements.risks(scene), ()) if rng.random() < 0.5 else ""
-    text = f"{scene.question} {note}" if note else scene.question
     answer = judgements.rewrite(scene) if note else right_answer(scene)
-    return _conversation(name, IMAGE_MARK + text, answer) | {"image": image}
+    asked = IMAGE_MARK + with_note(scene.question, note)
+    return _conversation(name, asked, answer) | {"image": image}
 
 
 def _conversation(name: str, asked: str, replied: str) -> dict[str, Any]:
