@@ -22,8 +22,8 @@ from rlsys.config.load import dump_config, to_plain
 from rlsys.config.schema import RunConfig
 from rlsys.data.prepare import Prepared, prepare
 from rlsys.data.record import ids_digest
+from rlsys.data.slice import DataSlice
 from rlsys.data.worlds import prompts_folder
-from rlsys.engines.workbench import DataSlice
 from rlsys.evaluation.stats import save_evaluation
 from rlsys.judging.prompts import load_prompts
 from rlsys.metrics import MetricsLog

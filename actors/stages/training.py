@@ -16,10 +16,11 @@ from rlsys.config.stages import DpoStage, GuardStage, ScorerStage, SftStage
 from rlsys.data.collate import labelled_pairs
 from rlsys.data.record import Records, ids_digest, joined, leaked_ids
 from rlsys.data.records import demonstrations
+from rlsys.data.slice import DataSlice
 from rlsys.drivers.dpo import dpo
 from rlsys.drivers.scorers import scorer_quality
 from rlsys.drivers.sft import train
-from rlsys.engines.workbench import DataSlice, RoleSpec
+from rlsys.engines.workbench import RoleSpec
 from rlsys.guard.flags import load_flags, passed_rows
 from rlsys.models.load import load_processor
 from rlsys.models.tiny import build_tiny_vlm

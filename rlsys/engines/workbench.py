@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlsys.config.schema import EngineConfig, OptimConfig, TrainConfig
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.record import Records, ids_digest, joined
-from rlsys.data.records import demonstrations, load_records
+from rlsys.data.record import Records
+from rlsys.data.slice import DataSlice
 from rlsys.engines.common import Seat
 from rlsys.engines.guard import GuardTrainer, GuardWorker
 from rlsys.engines.judge import JudgeWorker
@@ -20,45 +19,12 @@ from rlsys.engines.rollout import RolloutWorker
 from rlsys.engines.scorer import CriticWorker, ScorerTrainer, ScorerWorker
 from rlsys.engines.stepped import SteppedEngine
 from rlsys.engines.train import Rank
-from rlsys.errors import DataError, ModelError
+from rlsys.errors import ModelError
 from rlsys.guard.labels import OUTPUTS
 from rlsys.judging.prompts import PromptSet
 from rlsys.models.heads import PolicyModule, build_policy_module, build_scorer_module
 from rlsys.models.load import load_processor, vision_token_ids
 from rlsys.weights import WeightReader
-
-
-@dataclass(frozen=True)
-class DataSlice:
-    """Which rows a role reads: those of ``split``, none where it is empty, then those of a file of
-    ``conversations``; without the ids of ``exclude``.
-    """
-
-    source: str
-    split: str
-    max_prompt_tokens: int
-    exclude: frozenset[str] = frozenset()
-    conversations: str = ""
-    leaked: frozenset[str] = frozenset()
-    "Ids to leave out of the conversations."
-    ids: str = ""
-    "Digest of the ids that must come out, if known: rows go by number between processes."
-
-    def load(self) -> Records:
-        """Raises: DataError, also for other rows than those the driver has."""
-        parts = []
-        if self.split:
-            parts.append(load_records(self.source, self.split, exclude=self.exclude))
-        if self.conversations:
-            parts.append(demonstrations(Path(self.conversations), exclude=self.leaked))
-        records = joined(parts)
-        if self.ids and ids_digest(records) != self.ids:
-            raise DataError(
-                f"{self.source} [{self.split}] {self.conversations}: {len(records)} rows here "
-                f"({socket.gethostname()}), not those the driver read; rejected here: "
-                f"{dict(records.rejected)}. Is the folder complete on every node?"
-            )
-        return records
 
 
 @dataclass(frozen=True)

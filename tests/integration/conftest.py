@@ -12,7 +12,7 @@ from PIL import Image
 from actors.cluster import Cluster, open_cluster
 from rlsys.config.schema import EngineConfig, GroupConfig, RunConfig
 from rlsys.data.records import load_records
-from rlsys.engines.workbench import DataSlice
+from rlsys.data.slice import DataSlice
 from rlsys.models.tiny import TinyConfig, build_tiny_vlm
 from tests.helpers import write_rows
 

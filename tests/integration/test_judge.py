@@ -10,7 +10,8 @@ import pytest
 from actors.cluster import Cluster
 from actors.proxies import RemoteJudge
 from rlsys.config.schema import EngineConfig
-from rlsys.engines.workbench import DataSlice, RoleSpec
+from rlsys.data.slice import DataSlice
+from rlsys.engines.workbench import RoleSpec
 from rlsys.judging.cache import CachedJudge
 from rlsys.judging.forms import SCORES
 from rlsys.judging.judge import Candidate, Prompt, Question, disentangle, score

@@ -20,10 +20,11 @@ from actors.proxies import (
 from rlsys.batch import Rollouts, SampleRequest, TrainBatch, sample_seed
 from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
 from rlsys.config.stages import PpoConfig, ScorerStage, SftStage
+from rlsys.data.slice import DataSlice
 from rlsys.engines.forward import merge_rows
 from rlsys.engines.policy import PolicyWorker
 from rlsys.engines.train import Rank
-from rlsys.engines.workbench import DataSlice, RoleSpec, Workbench
+from rlsys.engines.workbench import RoleSpec, Workbench
 from rlsys.errors import RoleError
 from rlsys.weights import SharedMemoryReader
 
