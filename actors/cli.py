@@ -29,8 +29,21 @@ Overrides = Annotated[
 
 
 @app.command()
-def run(config: Recipe, overrides: Overrides = None) -> None:
-    """Run a recipe here, or on the cluster this process was submitted to."""
+def run(
+    config: Recipe,
+    overrides: Overrides = None,
+    in_process: Annotated[
+        bool, typer.Option(help="All roles in this process, without Ray: for a debugger.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the last run of this name, or fail if there is none.")
+    ] = False,
+) -> None:
+    """Run a recipe here, or on the cluster this process was submitted to. A stopped run of the
+    same recipe is resumed.
+    """
+    if in_process:
+        _engine_environment()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # of this process; groups set their own
@@ -39,10 +52,28 @@ def run(config: Recipe, overrides: Overrides = None) -> None:
     loaded = load_config(config, overrides or [])
     # Whoever ends the run politely (a scheduler, `kill`) still gets everything cleaned up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    from actors.display import Display
-    from actors.recipe import run_recipe
+    from rlsys.display import Display
+    from rlsys.stages.recipe import run_recipe
 
-    run_recipe(loaded, Display())
+    if in_process:
+        from rlsys.runtime.local import open_local
+
+        run_recipe(loaded, Display(), open_local, resume=resume)
+    else:
+        from actors.cluster import open_cluster
+
+        run_recipe(loaded, Display(), open_cluster, resume=resume)
+
+
+def _engine_environment() -> None:
+    """What engines expect of this process, before anything of them is imported."""
+    from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
+
+    os.environ.update(ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.update(CPU_ENVIRONMENT)
 
 
 @app.command()
@@ -71,13 +102,7 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="Write JSON lines here.")] = None,
 ) -> None:
     """Answers of a policy: plain, told a judge's observations, or behind a guard. Needs no Ray."""
-    from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
-
-    os.environ.update(ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.update(CPU_ENVIRONMENT)
+    _engine_environment()
     import rlsys.generate as generation
     from rlsys.advisor import Advisor
     from rlsys.data.worlds import prompts_folder

@@ -9,38 +9,28 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.group import Group, probe_paths
-from actors.transport import shm_folder
+from actors.group import Group
 from rlsys.config.schema import ClusterConfig, GroupConfig, RunConfig
+from rlsys.engines.transports.shared_memory import shared_folder
 from rlsys.errors import ConfigError, RoleTimeout
-from rlsys.roles import Part
-
-
-@dataclass
-class Cluster:
-    """The groups of a run, by name and by role."""
-
-    groups: dict[str, Group]
-    token: str
-    guards: tuple[Part, ...] = ()
-    by_role: dict[str, Group] = field(default_factory=dict)
+from rlsys.runtime.group import Runtime
 
 
 @contextmanager
-def open_cluster(config: RunConfig, run_dir: Path) -> Iterator[Cluster]:
+def open_cluster(config: RunConfig, run_dir: Path) -> Iterator[Runtime]:
     """Connect, check that the groups fit, start them; everything ends with the block."""
     with _ray(config.cluster) as private:
         check_resources(config.groups, ray.cluster_resources())
         settings = [(name, g) for name, g in config.groups.items() for _ in range(g.ranks)]
         bundles = [{"CPU": g.cpus} | ({"GPU": g.gpus} if g.gpus else {}) for _, g in settings]
         placement = placement_group(bundles, strategy="PACK")
-        cluster = Cluster({}, uuid.uuid4().hex[:12])
+        groups: dict[str, Group] = {}
+        token = uuid.uuid4().hex[:12]
         try:
             if not placement.wait(config.timeouts.start):
                 raise RoleTimeout(
@@ -49,35 +39,37 @@ def open_cluster(config: RunConfig, run_dir: Path) -> Iterator[Cluster]:
                 )
             for name, chosen in config.groups.items():
                 places = [i for i, (owner, _) in enumerate(settings) if owner == name]
-                cluster.groups[name] = Group(
+                groups[name] = Group(
                     name,
                     chosen,
                     placement,
                     places,
                     logs=run_dir / "logs",
                     seed=config.seed,
+                    token=token,
                     loopback=private,
                 )
-            _start(cluster, config, run_dir)
-            yield cluster
+            _start(groups, config, run_dir)
+            yield Runtime(
+                {role: group for group in groups.values() for role in group.settings.roles},
+                config.engine.transport,
+                {name: group.processes for name, group in groups.items()},
+                ray.get_runtime_context().gcs_address,
+            )
         finally:
-            for group in cluster.groups.values():
+            for group in groups.values():
                 for rank in group.ranks:
                     ray.kill(rank)
             remove_placement_group(placement)
-            shutil.rmtree(shm_folder(cluster.token), ignore_errors=True)
+            shutil.rmtree(shared_folder(token), ignore_errors=True)
 
 
-def _start(cluster: Cluster, config: RunConfig, run_dir: Path) -> None:
-    cluster.guards = tuple(
-        guard for group in cluster.groups.values() for guard in group.start(config.timeouts)
-    )
-    for group in cluster.groups.values():
-        group.guards = cluster.guards
-        cluster.by_role |= dict.fromkeys(group.settings.roles, group)
-    probe_paths(
-        list(cluster.groups.values()), [str(run_dir)], [str(run_dir)], config.timeouts.start
-    )
+def _start(groups: Mapping[str, Group], config: RunConfig, run_dir: Path) -> None:
+    liveness = tuple(part for group in groups.values() for part in group.start(config.timeouts))
+    for group in groups.values():
+        group.liveness = liveness
+    for group in groups.values():
+        group.probe([str(run_dir)], [str(run_dir)], config.timeouts.start)
 
 
 def check_resources(groups: Mapping[str, GroupConfig], available: Mapping[str, float]) -> None:

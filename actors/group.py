@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -13,14 +14,15 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.host import Host, HostInfo
-from rlsys.batch import PreferencePairs, Rollouts, TrainBatch
-from rlsys.config.check import ENGINES
+from actors.process import ProcessActor
+from rlsys.batch import PolicyBatch, PreferencePairs, Rollouts, ValueBatch
 from rlsys.config.schema import GroupConfig, TimeoutConfig
 from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
-from rlsys.engines.train import Rank
 from rlsys.errors import RlsysError
-from rlsys.roles import Part, Pending, ProcessDied
+from rlsys.roles.registry import ROLES
+from rlsys.runtime.group import ProcessInfo
+from rlsys.runtime.pending import Part, Pending, ProcessDied
+from rlsys.runtime.process_group import Rank
 
 CALL_THREADS = 8  # calls a process with an engine takes at a time; their requests share it
 
@@ -37,18 +39,19 @@ class Group:
         *,
         logs: Path,
         seed: int,
+        token: str,
         loopback: bool,
     ) -> None:
         self.name, self.settings = name, settings
-        self.hosts_engine = not set(ENGINES).isdisjoint(settings.roles)
+        self.exclusive = any(ROLES[role].exclusive for role in settings.roles)
         threads = str(settings.threads)
         environment = {**ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         environment |= {"DS_ACCELERATOR": "cuda"} if settings.gpus else CPU_ENVIRONMENT
         if loopback:
             environment["GLOO_SOCKET_IFNAME"] = "lo"
-        calls = CALL_THREADS if self.hosts_engine else 1
+        calls = CALL_THREADS if self.exclusive else 1
         self.ranks = [
-            ray.remote(concurrency_groups={"watch": 1, "calls": calls})(Host)
+            ray.remote(concurrency_groups={"watch": 1, "calls": calls})(ProcessActor)
             .options(
                 num_cpus=settings.cpus,
                 num_gpus=settings.gpus,
@@ -56,11 +59,11 @@ class Group:
                 runtime_env={"env_vars": environment},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(placement, bundle),
             )
-            .remote(f"{name}-{rank}", str(logs / f"{name}-{rank}.log"), seed)
+            .remote(f"{name}-{rank}", str(logs / f"{name}-{rank}.log"), seed, token)
             for rank, bundle in enumerate(bundles)
         ]
-        self.hosts = [HostInfo("?", "?", 0) for _ in self.ranks]
-        self.guards: tuple[Part, ...] = ()
+        self.processes = [ProcessInfo("?", "?", 0) for _ in self.ranks]
+        self.liveness: tuple[Part, ...] = ()
         self._sent: OrderedDict[int, tuple[Any, ray.ObjectRef]] = OrderedDict()
 
     @property
@@ -68,13 +71,18 @@ class Group:
         """How an error names a process of this group when no single role was at work."""
         return "+".join(self.settings.roles)
 
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
     def start(self, timeouts: TimeoutConfig) -> list[Part]:
-        """Wait for the processes, connect them; returns guards that fail when one dies."""
-        self.hosts = self.all(self.label, "info").result(timeouts.start)
+        """Wait for the processes, connect them; returns parts that fail when one dies."""
+        infos = self._everywhere(self.label, "info").result(timeouts.start)
+        self.processes = list(infos)
         port = 0
-        if not self.hosts_engine:
-            port = self.one(self.label, 0, "free_port").result(timeouts.start)
-        address = self.hosts[0].ip
+        if not self.exclusive:
+            port = self._somewhere(self.label, 0, "free_port").result(timeouts.start)
+        address = self.processes[0].ip
         joins = [
             self._part(
                 self.label,
@@ -85,23 +93,39 @@ class Group:
             for rank in range(len(self.ranks))
         ]
         Pending(joins, list).result(timeouts.start)
-        return [
-            self._part(self.label, rank, "alive", (), group="watch")
-            for rank in range(len(self.ranks))
-        ]
+        return [self._liveness(rank) for rank in range(len(self.ranks))]
 
-    def all(
-        self, role: str, method: str, *args: Any, combine: Callable[[list[Any]], Any] = list
+    def create(self, role: str, spec: Any) -> Pending[list[None]]:
+        return self._everywhere(role, "create", role, spec)
+
+    def drop(self, role: str) -> Pending[list[None]]:
+        return self._everywhere(role, "drop", role)
+
+    def call_all(self, role: str, method: str, *args: Any, **kwargs: Any) -> Pending[list[Any]]:
+        return self._everywhere(role, "call", role, method, *args, **kwargs)
+
+    def call_one(
+        self, role: str, rank: int, method: str, *args: Any, **kwargs: Any
     ) -> Pending[Any]:
-        """Call a method of the host on every rank."""
-        shared = self._share(args)
-        parts = [self._part(role, rank, method, shared) for rank in range(len(self.ranks))]
-        return Pending(parts, combine, self.guards)
+        return self._somewhere(role, rank, "call", role, method, *args, **kwargs)
 
-    def one(self, role: str, rank: int, method: str, *args: Any) -> Pending[Any]:
-        """Call a method of the host on one rank."""
-        part = self._part(role, rank, method, self._share(args))
-        return Pending([part], lambda values: values[0], self.guards)
+    def probe(self, readable: list[str], writable: list[str], timeout: float) -> None:
+        """Every process tries the paths it will use. Raises: RlsysError naming path and node."""
+        answers = self._everywhere(self.label, "probe", readable, writable).result(timeout)
+        problems = [problem for each in answers for problem in each]
+        if problems:
+            raise RlsysError(f"group {self.name!r}: {problems[0]}")
+
+    def _everywhere(self, role: str, method: str, *args: Any, **kwargs: Any) -> Pending[list[Any]]:
+        shared = self._share(args)
+        parts = [self._part(role, rank, method, shared, kwargs) for rank in range(len(self.ranks))]
+        return Pending(parts, list, self.liveness)
+
+    def _somewhere(
+        self, role: str, rank: int, method: str, *args: Any, **kwargs: Any
+    ) -> Pending[Any]:
+        part = self._part(role, rank, method, self._share(args), kwargs)
+        return Pending([part], lambda values: values[0], self.liveness)
 
     def _share(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Batches enter the object store once, however many roles and ranks read them."""
@@ -116,13 +140,22 @@ class Group:
         return self._sent[key][1]
 
     def _part(
-        self, role: str, rank: int, method: str, args: Sequence[Any], group: str = "calls"
+        self,
+        role: str,
+        rank: int,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> Part:
-        call = getattr(self.ranks[rank], method).options(concurrency_group=group)
-        return to_part(call.remote(*args), role, rank, self.hosts[rank])
+        call = self.ranks[rank].run.options(concurrency_group="calls")
+        return to_part(call.remote(method, *args, **kwargs), role, rank, self.processes[rank])
+
+    def _liveness(self, rank: int) -> Part:
+        ref = self.ranks[rank].alive.options(concurrency_group="watch").remote()
+        return to_part(ref, self.label, rank, self.processes[rank])
 
 
-def to_part(ref: ray.ObjectRef, role: str, rank: int, host: HostInfo) -> Part:
+def to_part(ref: ray.ObjectRef, role: str, rank: int, process: ProcessInfo) -> Part:
     """A Ray object as a future whose errors say what happened in the terms of rlsys."""
     answer: Future[Any] = Future()
 
@@ -131,7 +164,7 @@ def to_part(ref: ray.ObjectRef, role: str, rank: int, host: HostInfo) -> Part:
         if error is None:
             answer.set_result(source.result())
         elif isinstance(error, ActorDiedError | ActorUnavailableError):
-            answer.set_exception(ProcessDied(f"process {host.pid} died ({_first_line(error)})"))
+            answer.set_exception(ProcessDied(f"process {process.pid} died ({_first_line(error)})"))
         elif isinstance(error, RayTaskError):
             cause = error.cause if isinstance(error.cause, Exception) else error
             answer.set_exception(cause)
@@ -139,7 +172,7 @@ def to_part(ref: ray.ObjectRef, role: str, rank: int, host: HostInfo) -> Part:
             answer.set_exception(error)
 
     ref.future().add_done_callback(settle)
-    return Part(answer, role, rank, host.host)
+    return Part(answer, role, rank, process.host)
 
 
 def _first_line(error: BaseException) -> str:
@@ -149,15 +182,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _is_batch(value: Any) -> bool:
-    return isinstance(value, Rollouts | TrainBatch | PreferencePairs)
-
-
-def probe_paths(
-    groups: Sequence[Group], readable: list[str], writable: list[str], timeout: float
-) -> None:
-    """Every process tries the paths it will use. Raises: RlsysError naming path and node."""
-    for group in groups:
-        pending = group.all(group.label, "probe", readable, writable)
-        problems = [problem for answers in pending.result(timeout) for problem in answers]
-        if problems:
-            raise RlsysError(f"group {group.name!r}: {problems[0]}")
+    return isinstance(value, Rollouts | PolicyBatch | ValueBatch | PreferencePairs)

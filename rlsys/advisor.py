@@ -9,13 +9,13 @@ from rlsys.config.schema import EngineConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.record import Records
 from rlsys.engines.judge import JudgeWorker
-from rlsys.engines.stepped import SteppedEngine
+from rlsys.engines.vllm import SteppedEngine
 from rlsys.errors import DataError
 from rlsys.judging.judge import Prompt, Question, disentangle
 from rlsys.judging.parse import Observation, Unread
 from rlsys.judging.prompts import PromptSet
 from rlsys.models.load import load_processor
-from rlsys.roles import Pending
+from rlsys.runtime.pending import Pending
 
 TIMEOUT = 600.0  # of all looks, or all checks, seconds
 

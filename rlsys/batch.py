@@ -44,7 +44,8 @@ class Rollouts:
 
     prompt_index, sample_index, lengths [B] int64; prompt_ids: B tensors of expanded prompt ids
     (every visual token present); response_ids [B, T] int64; engine_logprobs [B, T] fp32;
-    finished [B] bool, True when the response ended by itself; version of the weights.
+    finished [B] bool, True when the response ended by itself; version of the weights; temperature
+    of the distribution that was sampled from, which all log-probabilities here are of.
     """
 
     prompt_index: Tensor
@@ -55,6 +56,7 @@ class Rollouts:
     engine_logprobs: Tensor
     finished: Tensor
     version: int
+    temperature: float = 1.0
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -90,16 +92,22 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class TrainBatch:
-    """Rollouts with what one optimiser pass over them needs; all [B, T]."""
+class PolicyBatch:
+    """Rollouts with what a policy update needs; all [B, T]."""
 
     rollouts: Rollouts
     old_logprobs: Tensor
     advantages: Tensor
-    old_reward_values: Tensor
-    reward_returns: Tensor
-    old_cost_values: Tensor
-    cost_returns: Tensor
+    shuffle_seed: int
+
+
+@dataclass(frozen=True)
+class ValueBatch:
+    """Rollouts with what a critic's update needs; all [B, T]."""
+
+    rollouts: Rollouts
+    old_values: Tensor
+    returns: Tensor
     shuffle_seed: int
 
 
@@ -129,6 +137,7 @@ def gather_scored(parts: Sequence[tuple[Rollouts, Scores]]) -> tuple[Rollouts, S
         **{f: cat(f, 0) for f in ("engine_logprobs", "finished")},
         prompt_ids=[prompt_ids[i] for i in order.tolist()],
         version=versions.pop(),
+        temperature=parts[0][0].temperature,
     )
     return rollouts, Scores(**{f.name: cat(f.name, 1) for f in fields(Scores)})
 
@@ -212,9 +221,9 @@ def step_rows(count: int, minibatch: int, epochs: int, seed: int) -> list[list[i
 
 
 def micro_batches(
-    rows: Sequence[int], tokens: Sequence[int], *, budget: int, world: int
+    rows: Sequence[int], tokens: Sequence[int], *, token_budget: int, world: int
 ) -> list[list[list[int]]]:
-    """[rank][micro-batch] -> rows, so that a padded micro-batch holds at most ``budget`` tokens.
+    """[rank][micro-batch] -> rows, a padded micro-batch holds at most ``token_budget`` tokens.
 
     Ranks get equally many micro-batches, since collectives need that: where rows run out a
     micro-batch is empty, and the caller runs a zero-loss row in its place. A row longer than the
@@ -226,7 +235,7 @@ def micro_batches(
         rank = min(range(world), key=lambda k: (load[k], k))
         shares[rank].append(row)
         load[rank] += tokens[row]
-    packed = [_pack(share, tokens, budget) for share in shares]
+    packed = [_pack(share, tokens, token_budget) for share in shares]
     longest = max(len(p) for p in packed)
     return [p + [[] for _ in range(longest - len(p))] for p in packed]
 

@@ -40,9 +40,14 @@ def save_checkpoint(
         os.fsync(stream.fileno())
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
-    for old in sorted(root.glob("iteration-*"))[:-keep]:
+    for old in saved_checkpoints(root)[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def saved_checkpoints(root: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(root.glob("iteration-*"))
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -50,7 +55,10 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.exists():
         raise DataError(f"{folder}: no checkpoint there ({MANIFEST} is missing)")
-    manifest = json.loads(path.read_text())
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: not a manifest ({error})") from error
     for name, digest in manifest["files"].items():
         file = folder / name
         if not file.exists() or _digest(file) != digest:

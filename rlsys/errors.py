@@ -6,6 +6,7 @@ RlsysError
 ├── ModelError       a checkpoint lacks what its role needs
 ├── SyncError        weights in an engine are not the weights that were sent
 ├── LogprobGapError  engine and trainer disagree about the same tokens
+├── ArtifactBusy     another run is making the same artefact
 ├── JudgeError       a judge could not be read often enough to go on
 ├── RoleError        a role failed; names role, rank, host and first cause
 └── RoleTimeout      a role is late; names who
@@ -36,6 +37,10 @@ class SyncError(RlsysError, RuntimeError):
 
 class LogprobGapError(RlsysError, RuntimeError):
     """Names the gap, the limit and the weight version."""
+
+
+class ArtifactBusy(RlsysError, RuntimeError):
+    """Names the artefact and the run that is making it."""
 
 
 class JudgeError(RlsysError, RuntimeError):

@@ -21,11 +21,10 @@ from rlsys.data.encoder import PromptEncoder
 from rlsys.data.record import Record, Records, unlabelled
 from rlsys.drivers.guarded import GuardedAnswer, GuardedRun, guarded_generation
 from rlsys.engines.common import Seat
-from rlsys.engines.forward import merge_rows
 from rlsys.engines.guard import GuardWorker
 from rlsys.engines.rollout import RolloutWorker
 from rlsys.engines.train import Rank
-from rlsys.engines.workbench import check_same_processor
+from rlsys.engines.weights import SharedMemoryReader, WeightUpdate
 from rlsys.errors import DataError
 from rlsys.guard.decision import Moderation, moderations
 from rlsys.guard.labels import OUTPUTS
@@ -33,8 +32,9 @@ from rlsys.judging.judge import observation_fields, risk_note
 from rlsys.judging.parse import Observation
 from rlsys.models.heads import build_scorer_module
 from rlsys.models.load import load_processor
-from rlsys.roles import Pending
-from rlsys.weights import SharedMemoryReader, WeightUpdate
+from rlsys.roles.factory import check_same_processor
+from rlsys.roles.forward import merge_rows
+from rlsys.runtime.pending import Pending
 
 TIMEOUT = 600.0  # of one round, seconds
 GUARD_BUDGET = 8192  # padded tokens per forward pass of the guard

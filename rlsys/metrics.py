@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+Row = tuple[str, int, dict[str, float]]
+"""Kind of the stage, step, metrics."""
+
 
 class MetricsLog:
-    """Append-only. A number that is not finite is refused by name: it never means what it says."""
+    """One row per stage and step. A number that is not finite is refused by name."""
 
     def __init__(self, run_dir: Path, *, wandb_mode: str, project: str, name: str) -> None:
-        self._file = (run_dir / "metrics.jsonl").open("a", buffering=1)
+        self._path = run_dir / "metrics.jsonl"
+        self._file = self._path.open("a", buffering=1)
         self._wandb: Any = None
         if wandb_mode != "disabled":
             import wandb
@@ -38,6 +43,18 @@ class MetricsLog:
             self._wandb.log(
                 {f"{stage}/{k}": v for k, v in metrics.items()} | {f"{stage}/step": step}
             )
+
+    def restart(self, stage: str, rows: Sequence[Row]) -> None:
+        """Replace what the file holds of a stage by ``rows``: a resumed stage repeats no step."""
+        self._file.close()
+        lines = self._path.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # a killed writer cuts its last
+        partial = self._path.with_name(".metrics.partial")
+        partial.write_text("".join(line for line in whole if json.loads(line)["stage"] != stage))
+        os.replace(partial, self._path)
+        self._file = self._path.open("a", buffering=1)
+        for kind, step, metrics in rows:
+            self.log(stage, kind, step, metrics)
 
     def close(self) -> None:
         self._file.close()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rlsys.batch import Rollouts, SampleRequest, TrainBatch
-from rlsys.roles import Metrics, Part, Pending, Roles
-from rlsys.weights import WeightUpdate
+from rlsys.drivers.safe_rlhf_state import Roles
+from rlsys.engines.weights import WeightUpdate
+from rlsys.runtime.pending import Metrics, Part, Pending
 
 WIDTH = 4
 

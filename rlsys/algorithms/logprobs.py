@@ -19,6 +19,16 @@ def forbid(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
     return logits.index_fill(-1, index, float("-inf"))
 
 
+def at_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Logits of the distribution that is sampled from at this temperature, in fp32 unless it is 1.
+
+    Args: logits [..., V]; temperature > 0. Returns: [..., V]. Raises: ValueError.
+    """
+    if not temperature > 0:
+        raise ValueError(f"a distribution needs a temperature above 0, got {temperature}")
+    return logits if temperature == 1 else logits.float() / temperature
+
+
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     """log softmax(logits)[token], in fp32 whatever the logits are.
 

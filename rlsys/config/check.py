@@ -7,43 +7,11 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.feedback import DisentangledStage, JudgeStage, RlaifStage
+from rlsys.config.references import REF_KEYS, references
 from rlsys.config.schema import RunConfig
-from rlsys.config.stages import EvaluateStage, GuardedStage, SafeRlhfStage, SftStage
 from rlsys.errors import ConfigError
-
-TRAINING_ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic", "guard")
-ENGINES = ("rollout", "judge")
-ROLES = (*ENGINES, *TRAINING_ROLES)
-# What a key that names a stage may name.
-POLICIES = ("sft", "dpo", "safe_rlhf", "rlaif")
-KINDS = {
-    "init": POLICIES,
-    "model": POLICIES,
-    "policy": POLICIES,
-    "policies": POLICIES,
-    "reward": ("reward",),
-    "cost": ("cost",),
-    "guard": ("guard",),
-    "filter": ("filter",),
-    "judge": ("judge",),
-    "conversations": ("observe",),
-}
-NEEDED = {
-    "sft": ("policy",),
-    "dpo": ("policy",),
-    "reward": ("reward",),
-    "cost": ("cost",),
-    "safe_rlhf": tuple(role for role in ROLES if role not in ("judge", "guard")),
-    "guard": ("guard",),
-    "filter": ("guard",),
-    "guarded": ("rollout", "guard"),
-    "judge": (),
-    "observe": (),
-    "rlaif": ("rollout", "policy"),
-    "disentangled": ("rollout",),
-    "evaluate": ("rollout",),
-}
+from rlsys.roles.registry import ROLES
+from rlsys.stages.registry import STAGES
 
 
 def check(config: RunConfig) -> None:
@@ -83,7 +51,7 @@ def _check_groups(config: RunConfig) -> dict[str, str]:
                     f"groups.{group}.roles: {role!r} is already in group {placed[role]!r}"
                 )
             placed[role] = group
-        alone = [role for role in ENGINES if role in settings.roles]
+        alone = [role for role in settings.roles if ROLES[role].exclusive]
         if alone and len(settings.roles) > 1:
             raise ConfigError(
                 f"groups.{group}.roles: {alone[0]} must have its processes to itself "
@@ -97,20 +65,11 @@ def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
     for name, stage in config.stages.items():
         for key, source in references(stage).items():
             _check_reference(f"stages.{name}.{key}", key.split(".")[0], source, earlier)
-        for role in (*NEEDED[stage.kind], *_asked_for(stage, earlier)):
+        kind = STAGES[stage.kind]
+        for role in kind.roles(stage, earlier):
             if role not in placed:
                 raise ConfigError(f"groups: stage {name!r} ({stage.kind}) needs the role {role!r}")
-        if isinstance(stage, SftStage) and stage.filter in earlier:
-            filtered = earlier[stage.filter].split
-            if filtered != stage.split:
-                raise ConfigError(
-                    f"stages.{name}.filter: {stage.filter!r} judges the split {filtered!r}, "
-                    f"this stage learns from {stage.split!r}"
-                )
-        if isinstance(stage, SafeRlhfStage):
-            _check_safe_rlhf(config, name, stage)
-        if isinstance(stage, EvaluateStage | GuardedStage | DisentangledStage | RlaifStage):
-            _check_lengths(config, f"stages.{name}", stage.max_new_tokens)
+        kind.check(config, name, stage)
         earlier[name] = stage
 
 
@@ -119,57 +78,21 @@ def _check_reference(where: str, key: str, source: str, earlier: Mapping[str, An
     name, _, part = source.partition("/")
     stage = earlier.get(name)
     if stage is None:
-        found = Path(source).exists() if key == "conversations" else Path(source).is_dir()
-        if key == "judge" or not found:
+        on_disk = Path(source).exists() if key == "conversations" else Path(source).is_dir()
+        if key == "judge" or not on_disk:
             raise ConfigError(
                 f"{where}: {source!r} is neither an earlier stage "
                 f"({', '.join(sorted(earlier)) or 'there is none'})"
                 + (" of this recipe" if key == "judge" else " nor on disk")
             )
         return
-    if stage.kind not in KINDS[key]:
+    fitting = [kind.name for kind in STAGES.values() if kind.makes == REF_KEYS[key]]
+    if stage.kind not in fitting:
         raise ConfigError(
             f"{where}: {source!r} is a stage of kind {stage.kind}, "
-            f"what is needed is one of {', '.join(KINDS[key])}"
+            f"what is needed is one of {', '.join(fitting)}"
         )
     rounds = [f"round-{n + 1}" for n in range(getattr(stage, "rounds", 0))]
     if part and (stage.kind != "rlaif" or part not in rounds):
         there = f"it has {', '.join(rounds)}" if stage.kind == "rlaif" else "it has no parts"
         raise ConfigError(f"{where}: {name!r} made no {part!r}; {there}")
-
-
-def _asked_for(stage: Any, earlier: Mapping[str, Any]) -> list[str]:
-    """Roles a stage needs because of what it names."""
-    roles = [role for role in ("cost", "guard") if getattr(stage, role, "")]
-    judge = stage if isinstance(stage, JudgeStage) else earlier.get(getattr(stage, "judge", ""))
-    return roles + ["judge"] * (judge is not None and bool(judge.model))
-
-
-def references(stage: object) -> dict[str, str]:
-    """Keys of a stage that name an artefact, with what they name."""
-    found: dict[str, str] = {}
-    for key in KINDS:
-        named = getattr(stage, key, "")
-        if isinstance(named, dict):
-            found |= {f"{key}.{name}": source for name, source in named.items()}
-        elif named and (key, named) != ("init", "tiny"):
-            found[key] = named
-    return found
-
-
-def _check_safe_rlhf(config: RunConfig, name: str, stage: SafeRlhfStage) -> None:
-    _check_lengths(config, f"stages.{name}.ppo", stage.ppo.max_new_tokens)
-    if stage.train.dtype != config.engine.dtype:
-        raise ConfigError(
-            f"engine.dtype: {config.engine.dtype} differs from stages.{name}.train.dtype "
-            f"{stage.train.dtype}; engine and trainer must compute in the same type"
-        )
-
-
-def _check_lengths(config: RunConfig, where: str, max_new_tokens: int) -> None:
-    longest = config.data.max_prompt_tokens + max_new_tokens
-    if longest > config.engine.max_model_len:
-        raise ConfigError(
-            f"engine.max_model_len: {config.engine.max_model_len} is less than "
-            f"data.max_prompt_tokens + {where}.max_new_tokens = {longest}"
-        )

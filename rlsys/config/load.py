@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlsys.config.check import check
 from rlsys.config.schema import RunConfig
-from rlsys.config.stages import STAGES
 from rlsys.errors import ConfigError
+from rlsys.stages.registry import STAGES
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -49,7 +49,7 @@ def _stage(path: str, name: str, given: Any) -> Any:
     if kind not in STAGES:
         raise ConfigError(f"{path}: stages.{name}.kind: {kind!r} is not one of {', '.join(STAGES)}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(STAGES[kind]), OmegaConf.create(given))
+        merged = OmegaConf.merge(OmegaConf.structured(STAGES[kind].config), OmegaConf.create(given))
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: stages.{name}: {_explain(error)}") from error

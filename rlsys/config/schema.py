@@ -6,6 +6,7 @@ naming the key inside it. ``rlsys.config.check`` calls them, and checks across c
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ from omegaconf import MISSING
 
 from rlsys.config.rules import at_least, one_of, positive
 from rlsys.errors import ConfigError
+
+LOSS_FORMS = ("token_mean", "sequence_mean")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass
@@ -96,7 +100,6 @@ class EngineConfig:
     kv_cache_mib: int = 64
     "KV cache per engine on CPU; on GPU gpu_memory_utilization rules."
     gpu_memory_utilization: float = 0.5
-    dtype: str = "float32"
     chunk_prompts: int = 8
     "Prompts (with all their samples) per chunk; scoring starts on each finished chunk."
     transport: str = "shm"
@@ -106,7 +109,6 @@ class EngineConfig:
 
     def check(self) -> None:
         one_of("transport", self.transport, ("shm", "ray"))
-        one_of("dtype", self.dtype, ("float32", "bfloat16"))
         at_least(1, max_num_seqs=self.max_num_seqs, chunk_prompts=self.chunk_prompts)
 
 
@@ -152,7 +154,6 @@ class TrainConfig:
     engine: str = "deepspeed"
     "deepspeed, or torch (plain data parallel, the reference the tests compare with)."
     zero_stage: int = 1
-    dtype: str = "float32"
     micro_batch_tokens: int = 8192
     "Padded tokens per forward and backward pass; rows are binned under this budget."
     freeze: list[str] = field(default_factory=list)
@@ -166,9 +167,74 @@ class TrainConfig:
 
     def check(self) -> None:
         one_of("engine", self.engine, ("deepspeed", "torch"))
-        one_of("dtype", self.dtype, ("float32", "bfloat16"))
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigError(f"zero_stage: {self.zero_stage} is not one of 0, 1, 2, 3")
+
+
+@dataclass
+class PpoConfig:
+    """One PPO-Lagrangian iteration."""
+
+    prompts: int = 32
+    "Prompts per iteration."
+    samples: int = 4
+    "Responses per prompt."
+    max_new_tokens: int = 16
+    temperature: float = 1.0
+    epochs: int = 1
+    minibatch: int = 128
+    "Samples per optimiser step."
+    kl_beta: float = 0.02
+    kl_split: str = "full_both"
+    score_clip: float = 50.0
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    policy_clip: float = 0.2
+    value_clip: float = 5.0
+    loss_form: str = "token_mean"
+    "token_mean (over all response tokens of the step) or sequence_mean (the papers' form)."
+
+    def check(self) -> None:
+        one_of("kl_split", self.kl_split, ("full_both", "half_both"))
+        one_of("loss_form", self.loss_form, LOSS_FORMS)
+        at_least(1, prompts=self.prompts, samples=self.samples, epochs=self.epochs)
+        at_least(1, minibatch=self.minibatch, max_new_tokens=self.max_new_tokens)
+        positive(temperature=self.temperature)
+
+
+@dataclass
+class LagrangeConfig:
+    """The multiplier."""
+
+    rule: str = "log_sgd"
+    "log_sgd (Safe RLHF) or projected (Safe RLHF-V, eq. 8)."
+    init: float = 1.0
+    lr: float = 0.1
+    floor: float = 0.001
+    cap: float = 20.0
+    window: int = 128
+    "Episodes whose mean cost the multiplier answers to, over all ranks."
+    threshold: str = "auto"
+    "A number in the cost model's units, or auto: from `budget` on labelled validation answers."
+    budget: float = 0.05
+    "auto only: the share of unsafe answers the threshold stands for."
+    delay: int = 0
+    "Iterations before the multiplier first moves."
+
+    def check(self) -> None:
+        one_of("rule", self.rule, ("log_sgd", "projected"))
+        at_least(1, window=self.window)
+        if not 0 <= self.floor <= self.init <= self.cap:
+            raise ConfigError(
+                f"cap: need 0 <= floor <= init <= cap, got {self.floor}, {self.init}, {self.cap}"
+            )
+        if self.threshold != "auto":
+            try:
+                usable = math.isfinite(float(self.threshold))
+            except ValueError:
+                usable = False
+            if not usable:
+                raise ConfigError(f"threshold: {self.threshold!r} is neither a number nor auto")
 
 
 @dataclass
@@ -202,6 +268,8 @@ class RunConfig:
 
     name: str = MISSING
     seed: int = 0
+    dtype: str = "float32"
+    "Of every model, wherever it is loaded: float32 or bfloat16."
     runs_dir: str = "runs"
     "Run directories and reusable artefacts go here."
     data: DataConfig = field(default_factory=DataConfig)
@@ -214,5 +282,6 @@ class RunConfig:
     "Name -> stage; run in the order written."
 
     def check(self) -> None:
+        one_of("dtype", self.dtype, DTYPES)
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ConfigError(f"name: {self.name!r} must be letters, digits, dots and dashes")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from rlsys.config.feedback import DisentangledStage, JudgeStage, ObserveStage, RlaifStage
 from rlsys.config.rules import at_least, one_of, positive
-from rlsys.config.schema import AnsweringStage, GapConfig, OptimConfig, TinyConfig, TrainConfig
+from rlsys.config.schema import (
+    LOSS_FORMS,
+    AnsweringStage,
+    GapConfig,
+    LagrangeConfig,
+    OptimConfig,
+    PpoConfig,
+    TinyConfig,
+    TrainConfig,
+)
 from rlsys.errors import ConfigError
 from rlsys.guard.levels import ACTIONS, LEVELS
-
-LOSS_FORMS = ("token_mean", "sequence_mean")
 
 
 @dataclass
@@ -35,12 +40,15 @@ class SftStage:
     loss_form: str = "token_mean"
     "token_mean (over all response tokens of the step), or sequence_mean: short ones count as much."
     steps: int = MISSING
+    checkpoint_every: int = 200
+    "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none."
     batch: int = 64
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def check(self) -> None:
         at_least(1, steps=self.steps, batch=self.batch)
+        at_least(0, checkpoint_every=self.checkpoint_every)
         one_of("target", self.target, ("more_helpful", "safer"))
         one_of("loss_form", self.loss_form, LOSS_FORMS)
         if not self.split and not self.conversations:
@@ -60,6 +68,8 @@ class DpoStage:
     "Which response of a pair is the chosen one: more_helpful or safer."
     beta: float = 0.1
     steps: int = MISSING
+    checkpoint_every: int = 200
+    "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none."
     batch: int = 32
     "Pairs per step."
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -67,6 +77,7 @@ class DpoStage:
 
     def check(self) -> None:
         at_least(1, steps=self.steps, batch=self.batch)
+        at_least(0, checkpoint_every=self.checkpoint_every)
         positive(beta=self.beta)
         one_of("target", self.target, ("more_helpful", "safer"))
 
@@ -79,6 +90,8 @@ class ScorerStage:
     init: str = MISSING
     "The policy stage or folder whose trunk it starts from."
     steps: int = MISSING
+    checkpoint_every: int = 200
+    "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none."
     batch: int = 64
     "Pairs per step."
     regularization: float = 0.001
@@ -91,75 +104,10 @@ class ScorerStage:
 
     def check(self) -> None:
         at_least(1, steps=self.steps, batch=self.batch)
+        at_least(0, checkpoint_every=self.checkpoint_every)
         if self.train.lora_rank:
             raise ConfigError("train.lora_rank: adapters are for the policy")
         one_of("label_mode", self.label_mode, ("graded", "graded_normalised", "sign"))
-
-
-@dataclass
-class PpoConfig:
-    """One PPO-Lagrangian iteration."""
-
-    prompts: int = 32
-    "Prompts per iteration."
-    samples: int = 4
-    "Responses per prompt."
-    max_new_tokens: int = 16
-    temperature: float = 1.0
-    epochs: int = 1
-    minibatch: int = 128
-    "Samples per optimiser step."
-    kl_beta: float = 0.02
-    kl_split: str = "full_both"
-    score_clip: float = 50.0
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    policy_clip: float = 0.2
-    value_clip: float = 5.0
-    loss_form: str = "token_mean"
-    "token_mean (over all response tokens of the step) or sequence_mean (the papers' form)."
-
-    def check(self) -> None:
-        one_of("kl_split", self.kl_split, ("full_both", "half_both"))
-        one_of("loss_form", self.loss_form, LOSS_FORMS)
-        at_least(1, prompts=self.prompts, samples=self.samples, epochs=self.epochs)
-        at_least(1, minibatch=self.minibatch, max_new_tokens=self.max_new_tokens)
-        positive(temperature=self.temperature)
-
-
-@dataclass
-class LagrangeConfig:
-    """The multiplier."""
-
-    rule: str = "log_sgd"
-    "log_sgd (Safe RLHF) or projected (Safe RLHF-V, eq. 8)."
-    init: float = 1.0
-    lr: float = 0.1
-    floor: float = 0.001
-    cap: float = 20.0
-    window: int = 128
-    "Episodes whose mean cost the multiplier answers to, over all ranks."
-    threshold: str = "auto"
-    "A number in the cost model's units, or auto: from `budget` on labelled validation answers."
-    budget: float = 0.05
-    "auto only: the share of unsafe answers the threshold stands for."
-    delay: int = 0
-    "Iterations before the multiplier first moves."
-
-    def check(self) -> None:
-        one_of("rule", self.rule, ("log_sgd", "projected"))
-        at_least(1, window=self.window)
-        if not 0 <= self.floor <= self.init <= self.cap:
-            raise ConfigError(
-                f"cap: need 0 <= floor <= init <= cap, got {self.floor}, {self.init}, {self.cap}"
-            )
-        if self.threshold != "auto":
-            try:
-                usable = math.isfinite(float(self.threshold))
-            except ValueError:
-                usable = False
-            if not usable:
-                raise ConfigError(f"threshold: {self.threshold!r} is neither a number nor auto")
 
 
 @dataclass
@@ -179,8 +127,8 @@ class SafeRlhfStage:
     critic_optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     critic_train: TrainConfig = field(default_factory=TrainConfig)
-    checkpoint_every: int = 0
-    "Iterations between checkpoints; 0: only the final policy is kept."
+    checkpoint_every: int = 10
+    "Iterations between the checkpoints that a stopped run resumes from; 0: none."
     keep_checkpoints: int = 2
 
     def check(self) -> None:
@@ -212,6 +160,8 @@ class GuardStage:
     init: str = MISSING
     "The policy stage or folder whose trunk it starts from."
     steps: int = MISSING
+    checkpoint_every: int = 200
+    "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none."
     batch: int = 32
     "Rows per step; each gives three items, its two answers and its prompt."
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -219,6 +169,7 @@ class GuardStage:
 
     def check(self) -> None:
         at_least(1, steps=self.steps, batch=self.batch)
+        at_least(0, checkpoint_every=self.checkpoint_every)
         if self.train.lora_rank:
             raise ConfigError("train.lora_rank: adapters are for the policy")
 
@@ -272,20 +223,3 @@ class GuardedStage(AnsweringStage):
             raise ConfigError(f"actions: need {', '.join(LEVELS[1:])}, got {list(self.actions)}")
         for level, action in self.actions.items():
             one_of(f"actions.{level}", action, ACTIONS)
-
-
-STAGES = {
-    "sft": SftStage,
-    "dpo": DpoStage,
-    "reward": ScorerStage,
-    "cost": ScorerStage,
-    "safe_rlhf": SafeRlhfStage,
-    "guard": GuardStage,
-    "filter": FilterStage,
-    "guarded": GuardedStage,
-    "judge": JudgeStage,
-    "observe": ObserveStage,
-    "rlaif": RlaifStage,
-    "disentangled": DisentangledStage,
-    "evaluate": EvaluateStage,
-}

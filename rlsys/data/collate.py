@@ -20,14 +20,15 @@ from rlsys.models.heads import NO_TOKEN
 class Collated:
     """Inputs of a VLM (as ``rlsys.models.heads.run_trunk`` takes them) and where its responses lie.
 
-    states [B, T]: position whose output predicts response token t, beyond a row's length the last
-    of them; tokens [B, T]: those tokens, and NO_TOKEN beyond; ends [B, 1]: position of the last.
+    logit_positions [B, T]: position whose output predicts response token t, beyond a row's length
+    the last of them; labels [B, T]: those tokens, and NO_TOKEN beyond; last_positions [B, 1]:
+    position of the last response token.
     """
 
     inputs: dict[str, Any]
-    states: Tensor
-    tokens: Tensor
-    ends: Tensor
+    logit_positions: Tensor
+    labels: Tensor
+    last_positions: Tensor
 
 
 def labelled_pairs(
@@ -72,12 +73,12 @@ def collate(
     width = int(counts.max()) if width is None else width
     ids = torch.full((len(prompts), length), encoder.tokenizer.pad_token_id)
     mask = torch.zeros_like(ids)
-    tokens = torch.full((len(prompts), width), NO_TOKEN)
+    labels = torch.full((len(prompts), width), NO_TOKEN)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         filled = torch.cat([prompt.expanded, response])
         ids[row, : len(filled)] = filled
         mask[row, : len(filled)] = 1
-        tokens[row, : len(response)] = response
+        labels[row, : len(response)] = response
     shown = {i: p.pixels for i, p in zip(prompt_index, prompts, strict=True) if p.pixels}
     place = {index: number for number, index in enumerate(shown)}
     distinct = list(shown.values()) or [encoder.blank()]
@@ -90,7 +91,7 @@ def collate(
             "pixels": {k: torch.cat([p[k] for p in distinct]) for k in distinct[0]},
             "image_index": torch.tensor([place.get(i, -1) for i in prompt_index]),
         },
-        states=starts[:, None] - 1 + steps,
-        tokens=tokens,
-        ends=(starts + counts - 1)[:, None],
+        logit_positions=starts[:, None] - 1 + steps,
+        labels=labels,
+        last_positions=(starts + counts - 1)[:, None],
     )

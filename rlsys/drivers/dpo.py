@@ -7,25 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from rlsys.batch import PreferencePairs
-from rlsys.roles import Metrics, Pending
+from rlsys.roles.policy import PreferenceLearner
+from rlsys.runtime.pending import Metrics
 
 REFERENCE_CHUNK = 512  # pairs per call, so that one call stays well inside its deadline
-
-
-class PreferenceLearner(Protocol):
-    """A policy that learns from pairs."""
-
-    def pair_logprobs(self, pairs: PreferencePairs) -> Pending[Tensor]:
-        """[P, 2] summed log-probabilities of chosen and rejected, nats."""
-        ...
-
-    def dpo_step(self, pairs: PreferencePairs, beta: float) -> Pending[Metrics]: ...
 
 
 Report = Callable[[int, Metrics], None]

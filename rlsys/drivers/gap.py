@@ -8,7 +8,7 @@ from rlsys.algorithms.logprobs import logprob_gap
 from rlsys.batch import Rollouts
 from rlsys.config.schema import GapConfig
 from rlsys.errors import LogprobGapError
-from rlsys.roles import Metrics
+from rlsys.runtime.pending import Metrics
 
 
 def engine_gap(rollouts: Rollouts, policy_logprobs: Tensor, gap: GapConfig) -> Metrics:

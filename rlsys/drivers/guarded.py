@@ -13,7 +13,9 @@ from torch import Tensor
 
 from rlsys.batch import Rollouts, SampleRequest, sample_seed
 from rlsys.guard.decision import Moderation, action_for
-from rlsys.roles import Guard, Pending, Rollout, as_completed
+from rlsys.roles.guard import Guard
+from rlsys.roles.rollout import Rollout
+from rlsys.runtime.pending import Pending, as_completed
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from rlsys.config.schema import GapConfig
 from rlsys.drivers.dpo import PreferenceLearner, dpo
 from rlsys.drivers.gap import engine_gap
 from rlsys.drivers.timing import timed
+from rlsys.engines.weights import WeightUpdate
 from rlsys.errors import DataError
 from rlsys.judging.judge import (
     Candidate,
@@ -34,8 +35,10 @@ from rlsys.judging.judge import (
 )
 from rlsys.judging.pairs import PairRule, Scored, choose_pairs
 from rlsys.judging.parse import Observation
-from rlsys.roles import Guard, Metrics, Pending, Rollout, Scorer, as_settled
-from rlsys.weights import WeightUpdate
+from rlsys.roles.guard import Guard
+from rlsys.roles.rollout import Rollout
+from rlsys.roles.scorer import Scorer
+from rlsys.runtime.pending import Metrics, Pending, as_settled
 
 
 class FeedbackPolicy(PreferenceLearner, Protocol):

@@ -9,16 +9,24 @@ and mix advantages, 5 update policy and both critics, 6 sync weights, 7 report.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from rlsys.algorithms.advantages import gae, mix_advantages
 from rlsys.algorithms.kl import k1
-from rlsys.algorithms.lagrange import LAMBDA_RULES
 from rlsys.algorithms.shaping import kl_coefficient, shape_rewards
-from rlsys.batch import Rollouts, SampleRequest, Scores, TrainBatch, gather_scored, sample_seed
+from rlsys.batch import (
+    PolicyBatch,
+    Rollouts,
+    SampleRequest,
+    Scores,
+    ValueBatch,
+    gather_scored,
+    sample_seed,
+)
 from rlsys.config.schema import TimeoutConfig
-from rlsys.drivers.safe_rlhf_state import Report, SafeRlhfRun, SafeRlhfState, describe
+from rlsys.drivers.safe_rlhf_state import Report, Roles, SafeRlhfRun, SafeRlhfState, describe
 from rlsys.drivers.timing import timed
-from rlsys.roles import Roles, as_completed
+from rlsys.runtime.pending import as_completed
 
 
 def safe_rlhf(roles: Roles, state: SafeRlhfState, run: SafeRlhfRun, report: Report) -> None:
@@ -27,13 +35,14 @@ def safe_rlhf(roles: Roles, state: SafeRlhfState, run: SafeRlhfRun, report: Repo
         started = time.perf_counter()
         rollouts, scores = sample_and_score(roles, state, run)  # 1, 2
         metrics = describe(rollouts, scores, run)
-        step_multiplier(state, scores, run)  # 3
-        batch = estimate(rollouts, scores, state, run)  # 4
+        costs = scores.costs.tolist()
+        state.multiplier.step(costs, run.threshold, run.lagrange, state.iteration)  # 3
+        batches = estimate(rollouts, scores, state, run)  # 4
         with timed(state.timings, "update"):  # 5
             updates = {
-                "policy": roles.policy.update(batch),
-                "reward_critic": roles.reward_critic.update(batch),
-                "cost_critic": roles.cost_critic.update(batch),
+                "policy": roles.policy.update(batches.policy),
+                "reward_critic": roles.reward_critic.update(batches.reward),
+                "cost_critic": roles.cost_critic.update(batches.cost),
             }
             for name, pending in updates.items():
                 stats = pending.result(run.timeouts.call)
@@ -43,8 +52,7 @@ def safe_rlhf(roles: Roles, state: SafeRlhfState, run: SafeRlhfRun, report: Repo
         state.iteration += 1
         state.timings["time/iteration"] = time.perf_counter() - started
         metrics["samples_per_s"] = len(rollouts) / state.timings["time/iteration"]
-        metrics |= {"lambda": state.lam, "cost_window": sum(state.window) / len(state.window)}
-        report(state, metrics | state.timings, rollouts, scores)  # 7
+        report(state, metrics | state.multiplier.metrics() | state.timings, rollouts, scores)  # 7
 
 
 def sample_and_score(
@@ -78,36 +86,31 @@ def sample_and_score(
     return gather_scored(parts)
 
 
-def step_multiplier(state: SafeRlhfState, scores: Scores, run: SafeRlhfRun) -> None:
-    """Once per iteration, on the mean of the last ``window`` episode costs over all ranks."""
-    state.window.extend(scores.costs.tolist())
-    if state.iteration >= run.lagrange.delay:
-        rule, mean_cost = LAMBDA_RULES[run.lagrange.rule], sum(state.window) / len(state.window)
-        limits = {"floor": run.lagrange.floor, "cap": run.lagrange.cap}
-        state.lam = rule(state.lam, mean_cost, run.threshold, lr=run.lagrange.lr, **limits)
+@dataclass(frozen=True)
+class Batches:
+    """What the three updates train on."""
+
+    policy: PolicyBatch
+    reward: ValueBatch
+    cost: ValueBatch
 
 
-def estimate(
-    rollouts: Rollouts, scores: Scores, state: SafeRlhfState, run: SafeRlhfRun
-) -> TrainBatch:
+def estimate(rollouts: Rollouts, scores: Scores, state: SafeRlhfState, run: SafeRlhfRun) -> Batches:
     """KL into reward and cost with opposite signs, GAE on each, one mixed advantage."""
     ppo, lengths = run.ppo, rollouts.lengths
     kl = k1(scores.policy_logprobs, scores.reference_logprobs).masked_fill(~rollouts.mask, 0.0)
     shaping = {"beta": kl_coefficient(ppo.kl_beta, ppo.kl_split), "clip": ppo.score_clip}
     rewards = shape_rewards(scores.rewards, kl, lengths, kl_sign=-1, **shaping)
     costs = shape_rewards(scores.costs, kl, lengths, kl_sign=+1, **shaping)
-    discount = {"gamma": ppo.gamma, "lam": ppo.gae_lambda}
+    discount = {"gamma": ppo.gamma, "gae_lambda": ppo.gae_lambda}
     reward_advantages, reward_returns = gae(rewards, scores.reward_values, lengths, **discount)
     cost_advantages, cost_returns = gae(costs, scores.cost_values, lengths, **discount)
-    return TrainBatch(
-        rollouts=rollouts,
-        old_logprobs=scores.policy_logprobs,
-        advantages=mix_advantages(reward_advantages, cost_advantages, state.lam),
-        old_reward_values=scores.reward_values,
-        reward_returns=reward_returns,
-        old_cost_values=scores.cost_values,
-        cost_returns=cost_returns,
-        shuffle_seed=sample_seed(run.seed, state.iteration, -1, -1),
+    seed = sample_seed(run.seed, state.iteration, -1, -1)
+    mixed = mix_advantages(reward_advantages, cost_advantages, state.multiplier.value)
+    return Batches(
+        PolicyBatch(rollouts, scores.policy_logprobs, mixed, seed),
+        ValueBatch(rollouts, scores.reward_values, reward_returns, seed),
+        ValueBatch(rollouts, scores.cost_values, cost_returns, seed),
     )
 
 

@@ -1,43 +1,65 @@
-"""What PPO-Lagrangian remembers, is told, and reports."""
+"""What PPO-Lagrangian works with: its roles, its settings, its state, and what it reports."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rlsys.algorithms.kl import k3
 from rlsys.algorithms.masked import masked_mean
 from rlsys.batch import PromptCursor, Rollouts, Scores
-from rlsys.config.schema import GapConfig, TimeoutConfig
-from rlsys.config.stages import LagrangeConfig, PpoConfig
+from rlsys.config.schema import GapConfig, LagrangeConfig, PpoConfig, TimeoutConfig
 from rlsys.drivers.gap import engine_gap
-from rlsys.roles import Metrics
+from rlsys.drivers.multiplier import Multiplier
+from rlsys.roles.critic import Critic
+from rlsys.roles.policy import Policy
+from rlsys.roles.reference import Reference
+from rlsys.roles.rollout import Rollout
+from rlsys.roles.scorer import Scorer
+from rlsys.runtime.pending import Metrics
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The roles of PPO-Lagrangian."""
+
+    rollout: Rollout
+    policy: Policy
+    reference: Reference
+    reward: Scorer
+    cost: Scorer
+    reward_critic: Critic
+    cost_critic: Critic
 
 
 @dataclass
 class SafeRlhfState:
     """All that the algorithm itself remembers between iterations."""
 
-    lam: float
-    window: deque[float]
+    multiplier: Multiplier
     cursor: PromptCursor
     iteration: int = 0
     timings: Metrics = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, object]:
-        """Everything a continuation needs, as JSON."""
+    def as_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as JSON."""
         return {
             "iteration": self.iteration,
-            "lambda": self.lam,
-            "window": list(self.window),
+            "multiplier": self.multiplier.as_dict(),
             "cursor": self.cursor.position,
         }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """What ``as_dict`` gave."""
+        self.iteration = saved["iteration"]
+        self.multiplier.restore(saved["multiplier"])
+        self.cursor.position = saved["cursor"]
 
 
 @dataclass(frozen=True)
 class SafeRlhfRun:
-    """What one run of the method is told; ``threshold`` is d, in the cost model's units."""
+    """Settings of one run; ``threshold`` is d, in the cost model's units."""
 
     iterations: int
     threshold: float

@@ -1,35 +1,32 @@
-"""Supervised fine-tuning: the loop, for any learner behind the protocol."""
+"""Supervised fine-tuning, and the training of scorers and guards: steps on batches of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from rlsys.batch import PromptCursor
-from rlsys.roles import Metrics, Pending
+from rlsys.runtime.pending import Metrics, Pending
 
-
-class Learner(Protocol):
-    """Takes optimiser steps on rows of the training split."""
-
-    def step(self, rows: list[int]) -> Pending[Metrics]: ...
-
+Step = Callable[[list[int]], Pending[Metrics]]
+"""One optimiser step on these rows."""
 
 Report = Callable[[int, Metrics], None]
 
 
 def train(
-    learner: Learner,
+    step: Step,
     cursor: PromptCursor,
     *,
     steps: int,
     batch: int,
     timeout: float,
     report: Report,
+    start: int = 0,
 ) -> None:
-    """``steps`` steps of ``batch`` rows. Also the loop of reward and cost models, whose rows are
-    preference pairs. ``report(step, metrics)`` is called after every step, from 1.
+    """Steps ``start + 1`` to ``steps``, of ``batch`` rows each (all rows where there are fewer).
+
+    ``report(number, metrics)`` is called after every step.
     """
-    for step in range(1, steps + 1):
-        metrics = learner.step(cursor.next(min(batch, cursor.count))).result(timeout)
-        report(step, metrics)
+    for number in range(start + 1, steps + 1):
+        metrics = step(cursor.next(min(batch, cursor.count))).result(timeout)
+        report(number, metrics)

@@ -11,7 +11,7 @@ from pathlib import Path
 from rlsys.errors import DataError
 from rlsys.judging.judge import Judge, Question
 from rlsys.judging.parse import Unread
-from rlsys.roles import Pending
+from rlsys.runtime.pending import Pending
 
 
 class CachedJudge:

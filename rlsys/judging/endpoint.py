@@ -35,7 +35,7 @@ from rlsys.config.feedback import EndpointConfig
 from rlsys.judging.judge import Question
 from rlsys.judging.parse import Unread
 from rlsys.judging.prompts import PromptSet
-from rlsys.roles import Part, Pending
+from rlsys.runtime.pending import Part, Pending
 
 # Markers that servers of one family or another read as structure.
 MARKERS = ("<", "[", "|")

@@ -21,7 +21,7 @@ from rlsys.judging.parse import (
     parse_yes_no,
 )
 from rlsys.judging.prompts import PromptSet
-from rlsys.roles import Pending, as_completed
+from rlsys.runtime.pending import Pending, as_completed
 
 T = TypeVar("T")
 CHUNK = 64  # questions per call

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlsys.algorithms.logprobs import forbid, token_logprobs
+from rlsys.algorithms.logprobs import at_temperature, forbid, token_logprobs
 from rlsys.errors import ModelError
 from rlsys.models.load import load_head, load_policy, load_trunk
 
@@ -56,19 +56,23 @@ class PolicyModule(nn.Module):
         self.vlm = vlm
         self.forbidden = tuple(forbidden)
 
-    def forward(self, inputs: Inputs, states: Tensor, tokens: Tensor) -> Tensor:
-        """Args: inputs of the VLM; states [B, T] index of the position that predicts each token;
-        tokens [B, T], NO_TOKEN where a row has none: no logits are computed there.
+    def forward(
+        self, inputs: Inputs, logit_positions: Tensor, labels: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """Args: inputs of the VLM; logit_positions [B, T] position that predicts each token; labels
+        [B, T] the tokens, NO_TOKEN where a row has none: no logits are computed there;
+        temperature: by which logits are divided, as the sampler does.
         Returns: [B, T] fp32, nats, on the CPU; zero where there is no token.
         """
         device = self.vlm.device
         hidden = run_trunk(self.vlm.base_model, to_device(inputs, device))
-        rows, steps = (tokens != NO_TOKEN).nonzero(as_tuple=True)
-        places = rows * hidden.shape[1] + states[rows, steps]
+        rows, steps = (labels != NO_TOKEN).nonzero(as_tuple=True)
+        places = rows * hidden.shape[1] + logit_positions[rows, steps]
         logits = self.vlm.get_output_embeddings()(hidden.flatten(0, 1)[places.to(device)])
-        given = tokens[rows, steps].to(device)
-        found = token_logprobs(forbid(logits, self.forbidden), given).cpu()
-        return torch.zeros(tokens.shape).index_put((rows, steps), found)
+        chosen = labels[rows, steps].to(device)
+        allowed = forbid(at_temperature(logits, temperature), self.forbidden)
+        logprobs = token_logprobs(allowed, chosen).cpu()
+        return torch.zeros(labels.shape).index_put((rows, steps), logprobs)
 
 
 class ScorerModule(nn.Module):
@@ -84,17 +88,17 @@ class ScorerModule(nn.Module):
         size = trunk.config.get_text_config().hidden_size
         self.head = nn.Linear(size, outputs, bias=False, dtype=trunk.dtype)
 
-    def forward(self, inputs: Inputs, states: Tensor) -> Tensor:
-        """Args: states [B, T] positions to read. Returns: [B, T], or [B, T, outputs] where there
+    def forward(self, inputs: Inputs, positions: Tensor) -> Tensor:
+        """Args: positions [B, T] to read. Returns: [B, T], or [B, T, outputs] where there
         are several, fp32, on the CPU.
         """
         device = self.trunk.device
         hidden = run_trunk(self.trunk, to_device(inputs, device))
-        return self.head(_at(hidden, states.to(device))).squeeze(-1).float().cpu()
+        return self.head(_at(hidden, positions.to(device))).squeeze(-1).float().cpu()
 
 
-def _at(hidden: Tensor, states: Tensor) -> Tensor:
-    return hidden.gather(1, states[..., None].expand(-1, -1, hidden.shape[-1]))
+def _at(hidden: Tensor, positions: Tensor) -> Tensor:
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def build_policy_module(folder: str, dtype: str, forbidden: Sequence[int]) -> PolicyModule:

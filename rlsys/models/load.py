@@ -32,6 +32,12 @@ def load_processor(folder: str) -> Any:
     return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
+def checkpoint_tensors(folder: str) -> list[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint under its name in the file."""
+    files = sorted(path for path in Path(folder).glob("*.safetensors") if path.name != HEAD_FILE)
+    return [item for file in files for item in load_file(file).items()]
+
+
 def _checked(auto: Any, folder: str, dtype: str, *, allow_head_missing: bool) -> Any:
     if not (Path(folder) / "config.json").exists():
         raise ModelError(f"{folder}: no model there (config.json is missing)")

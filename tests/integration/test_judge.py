@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from actors.proxies import RemoteJudge
 
 from actors.cluster import Cluster
-from actors.proxies import RemoteJudge
 from rlsys.config.schema import EngineConfig
 from rlsys.data.slice import DataSlice
-from rlsys.engines.workbench import RoleSpec
 from rlsys.judging.cache import CachedJudge
 from rlsys.judging.forms import SCORES
 from rlsys.judging.judge import Candidate, Prompt, Question, disentangle, score
 from rlsys.judging.parse import Observed, Unread, parse_observations
 from rlsys.judging.prompts import FIELDS, load_prompts
+from rlsys.roles.factory import RoleSpec
 
 WAIT = 120.0
 

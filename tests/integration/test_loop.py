@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from actors.cluster import Cluster
 from actors.proxies import (
     RemoteCritic,
     RemotePolicy,
@@ -17,16 +15,18 @@ from actors.proxies import (
     ScorerLearner,
     SftLearner,
 )
+from rlsys.engines.policy import PolicyWorker
+from rlsys.engines.train import Rank
+
+from actors.cluster import Cluster
 from rlsys.batch import Rollouts, SampleRequest, TrainBatch, sample_seed
 from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
 from rlsys.config.stages import PpoConfig, ScorerStage, SftStage
 from rlsys.data.slice import DataSlice
-from rlsys.engines.forward import merge_rows
-from rlsys.engines.policy import PolicyWorker
-from rlsys.engines.train import Rank
-from rlsys.engines.workbench import RoleSpec, Workbench
+from rlsys.engines.weights import SharedMemoryReader
 from rlsys.errors import RoleError
-from rlsys.weights import SharedMemoryReader
+from rlsys.roles.factory import RoleSpec, Workbench
+from rlsys.roles.forward import merge_rows
 
 WAIT = 120.0
 PPO = PpoConfig(prompts=6, samples=2, max_new_tokens=8, epochs=2, minibatch=4)

@@ -15,7 +15,7 @@ from rlsys.data.riskworld.scene import Scene, scene_of
 from rlsys.judging.agreement import INJECTIONS, Labels, agreement, balanced, injection
 from rlsys.judging.judge import CHUNK, Judge, Question
 from rlsys.judging.parse import Observation, Unread
-from rlsys.roles import Pending
+from rlsys.runtime.pending import Pending
 from tests.unit.test_feedback import Reply, as_json, make_judge
 
 Change = Callable[[Question, str], Reply]

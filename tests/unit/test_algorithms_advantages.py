@@ -41,7 +41,7 @@ def test_gae_by_hand() -> None:
         torch.tensor([[0.5, 0.25]]),
         torch.tensor([2]),
         gamma=0.9,
-        lam=0.8,
+        gae_lambda=0.8,
     )
     # delta_2 = 2 - 0.25 = 1.75; delta_1 = 1 + 0.9 * 0.25 - 0.5 = 0.725;
     # A_1 = 0.725 + 0.72 * 1.75 = 1.985; returns 1.985 + 0.5 and 1.75 + 0.25
@@ -50,12 +50,12 @@ def test_gae_by_hand() -> None:
 
 
 @FEW
-@given(lengths=rows, gamma=unit, lam=unit, seed=st.integers(0, 99))
+@given(lengths=rows, gamma=unit, gae_lambda=unit, seed=st.integers(0, 99))
 def test_gae_is_the_sum_of_discounted_errors(
     lengths: list[int], gamma: float, lam: float, seed: int
 ) -> None:
     rewards, values, size = draw(lengths, seed)
-    advantages, returns = gae(rewards, values, size, gamma=gamma, lam=lam)
+    advantages, returns = gae(rewards, values, size, gamma=gamma, gae_lambda=lam)
     for row, length in enumerate(lengths):
         real = values[row, :length].tolist()
         expected = brute_force(rewards[row, :length].tolist(), real, gamma, lam)
@@ -70,8 +70,8 @@ def test_lambda_one_returns_the_reward_to_go_whatever_the_values(
     lengths: list[int], gamma: float, seed: int
 ) -> None:
     rewards, values, size = draw(lengths, seed)
-    _, returns = gae(rewards, values, size, gamma=gamma, lam=1.0)
-    _, other = gae(rewards, 5 - 3 * values, size, gamma=gamma, lam=1.0)
+    _, returns = gae(rewards, values, size, gamma=gamma, gae_lambda=1.0)
+    _, other = gae(rewards, 5 - 3 * values, size, gamma=gamma, gae_lambda=1.0)
     torch.testing.assert_close(returns, other)
     for row, length in enumerate(lengths):
         paid = rewards[row, :length].tolist()
@@ -88,7 +88,7 @@ def test_lambda_zero_is_the_one_step_error() -> None:
         torch.tensor([[2.0, 4.0, 8.0]]),
         torch.tensor([3]),
         gamma=0.5,
-        lam=0.0,
+        gae_lambda=0.0,
     )
     assert advantages.tolist() == [[1.0, 1.0, -7.0]]  # 1 + 2 - 2; 1 + 4 - 4; 1 + 0 - 8
 
@@ -96,7 +96,9 @@ def test_lambda_zero_is_the_one_step_error() -> None:
 def test_nothing_is_bootstrapped_after_the_last_token() -> None:
     # Row 0 ends inside the batch with a huge value behind it, row 1 at its edge.
     values = torch.tensor([[0.0, 3.0, 1000.0], [0.0, 0.0, 3.0]])
-    advantages, returns = gae(torch.zeros(2, 3), values, torch.tensor([2, 3]), gamma=1.0, lam=0.0)
+    advantages, returns = gae(
+        torch.zeros(2, 3), values, torch.tensor([2, 3]), gamma=1.0, gae_lambda=0.0
+    )
     assert advantages.tolist() == [[3.0, -3.0, 0.0], [0.0, 3.0, -3.0]]
     assert returns.tolist() == [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]]
 
@@ -105,7 +107,7 @@ def test_nothing_is_bootstrapped_after_the_last_token() -> None:
 def test_a_one_token_response(width: int) -> None:
     rewards, values = torch.full((1, width), 9.0), torch.full((1, width), 9.0)
     rewards[0, 0], values[0, 0] = 2.0, 0.5
-    advantages, returns = gae(rewards, values, torch.tensor([1]), gamma=0.9, lam=0.9)
+    advantages, returns = gae(rewards, values, torch.tensor([1]), gamma=0.9, gae_lambda=0.9)
     assert advantages.shape == returns.shape == (1, width)
     assert advantages.tolist() == [[1.5] + [0.0] * (width - 1)]  # 2 - 0.5
     assert returns.tolist() == [[2.0] + [0.0] * (width - 1)]
@@ -126,8 +128,8 @@ def test_padding_changes_no_advantage_and_no_return(
     for row, length in enumerate(lengths):
         for target, source in zip(wide, (rewards, values), strict=True):
             target[row, :length] = source[row, :length]
-    narrow = gae(rewards, values, size, gamma=0.9, lam=0.8)
-    for clean, result in zip(narrow, gae(*wide, size, gamma=0.9, lam=0.8), strict=True):
+    narrow = gae(rewards, values, size, gamma=0.9, gae_lambda=0.8)
+    for clean, result in zip(narrow, gae(*wide, size, gamma=0.9, gae_lambda=0.8), strict=True):
         assert torch.equal(result[:, :width], clean)
         for row, length in enumerate(lengths):
             assert bool((result[row, length:] == 0).all())
@@ -136,21 +138,21 @@ def test_padding_changes_no_advantage_and_no_return(
 
 def test_rows_do_not_touch_one_another() -> None:
     rewards, values, size = draw([3, 5, 1], 1)
-    together, _ = gae(rewards, values, size, gamma=0.9, lam=0.8)
+    together, _ = gae(rewards, values, size, gamma=0.9, gae_lambda=0.8)
     for row in range(3):
         one = slice(row, row + 1)
-        alone, _ = gae(rewards[one], values[one], size[one], gamma=0.9, lam=0.8)
+        alone, _ = gae(rewards[one], values[one], size[one], gamma=0.9, gae_lambda=0.8)
         assert torch.equal(together[one], alone)
 
 
 def test_gae_leaves_its_inputs_alone_and_refuses_an_empty_response() -> None:
     rewards, values, size = draw([2, 3], 2)
     before = rewards.clone(), values.clone()
-    gae(rewards, values, size, gamma=0.9, lam=0.8)
+    gae(rewards, values, size, gamma=0.9, gae_lambda=0.8)
     assert torch.equal(rewards, before[0])
     assert torch.equal(values, before[1])
     with pytest.raises(ValueError, match="lengths"):
-        gae(rewards, values, torch.tensor([0, 3]), gamma=0.9, lam=0.8)
+        gae(rewards, values, torch.tensor([0, 3]), gamma=0.9, gae_lambda=0.8)
 
 
 def test_mix_advantages_by_hand() -> None:
@@ -180,7 +182,7 @@ def test_a_large_multiplier_leaves_only_the_cost() -> None:
 
 
 @FEW
-@given(lam=st.floats(0, 1e4), seed=st.integers(0, 99))
+@given(gae_lambda=st.floats(0, 1e4), seed=st.integers(0, 99))
 def test_the_mix_lies_between_reward_and_negated_cost(lam: float, seed: int) -> None:
     reward, cost = torch.randn(2, 8, generator=torch.Generator().manual_seed(seed)).double()
     mixed = mix_advantages(reward, cost, lam)
@@ -197,10 +199,10 @@ def test_the_kl_part_of_the_mix_does_not_depend_on_the_multiplier(lam: float) ->
 
     def advantage(sign: float, scores: Tensor, values: Tensor) -> Tensor:
         shaped = shape_rewards(scores, kl, lengths, beta=beta, kl_sign=sign, clip=50.0)
-        return gae(shaped, values, lengths, gamma=0.99, lam=0.95)[0]
+        return gae(shaped, values, lengths, gamma=0.99, gae_lambda=0.95)[0]
 
     none = torch.zeros(3, dtype=torch.float64)
-    penalty, _ = gae(kl, zeros, lengths, gamma=0.99, lam=0.95)
+    penalty, _ = gae(kl, zeros, lengths, gamma=0.99, gae_lambda=0.95)
     mixed = mix_advantages(advantage(-1, none, zeros), advantage(+1, none, zeros), lam)
     torch.testing.assert_close(mixed, -beta * penalty)
 

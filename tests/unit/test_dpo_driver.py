@@ -8,7 +8,7 @@ from torch import Tensor
 import rlsys.drivers.dpo as driver
 from rlsys.batch import PreferencePairs
 from rlsys.drivers.dpo import dpo, with_reference
-from rlsys.roles import Metrics, Pending
+from rlsys.runtime.pending import Metrics, Pending
 
 
 @dataclass

@@ -17,10 +17,10 @@ from rlsys.batch import PromptCursor, Rollouts, Scores
 from rlsys.config.schema import GapConfig, TimeoutConfig
 from rlsys.config.stages import LagrangeConfig, PpoConfig
 from rlsys.drivers.safe_rlhf import estimate, safe_rlhf, sample_and_score, sync_weights
-from rlsys.drivers.safe_rlhf_state import SafeRlhfRun, SafeRlhfState
+from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun, SafeRlhfState
 from rlsys.drivers.sft import train
 from rlsys.errors import LogprobGapError, RoleTimeout
-from rlsys.roles import Metrics, Pending, Roles
+from rlsys.runtime.pending import Metrics, Pending
 from tests.fakes import FakeRollout, FakeScorer, later, make_roles
 
 DRIVER = Path(driver.__file__)
@@ -145,7 +145,7 @@ def test_a_multiplier_of_zero_is_plain_ppo() -> None:
     for row, (prompt, sample) in enumerate(keys):
         rewards[row, rollouts.lengths[row] - 1] += 0.3 * prompt - sample
     plain, _ = gae(
-        rewards, 0.1 * rollouts.response_ids.float(), rollouts.lengths, gamma=1.0, lam=0.95
+        rewards, 0.1 * rollouts.response_ids.float(), rollouts.lengths, gamma=1.0, gae_lambda=0.95
     )
     torch.testing.assert_close(batch.advantages, plain, rtol=0, atol=1e-6)
 

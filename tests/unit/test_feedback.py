@@ -14,7 +14,7 @@ from rlsys.judging.judge import CHUNK, Candidate, Feedback, Prompt, Question, di
 from rlsys.judging.pairs import PairRule, Scored, choose_pair, choose_pairs, total
 from rlsys.judging.parse import Observation, Unread
 from rlsys.judging.teach import teach
-from rlsys.roles import Pending
+from rlsys.runtime.pending import Pending
 
 Reply = str | Unread
 GUN = Observation("a gun", "image content", "violence")

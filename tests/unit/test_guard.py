@@ -23,7 +23,7 @@ from rlsys.guard.decision import Moderation, action_for, moderations
 from rlsys.guard.flags import Flags, load_flags, passed_rows, save_flags
 from rlsys.guard.labels import CATEGORIES, OUTPUTS, Label, labelled_answers
 from rlsys.guard.levels import ACTIONS
-from rlsys.roles import Pending
+from rlsys.runtime.pending import Pending
 from tests.fakes import FakeRollout, Log
 from tests.unit.conftest import make_record
 

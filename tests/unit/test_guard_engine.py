@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from rlsys.engines.common import Seat
+from rlsys.engines.guard import GuardTrainer, GuardWorker
+from rlsys.engines.scorer import ScorerWorker
+from rlsys.engines.train import Rank
 from torch import Tensor
 
 from rlsys.batch import Rollouts
 from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.record import Records
-from rlsys.engines.common import Seat
-from rlsys.engines.forward import merge_rows
-from rlsys.engines.guard import GuardTrainer, GuardWorker
-from rlsys.engines.scorer import ScorerWorker
-from rlsys.engines.train import Rank
 from rlsys.errors import ModelError
 from rlsys.guard.labels import CATEGORIES, OUTPUTS
 from rlsys.guard.quality import guard_quality
 from rlsys.models.heads import build_scorer_module
+from rlsys.roles.forward import merge_rows
 
 ROWS = [0, 1, 2, 3]
 ONE_BATCH, SMALL = 100_000, 60

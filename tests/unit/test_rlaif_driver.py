@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from rlsys.drivers.kept import KeptRollout
 from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest
 from rlsys.config.schema import GapConfig
-from rlsys.drivers.kept import KeptRollout
 from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
+from rlsys.engines.weights import WeightUpdate
 from rlsys.errors import JudgeError, LogprobGapError, RoleTimeout
 from rlsys.guard.decision import Moderation
 from rlsys.judging.cache import CachedJudge
 from rlsys.judging.judge import Judge, Question
 from rlsys.judging.pairs import PairRule
 from rlsys.judging.parse import Observation, Unread
-from rlsys.roles import Metrics, Pending
-from rlsys.weights import WeightUpdate
+from rlsys.runtime.pending import Metrics, Pending
 from tests.fakes import FakeRollout, FakeScorer, Log, later
 from tests.unit.test_feedback import ScriptedJudge, as_json, make_judge
 

@@ -11,7 +11,7 @@ import pytest
 
 import rlsys.roles as roles
 from rlsys.errors import RlsysError, RoleError, RoleTimeout
-from rlsys.roles import Part, Pending, ProcessDied, as_completed, as_settled, wait_settled
+from rlsys.runtime.pending import Part, Pending, ProcessDied, as_completed, as_settled, wait_settled
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlsys.errors import SyncError
-from rlsys.weights import (
+from rlsys.engines.weights import (
     SharedMemoryReader,
     SharedMemoryWriter,
     buffer_size,
@@ -20,6 +19,7 @@ from rlsys.weights import (
     pack,
     unpack,
 )
+from rlsys.errors import SyncError
 
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]

@@ -1,0 +1,70 @@
+"""Rollouts on disk until their iteration is in a checkpoint: what was drawn is not drawn again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from rlsys.batch import Rollouts, SampleRequest
+from rlsys.engines.weights import WeightUpdate
+from rlsys.roles.rollout import Rollout
+from rlsys.runtime.pending import Pending
+
+
+class CachedRollout:
+    """Engines that write every chunk to ``folder/version-<n>`` as it arrives, and read the chunks
+    of requests that were all served under these weights. Where some are missing all are drawn
+    again: sequences decoded together share rounding, so a part of them would come out differently.
+    Greedy answers are not written.
+    """
+
+    def __init__(self, rollout: Rollout, folder: Path) -> None:
+        self.rollout, self.root = rollout, folder
+        self.folder = folder
+
+    def load(self, update: WeightUpdate) -> Pending[int]:
+        self.folder = self.root / f"version-{update.version}"
+        return self.rollout.load(update)
+
+    def generate(
+        self, requests: Sequence[SampleRequest], *, greedy: bool = False
+    ) -> list[Pending[Rollouts]]:
+        if greedy:
+            return self.rollout.generate(requests, greedy=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        cached = [_read(path) for path in sorted(self.folder.glob("*.pt"))]
+        wanted = {(request.prompt_index, request.sample_index) for request in requests}
+        if wanted == {key for chunk in cached for key in _keys(chunk)}:
+            return [Pending.of(chunk) for chunk in cached]
+        write = _writer(self.folder)
+        return [chunk.map(write) for chunk in self.rollout.generate(requests)]
+
+    def evict(self, version: int) -> None:
+        """Remove what was drawn under older weights than ``version``."""
+        for folder in self.root.glob("version-*"):
+            if int(folder.name.removeprefix("version-")) < version:
+                shutil.rmtree(folder)
+
+
+def _writer(folder: Path) -> Callable[[Rollouts], Rollouts]:
+    def write(chunk: Rollouts) -> Rollouts:
+        name = f"{int(chunk.prompt_index[0]):09d}-{int(chunk.sample_index[0]):05d}.pt"
+        partial = folder / f".{name}.tmp"
+        torch.save({field.name: getattr(chunk, field.name) for field in fields(chunk)}, partial)
+        os.replace(partial, folder / name)
+        return chunk
+
+    return write
+
+
+def _read(path: Path) -> Rollouts:
+    return Rollouts(**torch.load(path, weights_only=True))
+
+
+def _keys(chunk: Rollouts) -> set[tuple[int, int]]:
+    return set(zip(chunk.prompt_index.tolist(), chunk.sample_index.tolist(), strict=True))

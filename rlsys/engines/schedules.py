@@ -1,0 +1,37 @@
+"""Optimiser and learning-rate schedule of a trained role."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from rlsys.config.schema import OptimConfig
+
+
+def build_optimizer(
+    module: nn.Module, optim: OptimConfig, total_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW over the parameters of ``module`` that require gradients, and its schedule."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained,
+        lr=optim.lr,
+        betas=(optim.betas[0], optim.betas[1]),
+        weight_decay=optim.weight_decay,
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(step, optim, total_steps)
+    )
+    return optimizer, scheduler
+
+
+def lr_factor(step: int, optim: OptimConfig, total_steps: int) -> float:
+    """Share of ``optim.lr`` at this step."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return 1.0
+    done = (step - optim.warmup_steps) / max(total_steps - optim.warmup_steps, 1)
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

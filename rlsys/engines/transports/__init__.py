@@ -1,0 +1,1 @@
+"""How weights travel from trainers to engines. One file per transport."""

@@ -1,0 +1,92 @@
+"""A vLLM engine inside the calling process, stepped by whoever waits.
+
+The engine lives in this process (``VLLM_ENABLE_V1_MULTIPROCESSING=0``). Calls may come from several
+threads: each waiting call steps the engine for all of them, under one lock, so requests of
+different calls are decoded together and a call returns as soon as its own are done.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import torch
+
+from rlsys.config.schema import EngineConfig
+
+
+class SteppedEngine:
+    """``lock`` is held while the engine is touched; ``submit`` and what changes weights need it."""
+
+    def __init__(self, model: str, config: EngineConfig, dtype: str, *, cpu: bool) -> None:
+        from vllm import LLM
+
+        threads = torch.get_num_threads()
+        sizes: dict[str, Any] = (
+            {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}
+            if cpu
+            else {"gpu_memory_utilization": config.gpu_memory_utilization}
+        )
+        self.llm = LLM(
+            model=model,
+            dtype=dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            seed=0,
+            limit_mm_per_prompt={"image": 1, "video": 0},
+            mm_processor_cache_gb=0.25,
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            trust_remote_code=False,
+            **(sizes | config.extra),
+        )
+        torch.set_num_threads(threads)  # vLLM changes them for the whole process
+        self.max_model_len = config.max_model_len
+        self.lock = threading.Lock()
+        self._finished: dict[str, Any] = {}
+        self._names = count()
+
+    def close(self) -> None:
+        """Gives its memory back, for another engine in this process."""
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.llm.llm_engine.has_unfinished_requests())
+
+    def submit(self, requests: Sequence[tuple[dict[str, Any], Any]]) -> list[str]:
+        """Add (prompt, sampling parameters); the lock must be held. Returns: names to wait for."""
+        names = []
+        for prompt, params in requests:
+            name = str(next(self._names))
+            self.llm.llm_engine.add_request(name, prompt, params)
+            names.append(name)
+        return names
+
+    def wait(self, names: Sequence[str]) -> list[Any]:
+        """The finished outputs, in the order of ``names``; the lock must not be held."""
+        mine = set(names)
+        while True:
+            with self.lock:
+                if mine <= self._finished.keys():
+                    return [self._finished.pop(name) for name in names]
+                if not self.busy:
+                    lost = sorted(mine - self._finished.keys())
+                    raise RuntimeError(f"the engine is idle and never answered requests {lost}")
+                for output in self.llm.llm_engine.step():
+                    if output.finished:
+                        self._finished[output.request_id] = output
+
+    def drop_caches(self) -> None:
+        """Keys and values, processed images, encoded images: all belong to the old weights."""
+        engine = self.llm.llm_engine
+        engine.reset_prefix_cache()
+        engine.reset_mm_cache()
+        engine.reset_encoder_cache()

@@ -1,0 +1,147 @@
+"""What the workers of one process share: rows, encoded prompts, vLLM engines, weight transports."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from rlsys.data.encoder import PromptEncoder
+from rlsys.data.record import Records
+from rlsys.engines.transports.base import Transport, WeightReader, WeightWriter
+from rlsys.engines.weights import WeightUpdate
+from rlsys.errors import ModelError
+from rlsys.models.load import load_processor
+from rlsys.runtime.process_group import Rank
+
+
+class RowSource(Protocol):
+    """Rows that a role reads. Equal sources hold the same rows."""
+
+    max_prompt_tokens: int
+
+    def load(self) -> Records: ...
+
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """Where a worker runs and what it reads.
+
+    token_budget: padded tokens per forward pass; writer: the trainers' side of a transport, by name.
+    """
+
+    rank: Rank
+    encoder: PromptEncoder
+    token_budget: int
+    device: str
+    writer: Callable[[str], WeightWriter]
+
+
+class Engine(Protocol):
+    """Something costly to start that outlives a role."""
+
+    def close(self) -> None: ...
+
+
+class WorkerFactory:
+    """One per process. ``cpu``: no accelerator here."""
+
+    def __init__(
+        self, rank: Rank, transports: Mapping[str, Transport], token: str, *, cpu: bool
+    ) -> None:
+        self.rank, self.transports, self.token, self.cpu = rank, transports, token, cpu
+        self.device = "cpu" if cpu else "cuda"
+        self._rows: dict[RowSource, Records] = {}
+        self._encoders: dict[tuple[str, RowSource], PromptEncoder] = {}
+        self._engines: dict[str, tuple[Hashable, Any]] = {}
+        self._writers: dict[str, WeightWriter] = {}
+
+    def context(self, model: str, data: RowSource, token_budget: int = 8192) -> WorkerContext:
+        """Raises: ModelError, DataError."""
+        encoder = self.encoder(model, data)
+        return WorkerContext(self.rank, encoder, token_budget, self.device, self.writer)
+
+    def encoder(self, model: str, data: RowSource) -> PromptEncoder:
+        """Shared by all roles whose tokenizer and processor files are the same."""
+        if data not in self._rows:
+            self._rows[data] = data.load()
+        key = (processor_hash(model), data)
+        if key not in self._encoders:
+            self._encoders[key] = PromptEncoder(
+                load_processor(model), self._rows[data], data.max_prompt_tokens
+            )
+        return self._encoders[key]
+
+    def engine(self, role: str, key: Hashable, start: Callable[[], Engine]) -> Any:
+        """The cached engine of a role, or a started one: starting dominates. An engine with
+        another ``key`` is closed first.
+        """
+        held = self._engines.get(role)
+        if held is None or held[0] != key:
+            if held is not None:
+                held[1].close()
+            self._engines[role] = (key, start())
+        return self._engines[role][1]
+
+    def writer(self, transport: str) -> WeightWriter:
+        """Lives as long as this process: its buffers are reused from version to version."""
+        if transport not in self._writers:
+            self._writers[transport] = self.transports[transport].writer(self.token)
+        return self._writers[transport]
+
+    def reader(self) -> WeightReader:
+        """Reads updates of every transport."""
+        return _AnyReader({name: each.reader() for name, each in self.transports.items()})
+
+    def close(self) -> None:
+        """Free the engines."""
+        for _, engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+
+@dataclass(frozen=True)
+class _AnyReader:
+    readers: Mapping[str, WeightReader]
+
+    def read(self, update: WeightUpdate) -> Iterable[tuple[str, Tensor]]:
+        return self.readers[update.transport].read(update)
+
+
+def architecture_hash(model: str) -> str:
+    """Identity of everything in a checkpoint but its weights."""
+    return _hash_files(model, ("config.json", "generation_config.json")) + processor_hash(model)
+
+
+def processor_hash(model: str) -> str:
+    """Identity of a checkpoint's tokenizer and image processing."""
+    names = ("tokenizer.json", "processor_config.json", "preprocessor_config.json")
+    return _hash_files(model, names)
+
+
+def _hash_files(model: str, names: tuple[str, ...]) -> str:
+    total = hashlib.sha256()
+    for file in (Path(model) / name for name in names):
+        if file.exists():
+            total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+def check_same_processor(models: Mapping[str, str]) -> None:
+    """Roles that read each other's token ids must share them.
+
+    Args: models: role -> folder. Raises: ModelError naming the two that differ.
+    """
+    (first, folder), *others = models.items()
+    for role, other in others:
+        if processor_hash(other) != processor_hash(folder):
+            raise ModelError(
+                f"{role} ({other}) and {first} ({folder}) have different tokenizers or image "
+                "processors; their token ids do not mean the same"
+            )

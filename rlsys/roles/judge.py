@@ -1,0 +1,129 @@
+"""The judge: a frozen model in vLLM that replies under structured outputs. Also the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlsys.config.schema import EngineConfig
+from rlsys.data.encoder import PromptEncoder
+from rlsys.engines.vllm import SteppedEngine
+from rlsys.judging.forms import FORMS
+from rlsys.judging.judge import Question
+from rlsys.judging.parse import Unread
+from rlsys.judging.prompts import PromptSet
+from rlsys.roles.factory import RowSource, WorkerFactory
+from rlsys.roles.role import Role
+from rlsys.runtime.group import RankGroup, RoleHandle
+from rlsys.runtime.pending import Pending
+
+ROLE = Role("judge", "a frozen generative model in vLLM; also the teacher", exclusive=True)
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """model: folder; prompts: what it is asked with; max_new_tokens: of a reply."""
+
+    model: str
+    data: RowSource
+    engine: EngineConfig
+    dtype: str
+    prompts: PromptSet
+    max_new_tokens: int
+
+    def build(self, factory: WorkerFactory) -> JudgeWorker:
+        """A judge's weights never move: the engine of the same model is used again."""
+        encoder = factory.encoder(self.model, self.data)
+
+        def start() -> SteppedEngine:
+            return SteppedEngine(self.model, self.engine, self.dtype, cpu=factory.cpu)
+
+        key = (self.model, repr(self.engine), self.dtype)
+        engine: SteppedEngine = factory.engine(ROLE.name, key, start)
+        with engine.lock:
+            engine.drop_caches()  # images go by their rows' ids, and these may be others
+        return JudgeWorker(engine, encoder, self.prompts, max_new_tokens=self.max_new_tokens)
+
+
+class JudgeWorker:
+    """One engine. ``encoder`` knows the images of the rows that questions speak of."""
+
+    def __init__(
+        self,
+        engine: SteppedEngine,
+        encoder: PromptEncoder,
+        prompts: PromptSet,
+        *,
+        max_new_tokens: int,
+    ) -> None:
+        self.engine, self.encoder, self.prompts = engine, encoder, prompts
+        self.max_new_tokens = max_new_tokens
+        self.room = engine.max_model_len - max_new_tokens
+
+    def answer(self, questions: Sequence[Question]) -> list[str | Unread]:
+        """One reply each. A question too long for the model is not asked."""
+        requests = [self._request(question) for question in questions]
+        asked = [request for request in requests if not isinstance(request, Unread)]
+        with self.engine.lock:
+            names = self.engine.submit(asked)
+        outputs = iter(self.engine.wait(names))
+        return [
+            request if isinstance(request, Unread) else _reply(next(outputs))
+            for request in requests
+        ]
+
+    def _request(self, question: Question) -> tuple[dict[str, Any], Any] | Unread:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        tokenizer = self.encoder.tokenizer
+        text = self.prompts.render(question.name, question.values, tokenizer.all_special_tokens)
+        ids, length = self.encoder.instruct(text, question.image)
+        if length > self.room:
+            return Unread("the question is too long")
+        form = FORMS[question.name]
+        limits: dict[str, Any] = {}
+        if form is not None:
+            key = "choice" if isinstance(form, list) else "json"
+            limits["structured_outputs"] = StructuredOutputsParams(**{key: form})
+        params = SamplingParams(
+            max_tokens=self.max_new_tokens,
+            temperature=0.0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **limits,
+        )
+        prompt: dict[str, Any] = {"prompt_token_ids": ids}
+        if question.image is not None:
+            record = self.encoder.records[question.image]
+            prompt["multi_modal_data"] = {"image": record.open_image()}
+            prompt["multi_modal_uuids"] = {"image": record.id}
+        return prompt, params
+
+
+def _reply(output: Any) -> str | Unread:
+    """What was cut off at the limit is no reply: half a list reads like a whole one of fewer."""
+    answer = output.outputs[0]
+    if answer.finish_reason != "stop":
+        return Unread("cut off")
+    return str(answer.text).strip() or Unread("empty")
+
+
+class JudgeHandle(RoleHandle):
+    """Implements ``rlsys.judging.judge.Judge``: every call is shared out among the engines."""
+
+    def __init__(self, group: RankGroup) -> None:
+        super().__init__(group, ROLE.name)
+
+    def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
+        ranks = self.group.size
+        shares = [list(questions[rank::ranks]) for rank in range(ranks)]
+        calls = [
+            self._one(rank, JudgeWorker.answer, share) for rank, share in enumerate(shares) if share
+        ]
+
+        def interleave(parts: list[list[str | Unread]]) -> list[str | Unread]:
+            return [parts[i % ranks][i // ranks] for i in range(len(questions))]
+
+        parts = [part for call in calls for part in call.parts]
+        return Pending(parts, interleave, calls[0].liveness if calls else ())

@@ -1,0 +1,274 @@
+"""The trained policy: PPO and DPO updates, supervised steps, weight publication, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlsys.algorithms.kl import k3
+from rlsys.algorithms.masked import aggregate, length_mask, masked_sum
+from rlsys.algorithms.policy_loss import ppo_clip
+from rlsys.algorithms.preference import dpo_loss, implicit_rewards
+from rlsys.batch import PreferencePairs, Rollouts, TrainBatch, step_rows
+from rlsys.config.stages import PpoConfig
+from rlsys.data.collate import Collated, collate
+from rlsys.engines.weights import WeightUpdate
+from rlsys.models.adapters import add_lora, lora_scaling, merged
+from rlsys.models.heads import PolicyModule, freeze
+from rlsys.roles.factory import RowSource, WorkerContext, WorkerFactory
+from rlsys.roles.forward import collate_rollouts, forward_rollouts, merge_rows
+from rlsys.roles.reference import Reference, sampled_policy
+from rlsys.roles.role import Role
+from rlsys.roles.trained import Stats, TrainedHandle, TrainedWorker, Training, merge_stats
+from rlsys.runtime.group import RankGroup
+from rlsys.runtime.pending import Metrics, Pending
+
+ROLE = Role("policy", "the policy in training: DeepSpeed ZeRO 0-3, full or LoRA")
+
+
+class Policy(Reference, Protocol):
+    """The trained policy, as drivers see it."""
+
+    def update(self, batch: TrainBatch) -> Pending[Metrics]:
+        """PPO epochs over the batch."""
+        ...
+
+    def publish(self, version: int) -> Pending[WeightUpdate]:
+        """Make this moment's weights readable by the engines."""
+        ...
+
+
+class PreferenceLearner(Protocol):
+    """A policy that learns from pairs."""
+
+    def pair_logprobs(self, pairs: PreferencePairs) -> Pending[Tensor]:
+        """[P, 2] summed log-probabilities of chosen and rejected, nats."""
+        ...
+
+    def dpo_step(self, pairs: PreferencePairs, beta: float) -> Pending[Metrics]: ...
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """model: folder of the start policy."""
+
+    model: str
+    data: RowSource
+    dtype: str
+    training: Training
+
+    def build(self, factory: WorkerFactory) -> PolicyWorker:
+        budget = self.training.train.micro_batch_tokens
+        context = factory.context(self.model, self.data, budget)
+        module = sampled_policy(self.model, self.dtype, context.encoder)
+        return PolicyWorker(module.to(factory.device), context, self.training)
+
+
+class PolicyWorker(TrainedWorker):
+    """The trained policy: PPO updates, supervised steps, weight publication, checkpoints."""
+
+    def __init__(
+        self,
+        module: PolicyModule,
+        context: WorkerContext,
+        training: Training,
+    ) -> None:
+        if training.train.lora_rank:
+            add_lora(module.vlm, training.train)
+        elif training.train.freeze:
+            freeze(module, training.train.freeze)
+        super().__init__(module, context, training)
+        self.module = module
+        self._scaling = lora_scaling(module.vlm)
+
+    def _forward(self, batch: Collated, temperature: float = 1.0) -> Tensor:
+        return self.engine.forward(batch.inputs, batch.logit_positions, batch.labels, temperature)
+
+    def logprobs(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
+        """This rank's rows and their [.., T] log-probabilities under the present weights."""
+        temperature = rollouts.temperature
+        return forward_rollouts(
+            self.context, rollouts, lambda batch: self._forward(batch, temperature)
+        )
+
+    def update(self, batch: TrainBatch, ppo: PpoConfig) -> Stats:
+        """PPO epochs over the batch."""
+        rollouts = batch.rollouts
+        counts = rollouts.token_counts
+        steps = step_rows(len(rollouts), ppo.minibatch, ppo.epochs, batch.shuffle_seed)
+        stats = Stats()
+        for rows in steps:
+            tokens = int(rollouts.lengths[rows].sum())
+
+            def micro_loss(
+                micro: list[int], is_real: bool, rows: list[int] = rows, tokens: int = tokens
+            ) -> tuple[Tensor, Metrics]:
+                inputs = collate_rollouts(self.context.encoder, rollouts, micro)
+                logprobs = self._forward(inputs, rollouts.temperature)
+                mask = rollouts.mask[micro] & is_real
+                logprobs = logprobs.masked_fill(~mask, 0.0)
+                old = batch.old_logprobs[micro].masked_fill(~mask, 0.0)
+                losses, clipped = ppo_clip(
+                    logprobs,
+                    old,
+                    batch.advantages[micro].masked_fill(~mask, 0.0),
+                    clip=ppo.policy_clip,
+                )
+                loss = aggregate(
+                    losses,
+                    mask,
+                    form=ppo.loss_form,
+                    global_tokens=tokens,
+                    global_sequences=len(rows),
+                )
+                whole = tokens * len(steps)
+                moved = masked_sum(k3(old, logprobs.detach()), mask) / whole
+                hit = masked_sum(clipped.float(), mask) / whole
+                return loss, {
+                    "loss": float(loss.detach()) / len(steps),
+                    "clip_fraction": float(hit),
+                    "update_kl": float(moved),
+                }
+
+            self.train_step(self.plan(rows, counts), rows[0], micro_loss, stats)
+        return stats
+
+    def sft_step(self, rows: Sequence[int], target: str, loss_form: str) -> Stats:
+        """One supervised step: cross-entropy of one response of each pair, response tokens only."""
+        encoder = self.context.encoder
+        records = [encoder.records[r] for r in rows]
+        answers = [
+            encoder.response(r.responses[r.more_helpful if target == "more_helpful" else r.safer])
+            for r in records
+        ]
+        counts = [n + len(a) for n, a in zip(encoder.lengths(rows), answers, strict=True)]
+        tokens = sum(len(a) for a in answers)
+        stats = Stats()
+
+        def micro_loss(micro: list[int], is_real: bool) -> tuple[Tensor, Metrics]:
+            chosen = [answers[i] for i in micro]
+            batch = collate(encoder, [rows[i] for i in micro], None, chosen)
+            lengths = torch.tensor([len(a) for a in chosen])
+            mask = length_mask(lengths, batch.labels.shape[1]) & is_real
+            loss = -aggregate(
+                self._forward(batch),
+                mask,
+                form=loss_form,
+                global_tokens=tokens,
+                global_sequences=len(rows),
+            )
+            return loss, {"loss": float(loss.detach())}
+
+        self.train_step(self.plan(range(len(rows)), counts), 0, micro_loss, stats)
+        return stats
+
+    @torch.no_grad()
+    def pair_logprobs(self, pairs: PreferencePairs) -> tuple[list[int], Tensor]:
+        """This rank's pairs and the summed log-probabilities [.., 2] of chosen and rejected."""
+        mine: list[int] = []
+        results: list[Tensor] = []
+        for micro in self.plan(range(len(pairs)), self._pair_counts(pairs)):
+            sums = self._pair_sums(pairs, micro or [0])
+            if micro:
+                mine += micro
+                results.append(sums)
+        return mine, torch.cat(results) if results else torch.empty(0)
+
+    def dpo_step(self, pairs: PreferencePairs, beta: float) -> Stats:
+        """One optimiser step of DPO on pairs whose reference is known."""
+        stats, reference = Stats(), pairs.reference
+        if reference is None:
+            raise ValueError("DPO needs the reference's log-probabilities")
+
+        def micro_loss(micro: list[int], is_real: bool) -> tuple[Tensor, Metrics]:
+            sums, weight = self._pair_sums(pairs, micro), float(is_real) / len(pairs)
+            losses = dpo_loss(*sums.T, *reference[micro].T, beta=beta)
+            rewards = implicit_rewards(sums.detach(), reference[micro], beta=beta)
+            margins = rewards[:, 0] - rewards[:, 1]
+            return losses.sum() * weight, {
+                "loss": float(losses.detach().sum()) * weight,
+                "accuracy": float((margins > 0).sum()) * weight,
+                "margin": float(margins.sum()) * weight,
+            }
+
+        plan = self.plan(range(len(pairs)), self._pair_counts(pairs))
+        self.train_step(plan, 0, micro_loss, stats)
+        return stats
+
+    def _pair_counts(self, pairs: PreferencePairs) -> list[int]:
+        """Tokens a pair takes in a batch: twice its longer side."""
+        prompts = self.context.encoder.lengths(pairs.prompt_index.tolist())
+        sides = zip(prompts, pairs.chosen, pairs.rejected, strict=True)
+        return [2 * (length + max(len(c), len(r))) for length, c, r in sides]
+
+    def _pair_sums(self, pairs: PreferencePairs, micro: list[int]) -> Tensor:
+        """[M, 2] summed log-probabilities; both answers of a prompt share its pixels."""
+        answers = [side[i] for i in micro for side in (pairs.chosen, pairs.rejected)]
+        index = [int(pairs.prompt_index[i]) for i in micro for _ in range(2)]
+        batch = collate(self.context.encoder, index, None, answers)
+        lengths = torch.tensor([len(answer) for answer in answers])
+        mask = length_mask(lengths, batch.labels.shape[1])
+        return self._forward(batch).masked_fill(~mask, 0.0).sum(-1).reshape(len(micro), 2)
+
+    def publish(self, version: int, transport: str) -> WeightUpdate | None:
+        """Whole trained tensors to the engines; rank 0 writes, every rank takes part."""
+        tensors = self._tensors(trained_only=True)
+        if self.context.rank.rank:
+            return None
+        return self.context.writer(transport).publish(version, tensors)
+
+    def save_model(self, folder: Path) -> None:
+        """A checkpoint transformers and vLLM load, adapters merged. Collective."""
+        tensors = self._tensors(trained_only=False)
+        if self.context.rank.rank == 0:
+            state = {name: tensor.clone() for name, tensor in tensors}
+            self.module.vlm.save_pretrained(folder, state_dict=state)
+            self.context.encoder.processor.save_pretrained(folder)
+
+    def _tensors(self, *, trained_only: bool) -> list[tuple[str, Tensor]]:
+        wanted = trained_only and not self._scaling
+        named = [
+            (name.removeprefix("vlm."), tensor.clone() if self._sharded else tensor)
+            for name, tensor in self.engine.full_params(trained_only=wanted)
+        ]
+        return merged(named, self._scaling, trained_only=trained_only)
+
+    @property
+    def _sharded(self) -> bool:
+        return getattr(self.engine, "zero_stage", 0) == 3
+
+
+class PolicyHandle(TrainedHandle):
+    """Implements ``Policy`` and ``PreferenceLearner``. transport: how weights reach the engines."""
+
+    def __init__(self, group: RankGroup, transport: str = "", ppo: PpoConfig | None = None) -> None:
+        super().__init__(group, ROLE.name)
+        self.transport, self.ppo = transport, ppo or PpoConfig()
+
+    def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
+        return self._all(PolicyWorker.logprobs, rollouts).map(merge_rows)
+
+    def update(self, batch: TrainBatch) -> Pending[Metrics]:
+        return self._all(PolicyWorker.update, batch, self.ppo).map(merge_stats)
+
+    def publish(self, version: int) -> Pending[WeightUpdate]:
+        def from_rank_0(updates: list[WeightUpdate | None]) -> WeightUpdate:
+            assert updates[0] is not None
+            return updates[0]
+
+        return self._all(PolicyWorker.publish, version, self.transport).map(from_rank_0)
+
+    def sft_step(self, rows: Sequence[int], target: str, loss_form: str) -> Pending[Metrics]:
+        """One supervised optimiser step on these dataset rows."""
+        return self._all(PolicyWorker.sft_step, rows, target, loss_form).map(merge_stats)
+
+    def pair_logprobs(self, pairs: PreferencePairs) -> Pending[Tensor]:
+        return self._all(PolicyWorker.pair_logprobs, pairs).map(merge_rows)
+
+    def dpo_step(self, pairs: PreferencePairs, beta: float) -> Pending[Metrics]:
+        return self._all(PolicyWorker.dpo_step, pairs, beta).map(merge_stats)

@@ -1,0 +1,76 @@
+"""The reference policy: log-probabilities under weights that do not move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from rlsys.batch import Rollouts
+from rlsys.data.collate import Collated
+from rlsys.data.encoder import PromptEncoder
+from rlsys.models.heads import PolicyModule, build_policy_module
+from rlsys.models.load import vision_token_ids
+from rlsys.roles.factory import RowSource, WorkerContext, WorkerFactory
+from rlsys.roles.forward import forward_rollouts, merge_rows
+from rlsys.roles.role import Role
+from rlsys.runtime.group import RoleHandle
+from rlsys.runtime.pending import Pending
+
+ROLE = Role("reference", "the frozen start policy")
+
+
+class Reference(Protocol):
+    """The frozen policy, as a driver sees it."""
+
+    def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
+        """[B, T] log-probabilities of the response tokens, nats, at the rollouts' temperature."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReferenceSpec:
+    """model: folder; token_budget: padded tokens per forward pass."""
+
+    model: str
+    data: RowSource
+    dtype: str
+    token_budget: int
+
+    def build(self, factory: WorkerFactory) -> ReferenceWorker:
+        context = factory.context(self.model, self.data, self.token_budget)
+        module = sampled_policy(self.model, self.dtype, context.encoder)
+        return ReferenceWorker(module.to(factory.device), context)
+
+
+def sampled_policy(model: str, dtype: str, encoder: PromptEncoder) -> PolicyModule:
+    """A policy whose log-probabilities are over the tokens that the engines may sample."""
+    module = build_policy_module(model, dtype, ())
+    _, forbidden = vision_token_ids(module.vlm.config, encoder.tokenizer)
+    module.forbidden = tuple(forbidden)
+    return module
+
+
+class ReferenceWorker:
+    """One rank."""
+
+    def __init__(self, module: PolicyModule, context: WorkerContext) -> None:
+        self.module, self.context = module.eval(), context
+
+    def logprobs(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
+        """This rank's rows and their [.., T] log-probabilities."""
+        temperature = rollouts.temperature
+        return forward_rollouts(
+            self.context, rollouts, lambda batch: self._forward(batch, temperature)
+        )
+
+    def _forward(self, batch: Collated, temperature: float = 1.0) -> Tensor:
+        return self.module(batch.inputs, batch.logit_positions, batch.labels, temperature)
+
+
+class ReferenceHandle(RoleHandle):
+    """Implements ``Reference``."""
+
+    def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
+        return self._all(ReferenceWorker.logprobs, rollouts).map(merge_rows)

@@ -1,0 +1,14 @@
+"""What is known of a role beside its code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Role:
+    """exclusive: its processes host no other role, since vLLM sets the threads of its process."""
+
+    name: str
+    summary: str
+    exclusive: bool = False

@@ -1,0 +1,231 @@
+"""Reward and cost models: a vision-language trunk with a scalar head, frozen and in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlsys.algorithms.scorer_losses import cost_loss, cost_signs, reward_loss
+from rlsys.batch import Rollouts
+from rlsys.data.collate import Collated, collate
+from rlsys.models.heads import ScorerModule, build_scorer_module, freeze
+from rlsys.models.load import save_head
+from rlsys.roles.factory import RowSource, WorkerContext, WorkerFactory
+from rlsys.roles.forward import forward_answers, forward_rollouts, merge_rows, planned
+from rlsys.roles.role import Role
+from rlsys.roles.trained import Stats, TrainedHandle, TrainedWorker, Training, merge_stats
+from rlsys.runtime.group import RankGroup, RoleHandle
+from rlsys.runtime.pending import Metrics, Pending
+
+REWARD = Role("reward", "the reward model, frozen or in training")
+COST = Role("cost", "the cost model, frozen or in training")
+
+
+class Scorer(Protocol):
+    """A reward or a cost model, as a driver sees it."""
+
+    def score(self, rollouts: Rollouts) -> Pending[Tensor]:
+        """[B], read at the last response token."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScorerSpec:
+    """A trained scorer. model: its folder; token_budget: padded tokens per forward pass."""
+
+    model: str
+    data: RowSource
+    dtype: str
+    token_budget: int
+
+    def build(self, factory: WorkerFactory) -> ScorerWorker:
+        context = factory.context(self.model, self.data, self.token_budget)
+        module = build_scorer_module(self.model, self.dtype, new_head=False, seed=0)
+        return ScorerWorker(module.to(factory.device), context)
+
+
+@dataclass(frozen=True)
+class ScorerTrainerSpec:
+    """A new scorer. model: folder of the policy whose trunk it starts from."""
+
+    model: str
+    data: RowSource
+    dtype: str
+    training: Training
+
+    def build(self, factory: WorkerFactory) -> ScorerTrainer:
+        budget = self.training.train.micro_batch_tokens
+        context = factory.context(self.model, self.data, budget)
+        seed = self.training.seed
+        module = build_scorer_module(self.model, self.dtype, new_head=True, seed=seed)
+        return ScorerTrainer(module.to(factory.device), context, self.training)
+
+
+@dataclass(frozen=True)
+class ScorerLoss:
+    """signal: reward or cost; the rest as the keys of the stages of these names."""
+
+    signal: str
+    regularization: float
+    sign_scale: float = 1.0
+    label_mode: str = "graded"
+
+
+class PairScorer:
+    """Reads the end scores of both responses of a dataset row."""
+
+    context: WorkerContext
+
+    def _last_scores(self, batch: Collated) -> Tensor:
+        """[B] scores at the last token."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def score_pairs(self, rows: Sequence[int]) -> tuple[list[int], Tensor]:
+        """This rank's indices into ``rows`` and the end scores [.., 2] of their two responses."""
+        mine: list[int] = []
+        results: list[Tensor] = []
+        for micro in planned(self.context, range(len(rows)), self._pair_tokens(rows)):
+            scores = self._pair_scores([rows[i] for i in micro or [0]])
+            if micro:
+                mine += micro
+                results.append(scores)
+        return mine, torch.cat(results) if results else torch.empty(0)
+
+    def _pair_tokens(self, rows: Sequence[int]) -> list[int]:
+        """Tokens a pair takes in a batch: twice its longer side."""
+        encoder = self.context.encoder
+        counts = []
+        for row, length in zip(rows, encoder.lengths(rows), strict=True):
+            answers = [len(encoder.response(r)) for r in encoder.records[row].responses]
+            counts.append(2 * (length + max(answers)))
+        return counts
+
+    def _pair_scores(self, rows: Sequence[int]) -> Tensor:
+        """End scores [N, 2], both responses of a prompt in one batch."""
+        encoder = self.context.encoder
+        answers = [encoder.response(t) for row in rows for t in encoder.records[row].responses]
+        index = [row for row in rows for _ in range(2)]
+        return self._last_scores(collate(encoder, index, None, answers)).reshape(len(rows), 2)
+
+
+class ScorerWorker(PairScorer):
+    """A frozen reward or cost model."""
+
+    def __init__(self, module: ScorerModule, context: WorkerContext) -> None:
+        self.module, self.context = module.eval(), context
+
+    def score(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
+        """This rank's rows and their scores, read at the last response token."""
+        return forward_rollouts(self.context, rollouts, self._last_scores)
+
+    def score_texts(self, rows: Sequence[int], texts: Sequence[str]) -> tuple[list[int], Tensor]:
+        """This rank's indices into ``rows`` and the scores of ``texts`` as their answers."""
+        return forward_answers(self.context, rows, texts, self._last_scores)
+
+    def _last_scores(self, batch: Collated) -> Tensor:
+        return self.module(batch.inputs, batch.last_positions).squeeze(1)
+
+
+class TrainedHead(TrainedWorker):
+    """A trunk with a head, under a training engine."""
+
+    def __init__(self, module: ScorerModule, context: WorkerContext, training: Training) -> None:
+        if training.train.freeze:
+            freeze(module, training.train.freeze)
+        super().__init__(module, context, training)
+        self.module = module
+
+    def save_model(self, folder: Path) -> None:
+        """The trunk as a transformers checkpoint and the head beside it. Collective."""
+        state = {n: t.clone() for n, t in self.engine.full_params(trained_only=False)}
+        if self.context.rank.rank == 0:
+            trunk = {n.removeprefix("trunk."): t for n, t in state.items() if n != "head.weight"}
+            self.module.trunk.save_pretrained(folder, state_dict=trunk)
+            save_head(folder, state["head.weight"])
+            self.context.encoder.processor.save_pretrained(folder)
+
+
+class ScorerTrainer(TrainedHead, PairScorer):
+    """Learns a reward model or a cost model from preference pairs, pixels included."""
+
+    def step(self, rows: Sequence[int], loss: ScorerLoss) -> Stats:
+        """One optimiser step on the pairs of these dataset rows."""
+        counts = self._pair_tokens(rows)
+        stats = Stats()
+
+        def micro_loss(micro: list[int], is_real: bool) -> tuple[Tensor, Metrics]:
+            scores = self._pair_scores([rows[i] for i in micro])
+            losses, right = self._pair_losses([rows[i] for i in micro], scores, loss)
+            weight = float(is_real) / len(rows)
+            return losses.sum() * weight, {
+                "loss": float(losses.detach().sum()) * weight,
+                "accuracy": float(right.sum()) * weight,
+            }
+
+        self.train_step(self.plan(range(len(rows)), counts), 0, micro_loss, stats)
+        return stats
+
+    def _pair_losses(
+        self, rows: Sequence[int], scores: Tensor, loss: ScorerLoss
+    ) -> tuple[Tensor, Tensor]:
+        """Losses [N] and whether each pair is ranked right [N]."""
+        records = [self.context.encoder.records[row] for row in rows]
+        if loss.signal == "reward":
+            first = torch.tensor([[r.more_helpful] for r in records])
+            better, worse = _ordered(scores, first)
+            return reward_loss(better, worse, regularization=loss.regularization), better > worse
+        first = torch.tensor([[1 - r.safer] for r in records])
+        higher, lower = _ordered(scores, first)
+        rates = torch.tensor([r.harmless_rates for r in records])
+        signs = cost_signs(rates, label_mode=loss.label_mode)
+        sign_higher, sign_lower = _ordered(signs, first)
+        losses = cost_loss(
+            higher,
+            lower,
+            sign_higher,
+            sign_lower,
+            sign_scale=loss.sign_scale,
+            regularization=loss.regularization,
+        )
+        return losses, higher > lower
+
+    def _last_scores(self, batch: Collated) -> Tensor:
+        return self.engine.forward(batch.inputs, batch.last_positions).squeeze(1)
+
+
+def _ordered(pairs: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns [N, 2] as (the one ``first`` [N, 1] points at, the other)."""
+    return pairs.gather(1, first).squeeze(1), pairs.gather(1, 1 - first).squeeze(1)
+
+
+class ScorerHandle(RoleHandle):
+    """Implements ``Scorer``."""
+
+    def score(self, rollouts: Rollouts) -> Pending[Tensor]:
+        return self._all(ScorerWorker.score, rollouts).map(merge_rows)
+
+    def score_texts(self, rows: Sequence[int], texts: Sequence[str]) -> Pending[Tensor]:
+        """[N], each text as an answer to the prompt of its dataset row."""
+        return self._all(ScorerWorker.score_texts, rows, texts).map(merge_rows)
+
+    def score_pairs(self, rows: Sequence[int]) -> Pending[Tensor]:
+        """[N, 2] scores of both responses of each dataset row."""
+        return self._all(ScorerWorker.score_pairs, rows).map(merge_rows)
+
+
+class ScorerTrainerHandle(TrainedHandle):
+    """A scorer in training. ``loss.signal`` names its role."""
+
+    def __init__(self, group: RankGroup, loss: ScorerLoss) -> None:
+        super().__init__(group, loss.signal)
+        self.loss = loss
+
+    def step(self, rows: Sequence[int]) -> Pending[Metrics]:
+        """One optimiser step on the pairs of these dataset rows."""
+        return self._all(ScorerTrainer.step, rows, self.loss).map(merge_stats)

@@ -1,0 +1,129 @@
+"""What every trained worker shares: its engine, the accumulation loop, metrics that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlsys.config.schema import OptimConfig, TrainConfig
+from rlsys.engines.registry import build_engine
+from rlsys.roles.factory import WorkerContext
+from rlsys.roles.forward import planned
+from rlsys.runtime.group import RoleHandle
+from rlsys.runtime.pending import Metrics, Pending
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a role trains. total_steps: optimiser steps of the whole stage, for the schedule; seed:
+    of what is initialised at random.
+    """
+
+    train: TrainConfig
+    optim: OptimConfig
+    total_steps: int
+    seed: int
+
+
+@dataclass
+class Stats:
+    """Metrics of one rank. ``shares`` add over ranks and are already divided by global counts;
+    ``common`` are equal on all ranks.
+    """
+
+    shares: Metrics = field(default_factory=dict)
+    common: Metrics = field(default_factory=dict)
+
+    def add(self, shares: Metrics) -> None:
+        for name, value in shares.items():
+            self.shares[name] = self.shares.get(name, 0.0) + value
+
+
+def merge_stats(parts: Sequence[Stats]) -> Metrics:
+    """The metrics of all ranks as one."""
+    merged = dict(parts[0].common)
+    for part in parts:
+        for name, value in part.shares.items():
+            merged[name] = merged.get(name, 0.0) + value
+    return merged
+
+
+MicroLoss = Callable[[list[int], bool], tuple[Tensor, Metrics]]
+"""(rows, is_real) -> (loss share, metric shares) of one micro-batch."""
+
+
+class TrainedWorker:
+    """A module under a training engine. Ranks of a group call its methods in the same order."""
+
+    def __init__(self, module: nn.Module, context: WorkerContext, training: Training) -> None:
+        self.context = context
+        self.engine = build_engine(
+            module, training.train, training.optim, training.total_steps, context.rank
+        )
+        self.engine.module.eval()
+
+    def train_step(
+        self, plan: list[list[int]], dummy_row: int, micro_loss: MicroLoss, stats: Stats
+    ) -> None:
+        """One optimiser step over this rank's micro-batches.
+
+        An empty micro-batch runs the row ``dummy_row`` with ``is_real`` False, whose loss must be
+        zero: ranks must call collectives equally often, and the vision tower must run in each.
+        """
+        self.engine.module.train()
+        for rows in plan:
+            loss, shares = micro_loss(rows or [dummy_row], bool(rows))
+            self.engine.backward(loss)
+            stats.add(shares)
+        stats.common |= self.engine.step()
+        self.engine.module.eval()
+
+    def plan(self, rows: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
+        """This rank's micro-batches. Args: counts: tokens by row."""
+        return planned(self.context, rows, counts)
+
+    def save_model(self, folder: Path) -> None:
+        """A checkpoint that ``transformers`` loads. Collective."""
+        raise NotImplementedError
+
+    def save_state(self, folder: Path, name: str) -> None:
+        """Weights, optimiser, schedule and random state under ``folder/name``. Collective."""
+        self.engine.save(folder, name)
+        torch.save(_random_state(), self._random_file(folder, name))
+
+    def load_state(self, folder: Path, name: str) -> None:
+        """What ``save_state`` wrote. Collective."""
+        self.engine.load(folder, name)
+        state = torch.load(self._random_file(folder, name), weights_only=True)
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"])
+
+    def _random_file(self, folder: Path, name: str) -> Path:
+        return folder / name / f"random-{self.context.rank.rank}.pt"
+
+
+def _random_state() -> dict[str, Any]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+class TrainedHandle(RoleHandle):
+    """A trained role: saved as a model, and saved and restored with its optimiser."""
+
+    def save(self, folder: Path) -> Pending[list[None]]:
+        """A checkpoint that ``transformers`` loads, in ``folder``."""
+        return self._all(TrainedWorker.save_model, folder)
+
+    def save_state(self, folder: Path) -> Pending[list[None]]:
+        """Weights, optimiser, schedule and random state, in ``folder/<role>``."""
+        return self._all(TrainedWorker.save_state, folder, self.role)
+
+    def load_state(self, folder: Path) -> Pending[list[None]]:
+        """What ``save_state`` wrote with the same number of ranks."""
+        return self._all(TrainedWorker.load_state, folder, self.role)

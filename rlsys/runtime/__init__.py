@@ -1,0 +1,1 @@
+"""Where roles run: groups of ranks behind one protocol, and their in-process form."""

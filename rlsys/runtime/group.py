@@ -1,0 +1,99 @@
+"""The seam between drivers and processes: a driver's handle calls ranks through ``RankGroup``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from rlsys.errors import ConfigError
+from rlsys.runtime.pending import Pending
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class ProcessInfo:
+    """Where a rank runs."""
+
+    ip: str
+    host: str
+    pid: int
+
+
+class RankGroup(Protocol):
+    """Ranks 0..size-1, each a process that hosts the same roles. Every call returns at once; its
+    result fails when a process of the run dies.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def create(self, role: str, spec: Any) -> Pending[list[None]]:
+        """Build the worker ``spec.build(factory)`` on every rank, replacing one of that name."""
+        ...
+
+    def drop(self, role: str) -> Pending[list[None]]:
+        """Free the worker of a role on every rank."""
+        ...
+
+    def call_all(self, role: str, method: str, *args: Any, **kwargs: Any) -> Pending[list[Any]]:
+        """Call a worker's method on every rank. Results are in the order of the ranks."""
+        ...
+
+    def call_one(
+        self, role: str, rank: int, method: str, *args: Any, **kwargs: Any
+    ) -> Pending[Any]:
+        """Call a worker's method on one rank."""
+        ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The groups of a run by role, and how weights travel between them.
+
+    transport: name of the transport from trainers to rollout engines; groups: group name -> its
+    processes, for ``run.json``; address: of the Ray cluster, empty in process.
+    """
+
+    by_role: Mapping[str, RankGroup]
+    transport: str
+    groups: Mapping[str, list[ProcessInfo]]
+    address: str = ""
+
+    def group(self, role: str) -> RankGroup:
+        """Raises: ConfigError for a role that no group hosts."""
+        if role not in self.by_role:
+            raise ConfigError(
+                f"groups: no group hosts the role {role!r}; add it to a group's roles "
+                f"(placed: {', '.join(sorted(self.by_role)) or 'none'})"
+            )
+        return self.by_role[role]
+
+
+class RoleHandle:
+    """A role as its driver sees it: typed calls of the worker's methods on a group of ranks."""
+
+    def __init__(self, group: RankGroup, role: str) -> None:
+        self.group, self.role = group, role
+
+    def create(self, spec: Any) -> Pending[list[None]]:
+        """Build the role's worker on every rank."""
+        return self.group.create(self.role, spec)
+
+    def drop(self) -> Pending[list[None]]:
+        """Free the role's worker on every rank."""
+        return self.group.drop(self.role)
+
+    def _all(
+        self, method: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> Pending[list[R]]:
+        """Call ``method``, an unbound method of the worker class, on every rank."""
+        return self.group.call_all(self.role, method.__name__, *args, **kwargs)
+
+    def _one(
+        self, rank: int, method: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> Pending[R]:
+        """Call ``method`` on one rank."""
+        return self.group.call_one(self.role, rank, method.__name__, *args, **kwargs)

@@ -1,0 +1,80 @@
+"""Every role of a run in this process: no Ray, finished results, breakpoints anywhere."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlsys.config.schema import RunConfig
+from rlsys.engines.transports.registry import TRANSPORTS
+from rlsys.engines.transports.shared_memory import shared_folder
+from rlsys.roles.registry import ROLES
+from rlsys.runtime.group import ProcessInfo, Runtime
+from rlsys.runtime.pending import Pending
+from rlsys.runtime.process import RankProcess
+from rlsys.runtime.process_group import Rank
+
+LOCAL_TRANSPORT = "shm"
+
+
+class LocalGroup:
+    """One rank, whose methods run when they are called: an error is raised where it happens."""
+
+    size = 1
+
+    def __init__(self, process: RankProcess) -> None:
+        self.process = process
+
+    def create(self, role: str, spec: Any) -> Pending[list[None]]:
+        self.process.create(role, spec)
+        return Pending.of([None])
+
+    def drop(self, role: str) -> Pending[list[None]]:
+        self.process.drop(role)
+        return Pending.of([None])
+
+    def call_all(self, role: str, method: str, *args: Any, **kwargs: Any) -> Pending[list[Any]]:
+        return Pending.of([self.process.call(role, method, *args, **kwargs)])
+
+    def call_one(
+        self, role: str, rank: int, method: str, *args: Any, **kwargs: Any
+    ) -> Pending[Any]:
+        assert rank == 0, "a local group has one rank"
+        return Pending.of(self.process.call(role, method, *args, **kwargs))
+
+
+@contextmanager
+def local_process(seed: int, collective_timeout: float) -> Iterator[RankProcess]:
+    """This process as the only rank. Its shared files are removed at the end."""
+    process = RankProcess(seed, TRANSPORTS, uuid.uuid4().hex[:12])
+    process.join(Rank(port=process.free_port()), collective_timeout)
+    try:
+        yield process
+    finally:
+        process.factory.close()
+        shutil.rmtree(shared_folder(process.token), ignore_errors=True)
+
+
+@contextmanager
+def open_local(config: RunConfig, run_dir: Path) -> Iterator[Runtime]:
+    """The roles that the recipe places, each with one rank, in this process. ``ranks``, ``cpus``
+    and ``gpus`` of the groups do not apply.
+    """
+    torch.set_num_threads(max(group.threads for group in config.groups.values()))
+    with local_process(config.seed, config.timeouts.collective) as process:
+        group = LocalGroup(process)
+        placed = {role: group for each in config.groups.values() for role in each.roles}
+        groups: Mapping[str, list[ProcessInfo]] = dict.fromkeys(config.groups, [process.info()])
+        yield Runtime(placed, LOCAL_TRANSPORT, groups)
+
+
+def local_runtime(process: RankProcess) -> Runtime:
+    """Every known role in ``process``, for tools that run a few roles without a recipe."""
+    group = LocalGroup(process)
+    return Runtime(dict.fromkeys(ROLES, group), LOCAL_TRANSPORT, {"local": [process.info()]})

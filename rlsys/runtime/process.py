@@ -1,0 +1,65 @@
+"""One rank's process: builds the workers of its roles and runs their methods. No Ray here."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rlsys.engines.transports.base import Transport
+from rlsys.roles.factory import WorkerFactory
+from rlsys.runtime.group import ProcessInfo
+from rlsys.runtime.process_group import Rank, join_group
+
+
+class RankProcess:
+    """Args: seed: of torch's generator; transports: by name; token: names a run's shared files."""
+
+    def __init__(
+        self, seed: int, transports: Mapping[str, Transport], token: str, ip: str = "127.0.0.1"
+    ) -> None:
+        torch.manual_seed(seed)
+        self.transports, self.token, self.ip = transports, token, ip
+        self.workers: dict[str, Any] = {}
+        self._factory: WorkerFactory | None = None
+
+    @property
+    def factory(self) -> WorkerFactory:
+        assert self._factory is not None, "join comes first"
+        return self._factory
+
+    def info(self) -> ProcessInfo:
+        return ProcessInfo(self.ip, socket.gethostname(), os.getpid())
+
+    def free_port(self) -> int:
+        with socket.socket() as probe:
+            probe.bind((self.ip, 0))
+            return int(probe.getsockname()[1])
+
+    def join(self, rank: Rank, timeout: float) -> None:
+        """Become a rank of the group. Args: timeout: of one collective, seconds."""
+        if rank.port:
+            join_group(rank, timeout, deepspeed=True)
+        cpu = not torch.cuda.is_available()
+        self._factory = WorkerFactory(rank, self.transports, self.token, cpu=cpu)
+
+    def probe(self, readable: list[str], writable: list[str]) -> list[str]:
+        """What is wrong with the paths this process will use, seen from its own node."""
+        host = socket.gethostname()
+        problems = [f"{p}: not readable on {host}" for p in readable if not os.access(p, os.R_OK)]
+        problems += [f"{p}: not writable on {host}" for p in writable if not os.access(p, os.W_OK)]
+        return problems
+
+    def create(self, role: str, spec: Any) -> None:
+        """Build a role's worker, replacing one of the same name."""
+        self.workers.pop(role, None)
+        self.workers[role] = spec.build(self.factory)
+
+    def drop(self, role: str) -> None:
+        self.workers.pop(role, None)
+
+    def call(self, role: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.workers[role], method)(*args, **kwargs)

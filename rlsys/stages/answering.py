@@ -1,0 +1,104 @@
+"""Held-out answers and their evaluation, for every stage that answers the evaluation split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlsys.batch import Rollouts
+from rlsys.config.schema import AnsweringStage, RunConfig, TrainConfig
+from rlsys.errors import ConfigError
+from rlsys.evaluation.answers import Answer, judge_answer, sample_rows
+from rlsys.evaluation.stats import Outcome, Table, save_evaluation, tabulate
+from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.stages.context import Context
+from rlsys.stages.lengths import check_lengths
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Answers in the order of their rows' ids, each with its outcome and a word for it."""
+
+    answers: list[Answer]
+    outcomes: list[tuple[Outcome, str]]
+
+    @property
+    def table(self) -> Table:
+        return tabulate([outcome for outcome, _ in self.outcomes])
+
+
+class Evaluator:
+    """Judges answers to held-out prompts: by the data's own oracle, else by a cost model's sign.
+
+    Raises: ConfigError where there is neither.
+    """
+
+    def __init__(self, context: Context, name: str, cost: str) -> None:
+        self.context = context
+        self.records, self.oracle = context.data.evaluation, context.data.oracle
+        self.scorer: ScorerHandle | None = None
+        if self.oracle is not None:
+            return
+        if not cost:
+            raise ConfigError(
+                f"stages.{name}.cost: {context.config.data.source} has no oracle; "
+                "name the cost model that judges its answers"
+            )
+        self.scorer = ScorerHandle(context.group("cost"), "cost")
+        model, data = context.folder(cost), context.slice("evaluation")
+        spec = ScorerSpec(model, data, context.config.dtype, TrainConfig().micro_batch_tokens)
+        self.scorer.create(spec).result(context.config.timeouts.start)
+
+    def evaluate(self, texts: Mapping[int, str]) -> Evaluated:
+        """Args: texts: row of the evaluation split -> answer."""
+        rows = sorted(texts, key=lambda row: self.records[row].id)
+        costs: list[float | None] = [None] * len(rows)
+        if self.scorer is not None:
+            pending = self.scorer.score_texts(rows, [texts[row] for row in rows])
+            costs = pending.result(self.context.config.timeouts.call).tolist()
+        answers = [
+            Answer(self.records[row], texts[row], cost)
+            for row, cost in zip(rows, costs, strict=True)
+        ]
+        return Evaluated(answers, [judge_answer(answer, self.oracle) for answer in answers])
+
+    def save(self, folder: Path, evaluated: Mapping[str, Evaluated]) -> None:
+        """evaluation.json, samples.jsonl and the images of the gallery, for the run to show."""
+        (folder / "images").mkdir()
+        tables = {policy: each.table for policy, each in evaluated.items()}
+        save_evaluation(folder / "evaluation.json", tables)
+        judge = "the data's own oracle" if self.oracle else "the cost model's sign"
+        count = len(next(iter(evaluated.values())).answers)
+        meta = {"judged_by": judge, "prompts": count}
+        (folder / "evaluation_meta.json").write_text(json.dumps(meta))
+        with (folder / "samples.jsonl").open("w") as samples:
+            for policy, each in evaluated.items():
+                for row in sample_rows(policy, each.answers, each.outcomes, folder / "images"):
+                    samples.write(json.dumps(row) + "\n")
+
+
+def prompts_of(context: Context, limit: int) -> int:
+    """How many rows of the evaluation split to answer; a limit of 0 means all."""
+    records = context.data.evaluation
+    return min(limit or len(records), len(records))
+
+
+def decode(tokenizer: Any, chunk: Rollouts) -> dict[int, str]:
+    """Dataset row -> its answer's text."""
+    rows = zip(chunk.prompt_index.tolist(), chunk.response_ids, chunk.lengths, strict=True)
+    return {
+        index: tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+        for index, ids, length in rows
+    }
+
+
+def evaluation_roles(stage: AnsweringStage) -> Sequence[str]:
+    """Engines to answer, and the cost model where it is the judge."""
+    return ("rollout", "cost") if stage.cost else ("rollout",)
+
+
+def check_answering(config: RunConfig, name: str, stage: AnsweringStage) -> None:
+    check_lengths(config, f"stages.{name}", stage.max_new_tokens)

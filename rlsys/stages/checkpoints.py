@@ -1,0 +1,82 @@
+"""Where a stopped training stage goes on: one atomic checkpoint of every trained role and the
+driver's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlsys.artifacts import PROGRESS
+from rlsys.checkpoint import read_checkpoint, save_checkpoint, saved_checkpoints
+from rlsys.errors import ConfigError, DataError
+from rlsys.roles.trained import TrainedHandle
+from rlsys.stages.context import Context
+
+
+class StageCheckpoints:
+    """Checkpoints of one stage in ``folder/progress``.
+
+    Args: roles: the trained ones by name; keep: how many checkpoints stay.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        name: str,
+        folder: Path,
+        roles: Mapping[str, TrainedHandle],
+        *,
+        keep: int = 2,
+    ) -> None:
+        self.context, self.name, self.folder = context, name, folder
+        self.root = folder / PROGRESS / "checkpoints"
+        self.roles, self.keep = roles, keep
+
+    def restore(self) -> dict[str, Any] | None:
+        """Load the newest whole checkpoint into the roles and take its metric rows up again.
+
+        Returns: the driver's state, None where there is no checkpoint. A torn checkpoint is
+        reported and the one before it is used. Raises: ConfigError for one of another number of
+        ranks.
+        """
+        for saved in reversed(saved_checkpoints(self.root)):
+            try:
+                state = read_checkpoint(saved)
+            except DataError as error:
+                self.context.display.say(
+                    f"    [yellow]warning[/yellow] {saved.name} is torn ({error}); "
+                    "going on from the one before"
+                )
+                continue
+            self._check_ranks(saved, state["ranks"])
+            limit = self.context.config.timeouts.start
+            for pending in [role.load_state(saved) for role in self.roles.values()]:
+                pending.result(limit)
+            rows = [(kind, step, metrics) for kind, step, metrics in state["rows"]]
+            self.context.restart_rows(self.name, rows)
+            self.context.display.say(f"    resumed after step {state['step']}")
+            return dict(state["driver"])
+        return None
+
+    def save(self, step: int, driver: Mapping[str, Any]) -> None:
+        """Write one checkpoint: the roles, ``driver`` (JSON), and the metric rows so far."""
+        limit = self.context.config.timeouts.call
+
+        def save_roles(folder: Path) -> None:
+            for role in self.roles.values():
+                role.save_state(folder).result(limit)
+
+        ranks = {name: role.group.size for name, role in self.roles.items()}
+        state = {"step": step, "driver": driver, "ranks": ranks, "rows": self.context.rows}
+        save_checkpoint(self.root, step, state, save_roles, self.keep)
+
+    def _check_ranks(self, saved: Path, ranks: Mapping[str, int]) -> None:
+        for name, role in self.roles.items():
+            if ranks[name] != role.group.size:
+                raise ConfigError(
+                    f"groups: {saved} was saved by {ranks[name]} ranks of the role {name!r}, the "
+                    f"recipe has {role.group.size}; give as many, or delete {self.folder} to "
+                    "start the stage again"
+                )

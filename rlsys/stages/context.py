@@ -1,0 +1,83 @@
+"""What a stage may use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from rlsys.artifacts import Artifact, path_hash
+from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
+from rlsys.data.prepare import Prepared
+from rlsys.data.record import ids_digest
+from rlsys.data.slice import DataSlice
+from rlsys.display import Display
+from rlsys.metrics import MetricsLog, Row
+from rlsys.roles.trained import Training
+from rlsys.runtime.group import RankGroup, Runtime
+
+
+@dataclass
+class Context:
+    """One run: its recipe, where its roles live, its data and folders, and what it made so far."""
+
+    config: RunConfig
+    runtime: Runtime
+    data: Prepared
+    run_dir: Path
+    display: Display
+    metrics: MetricsLog
+    made: dict[str, Artifact] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+    def group(self, role: str) -> RankGroup:
+        """The ranks that host a role. Raises: ConfigError where none do."""
+        return self.runtime.group(role)
+
+    def slice(self, split: str) -> DataSlice:
+        """Training splits by their names, validation and evaluation as the recipe maps them."""
+        data = self.config.data
+        held = {"validation": self.data.validation, "evaluation": self.data.evaluation}
+        names = {"validation": data.validation_split, "evaluation": data.evaluation_split}
+        records = held.get(split) or self.data.training.get(split)
+        return DataSlice(
+            self.data.source,
+            names.get(split, split),
+            data.max_prompt_tokens,
+            self.data.leaked.get(split, frozenset()),
+            ids=ids_digest(records) if records else "",
+        )
+
+    def folder(self, source: str) -> str:
+        """What a stage made (``stage`` or a part of it, ``stage/round-1``), or a path."""
+        name, _, part = source.partition("/")
+        made = self.made.get(name)
+        return str(made.folder / part if made else Path(source).resolve())
+
+    def digest(self, source: str) -> str:
+        """Changes with what ``folder`` names."""
+        name, _, part = source.partition("/")
+        made = self.made.get(name)
+        if made is None:
+            return _hash_on_disk(source)
+        return f"{made.digest}/{part}" if part else made.digest
+
+    def training(self, train: TrainConfig, optim: OptimConfig, total_steps: int) -> Training:
+        return Training(train, optim, total_steps, self.config.seed)
+
+    def log(self, stage: str, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        """To the run, and kept with the artefact so that a reused stage shows its curves again."""
+        self.metrics.log(stage, kind, step, metrics)
+        self.rows.append((kind, step, dict(metrics)))
+
+    def restart_rows(self, stage: str, rows: list[Row]) -> None:
+        """The stage's rows are these, whatever was logged for it before."""
+        self.rows = list(rows)
+        self.metrics.restart(stage, rows)
+
+
+@cache
+def _hash_on_disk(source: str) -> str:
+    """Once per run: a model may be large, and several stages may name it."""
+    return path_hash(Path(source))

@@ -1,0 +1,80 @@
+"""``disentangled``: a policy that is given the verified risks of each prompt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlsys.batch import SampleRequest
+from rlsys.config.feedback import DisentangledStage
+from rlsys.judging.judge import Prompt, check_unread, disentangle, risk_note
+from rlsys.models.load import load_processor
+from rlsys.runtime.pending import as_completed
+from rlsys.stages.answering import (
+    Evaluator,
+    check_answering,
+    decode,
+    evaluation_roles,
+    prompts_of,
+)
+from rlsys.stages.context import Context
+from rlsys.stages.judge import judge_inputs, judge_roles, open_judge
+from rlsys.stages.kind import Result, StageKind
+from rlsys.stages.rollout import rollout_of
+
+
+def run_disentangled(context: Context, name: str, stage: DisentangledStage, folder: Path) -> Result:
+    """Greedy held-out answers of a policy that is told the verified risks of each prompt."""
+    evaluator, limits = Evaluator(context, name, stage.cost), context.config.timeouts
+    records, count = context.data.evaluation, prompts_of(context, stage.limit)
+    with open_judge(context, stage.judge, "evaluation") as opened:
+        prompts = [Prompt(row, records[row].question) for row in range(count)]
+        found = disentangle(opened.judge, prompts, joint=stage.joint, timeout=opened.timeout)
+        prompt_set = opened.prompts
+    outcomes = sum((each.outcomes for each in found), Counter[str]())
+    unread = sum(not each.known for each in found)
+    check_unread(name, unread, count, stage.max_unread, outcomes)
+    model = context.folder(stage.policy)
+    rollout = rollout_of(context, model, 0, stage.max_new_tokens)
+    tokenizer = load_processor(model).tokenizer
+    notes = [
+        risk_note(prompt_set, each.observations, tokenizer.all_special_tokens) for each in found
+    ]
+    requests = [SampleRequest(row, 0, 0, told) for row, told in enumerate(notes)]
+    plain, told = ([r for r in requests if bool(r.note) == noted] for noted in (False, True))
+    texts: dict[int, str] = {}
+    with context.display.bar(name, count) as bar:
+        for some in (plain, told):  # who is told nothing is answered in nobody's company
+            for chunk in as_completed(rollout.generate(some, greedy=True), limits.call):
+                texts |= decode(tokenizer, chunk)
+                bar.advance(name, by=len(chunk))
+    evaluator.save(folder, {name: evaluator.evaluate(texts)})
+    return {
+        "prompts": count,
+        "told": len(told),
+        "unread": unread,
+        "calls": sum(each.calls for each in found),
+        **{f"outcome/{reason}": float(number) for reason, number in outcomes.items()},
+    }
+
+
+def _roles(stage: DisentangledStage, earlier: Mapping[str, Any]) -> Sequence[str]:
+    return (*evaluation_roles(stage), *judge_roles(stage, earlier))
+
+
+def _inputs(context: Context, name: str, stage: DisentangledStage) -> dict[str, str]:
+    return judge_inputs(context, name, stage) | {"name": name}  # its results carry the name
+
+
+DISENTANGLED = StageKind(
+    "disentangled",
+    DisentangledStage,
+    run_disentangled,
+    _roles,
+    check=check_answering,
+    inputs=_inputs,
+    samples=True,
+    evaluates=True,
+)

@@ -1,0 +1,62 @@
+"""``dpo``: a policy from labelled pairs, by direct preference optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlsys.batch import PreferencePairs, PromptCursor
+from rlsys.config.stages import DpoStage
+from rlsys.data.collate import labelled_pairs
+from rlsys.drivers.dpo import with_reference
+from rlsys.models.load import load_processor
+from rlsys.roles.policy import PolicyHandle, PolicySpec
+from rlsys.runtime.pending import Metrics, Pending
+from rlsys.stages.context import Context
+from rlsys.stages.kind import Result, StageKind
+from rlsys.stages.supervised import run_supervised
+
+
+@dataclass(frozen=True)
+class _Learner:
+    """index: dataset row -> its place in ``pairs``."""
+
+    policy: PolicyHandle
+    pairs: PreferencePairs
+    index: Mapping[int, int]
+    beta: float
+
+    def step(self, rows: Sequence[int]) -> Pending[Metrics]:
+        return self.policy.dpo_step(self.pairs.rows([self.index[r] for r in rows]), self.beta)
+
+
+def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> Result:
+    """The policy after ``steps`` steps. The reference is the policy before the first one."""
+    limits, records = context.config.timeouts, context.data.train
+    model = context.folder(stage.init)
+    policy = PolicyHandle(context.group("policy"))
+    training = context.training(stage.train, stage.optim, stage.steps)
+    spec = PolicySpec(model, context.slice("train"), context.config.dtype, training)
+    policy.create(spec).result(limits.start)
+    cursor = PromptCursor(len(records), context.config.seed)
+    batch = min(stage.batch, cursor.count)
+    used = sorted({row for _ in range(stage.steps) for row in cursor.next(batch)})
+    pairs = labelled_pairs(records, used, stage.target, load_processor(model).tokenizer)
+    pairs = with_reference(policy, pairs, limits.call)
+    index = {row: number for number, row in enumerate(used)}
+    learner = _Learner(policy, pairs, index, stage.beta)
+    last = run_supervised(context, name, stage, folder, policy, learner, range(len(records)))
+    policy.save(folder).result(limits.call)
+    policy.drop().result(limits.call)
+    if "steps_per_s" in last:
+        last["pairs_per_s"] = last.pop("steps_per_s") * batch
+    return last
+
+
+def _roles(stage: DpoStage, earlier: Mapping[str, Any]) -> Sequence[str]:
+    return ("policy",)
+
+
+DPO = StageKind("dpo", DpoStage, run_dpo, _roles, makes="policy", trains=True)

@@ -1,0 +1,58 @@
+"""``evaluate``: greedy held-out answers of policies, judged and tabulated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlsys.batch import SampleRequest
+from rlsys.config.stages import EvaluateStage
+from rlsys.models.load import load_processor
+from rlsys.runtime.pending import as_completed
+from rlsys.stages.answering import (
+    Evaluator,
+    check_answering,
+    decode,
+    evaluation_roles,
+    prompts_of,
+)
+from rlsys.stages.context import Context
+from rlsys.stages.kind import Result, StageKind
+from rlsys.stages.rollout import rollout_of
+
+
+def run_evaluate(context: Context, name: str, stage: EvaluateStage, folder: Path) -> Result:
+    """Greedy answers of every policy to the same held-out prompts."""
+    evaluator = Evaluator(context, name, stage.cost)
+    count = prompts_of(context, stage.limit)
+    evaluated = {}
+    with context.display.bar(name, count * len(stage.policies)) as bar:
+        for version, (policy, source) in enumerate(stage.policies.items()):
+            model = context.folder(source)
+            rollout = rollout_of(context, model, version, stage.max_new_tokens)
+            requests = [SampleRequest(i, 0, 0) for i in range(count)]
+            tokenizer = load_processor(model).tokenizer
+            texts: dict[int, str] = {}
+            chunks = rollout.generate(requests, greedy=True)
+            for chunk in as_completed(chunks, context.config.timeouts.call):
+                texts |= decode(tokenizer, chunk)
+                bar.advance(policy, by=len(chunk))
+            evaluated[policy] = evaluator.evaluate(texts)
+    evaluator.save(folder, evaluated)
+    return {"prompts": count}
+
+
+def _roles(stage: EvaluateStage, earlier: Mapping[str, Any]) -> Sequence[str]:
+    return evaluation_roles(stage)
+
+
+EVALUATE = StageKind(
+    "evaluate",
+    EvaluateStage,
+    run_evaluate,
+    _roles,
+    check=check_answering,
+    samples=True,
+    evaluates=True,
+)

@@ -1,0 +1,95 @@
+"""``guarded``: a policy behind the guard, which has flagged answers drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlsys.config.schema import TrainConfig
+from rlsys.config.stages import GuardedStage
+from rlsys.display import note
+from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
+from rlsys.models.load import load_processor
+from rlsys.roles.guard import GuardHandle, GuardSpec
+from rlsys.runtime.pending import Metrics
+from rlsys.stages.answering import (
+    Evaluated,
+    Evaluator,
+    check_answering,
+    evaluation_roles,
+    prompts_of,
+)
+from rlsys.stages.context import Context
+from rlsys.stages.kind import Result, StageKind
+from rlsys.stages.rollout import rollout_of
+
+
+def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) -> Result:
+    """What the policy's answers are after every round, and with the refusal."""
+    config, model = context.config, context.folder(stage.policy)
+    evaluator = Evaluator(context, name, stage.cost)
+    rollout = rollout_of(context, model, 0, stage.max_new_tokens, stage.temperature)
+    guard = GuardHandle(context.group("guard"), stage.threshold)
+    budget, data = TrainConfig().micro_batch_tokens, context.slice("evaluation")
+    spec = GuardSpec(context.folder(stage.guard), data, config.dtype, budget)
+    guard.create(spec).result(config.timeouts.start)
+    tokenizer = load_processor(model).tokenizer
+    rounds: list[Evaluated] = []
+
+    def texts(answers: Answers, *, refuse: bool = False) -> dict[int, str]:
+        return {
+            prompt: stage.refusal
+            if answer.refused or (refuse and answer.action == "regenerate")
+            else tokenizer.decode(answer.response_ids, skip_special_tokens=True).strip()
+            for prompt, answer in answers.items()
+        }
+
+    with context.display.bar(name, stage.rounds + 1) as bar:
+
+        def report(number: int, statistics: Metrics, answers: Answers) -> None:
+            rounds.append(evaluator.evaluate(texts(answers)))
+            rates = {
+                f"{part}/{metric}": cell[part]
+                for metric, cell in rounds[-1].table["all"].items()
+                for part in ("rate", "low", "high")
+                if cell
+            }
+            context.log(name, stage.kind, number, statistics | rates)
+            bar.advance(note(statistics | rates, "flagged", "regenerated", "rate/unsafe"))
+
+        run = GuardedRun(
+            stage.rounds,
+            stage.candidates,
+            stage.hint,
+            stage.actions,
+            config.seed,
+            config.timeouts.call,
+        )
+        prompts = range(prompts_of(context, stage.limit))
+        final = guarded_generation(rollout, guard, prompts, run, report)
+    guard.drop().result(config.timeouts.call)
+    refused = evaluator.evaluate(texts(final, refuse=True))
+    evaluator.save(folder, {name: rounds[-1], f"{name} + refusal": refused})
+    left = sum(a.action == "regenerate" for a in final.values()) / len(final)
+    return {"prompts": len(final), "left_flagged": left}
+
+
+def _roles(stage: GuardedStage, earlier: Mapping[str, Any]) -> Sequence[str]:
+    return (*evaluation_roles(stage), "guard")
+
+
+def _inputs(context: Context, name: str, stage: GuardedStage) -> dict[str, str]:
+    return {"name": name}  # its results carry it
+
+
+GUARDED = StageKind(
+    "guarded",
+    GuardedStage,
+    run_guarded,
+    _roles,
+    check=check_answering,
+    inputs=_inputs,
+    samples=True,
+    evaluates=True,
+)

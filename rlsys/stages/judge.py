@@ -1,0 +1,159 @@
+"""``judge``: a judge measured against what the data knows, and opened for stages that ask one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rlsys.config.feedback import AskingStage, EndpointConfig, JudgeStage
+from rlsys.config.schema import RunConfig
+from rlsys.data.record import Records, pixel_hash
+from rlsys.data.worlds import WORLDS, prompts_folder
+from rlsys.display import note
+from rlsys.errors import ConfigError
+from rlsys.judging.agreement import agreement, injection
+from rlsys.judging.cache import CachedJudge
+from rlsys.judging.judge import CHUNK
+from rlsys.judging.prompts import PromptSet, load_prompts
+from rlsys.roles.judge import JudgeHandle, JudgeSpec
+from rlsys.stages.context import Context
+from rlsys.stages.kind import Result, StageKind
+
+
+@dataclass(frozen=True)
+class OpenJudge:
+    """``timeout``: of one call, seconds; ``prompts``: what it is asked with."""
+
+    judge: CachedJudge
+    timeout: float
+    prompts: PromptSet
+
+
+@contextmanager
+def open_judge(context: Context, name: str, split: str) -> Iterator[OpenJudge]:
+    """The judge of the stage ``name``, for questions about the rows of a split. Its replies are
+    cached in the runs' folder, by model, prompts, question and pixels.
+    """
+    # Not when the program starts: trackers look for such clients among what is imported.
+    from rlsys.judging.endpoint import EndpointJudge
+
+    stage: JudgeStage = context.config.stages[name]
+    records = context.data.evaluation if split == "evaluation" else context.data.training[split]
+    prompts = load_prompts(prompts_folder(stage.prompts))
+    if stage.endpoint.url:
+        timeout = endpoint_timeout(stage.endpoint)
+        source: JudgeHandle | EndpointJudge = EndpointJudge(
+            stage.endpoint,
+            os.environ[stage.endpoint.key_variable],
+            prompts,
+            lambda row: records[row].open_image(),
+            max_tokens=stage.max_new_tokens,
+        )
+    else:
+        timeout = context.config.timeouts.call
+        source = JudgeHandle(context.group("judge"))
+        model, data, dtype = context.folder(stage.model), context.slice(split), context.config.dtype
+        spec = JudgeSpec(model, data, stage.engine, dtype, prompts, stage.max_new_tokens)
+        source.create(spec).result(context.config.timeouts.start)
+    identity = _replies_of(context, stage)
+    folder = Path(context.config.runs_dir).resolve() / "judgements" / identity[:16]
+    pixels = cache(lambda row: pixel_hash(records[row]))
+    path = folder / f"{context.run_dir.name}.jsonl"
+    judge = CachedJudge(source, path, identity, pixels, prompts.wording)
+    try:
+        yield OpenJudge(judge, timeout, prompts)
+    finally:
+        judge.close()
+        if isinstance(source, EndpointJudge):
+            source.close()
+
+
+def _replies_of(context: Context, judge: JudgeStage) -> str:
+    """Changes with what decides a judge's replies, its prompts apart: not with how patiently, or
+    on how many prompts, it is asked.
+    """
+    if judge.endpoint.url:
+        model = [judge.endpoint.url, judge.endpoint.model]
+    else:
+        dtype = context.config.dtype
+        model = [context.digest(judge.model), dtype, repr(judge.engine.extra)]
+    return hashlib.sha256(json.dumps([model, judge.max_new_tokens]).encode()).hexdigest()
+
+
+def endpoint_timeout(endpoint: EndpointConfig) -> float:
+    """Until a chunk of questions is answered or given up, seconds."""
+    turns = -(-CHUNK // endpoint.parallel)
+    return turns * (endpoint.patience + 2 * endpoint.timeout) + CHUNK / endpoint.per_second
+
+
+def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> Result:
+    """Agreement with the data's oracle on held-out prompts, where it has one."""
+    world = WORLDS.get(context.config.data.source)
+    if world is None:
+        context.display.say("    not measured: the data does not know the right replies")
+        return {}
+    records = context.data.evaluation
+    rows = draw_rows(records, stage.limit, context.config.seed)
+    labelled = [(row, records[row]) for row in rows]
+    metrics: dict[str, float] = {"prompts": len(rows)}
+    with open_judge(context, name, "evaluation") as opened:
+        oracle, seed = world.feedback, context.config.seed
+        metrics |= agreement(opened.judge, labelled, oracle, seed=seed, timeout=opened.timeout)
+        metrics |= injection(opened.judge, labelled, oracle, timeout=opened.timeout)
+        metrics["questions"] = opened.judge.asked
+    context.log(name, stage.kind, 1, metrics)
+    (folder / "agreement.json").write_text(json.dumps(metrics, indent=1))
+    shown = [key for key in metrics if key.startswith(("agreement/", "injection/"))]
+    context.display.say("    " + note(metrics, *(key for key in shown if not key.endswith("_n"))))
+    return metrics
+
+
+def draw_rows(records: Records, limit: int, seed: int) -> list[int]:
+    """Some rows in rising order, all where ``limit`` is 0 or large."""
+    count = len(records)
+    draw = random.Random(f"{seed}/sample")
+    return sorted(draw.sample(range(count), min(limit or count, count)))
+
+
+def judge_inputs(context: Context, name: str, stage: AskingStage) -> dict[str, str]:
+    """Of a stage that asks a judge: the judge's replies count, not how it was measured."""
+    judge: JudgeStage = context.config.stages[stage.judge]
+    wording = load_prompts(prompts_folder(judge.prompts)).digest
+    return {"judge": f"{_replies_of(context, judge)} {wording}"}
+
+
+def judge_roles(stage: AskingStage, earlier: Mapping[str, Any]) -> Sequence[str]:
+    """Of a stage that asks a judge."""
+    judge = earlier.get(stage.judge)
+    return ("judge",) if judge is not None and judge.model else ()
+
+
+def _roles(stage: JudgeStage, earlier: Mapping[str, Any]) -> Sequence[str]:
+    return ("judge",) if stage.model else ()
+
+
+def _check(config: RunConfig, name: str, stage: JudgeStage) -> None:
+    load_prompts(prompts_folder(stage.prompts))
+    variable = stage.endpoint.key_variable
+    if stage.endpoint.url and not os.environ.get(variable):
+        raise ConfigError(
+            f"stages.{name}.endpoint.key_variable: the environment has no {variable}; set it to "
+            "the endpoint's key (anything, where it needs none)"
+        )
+
+
+def _inputs(context: Context, name: str, stage: JudgeStage) -> dict[str, str]:
+    return {"prompts": load_prompts(prompts_folder(stage.prompts)).digest}
+
+
+JUDGE = StageKind(
+    "judge", JudgeStage, run_judge, _roles, makes="judge", check=_check, inputs=_inputs
+)

@@ -1,0 +1,143 @@
+"""Runs a recipe: data, stages in order, artefacts reused by hash, report at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from rlsys.artifacts import ArtifactStore
+from rlsys.config.load import to_plain
+from rlsys.config.references import references
+from rlsys.config.schema import RunConfig
+from rlsys.data.prepare import prepare
+from rlsys.display import Display
+from rlsys.evaluation.stats import save_evaluation
+from rlsys.metrics import MetricsLog
+from rlsys.report.build import build_report
+from rlsys.runtime.group import Runtime
+from rlsys.stages.context import Context
+from rlsys.stages.kind import StageKind
+from rlsys.stages.registry import STAGES
+from rlsys.stages.run_dir import RunDir, open_run_dir
+
+OpenRuntime = Callable[[RunConfig, Path], AbstractContextManager[Runtime]]
+
+
+def run_recipe(
+    config: RunConfig, display: Display, open_runtime: OpenRuntime, *, resume: bool = False
+) -> Path:
+    """Everything, from data to report. Returns: the run directory.
+
+    Args: open_runtime: starts the processes of the groups; resume: go on in the directory of the
+    last run of this name.
+    Raises: ConfigError for a resume of a run that is not there or has another recipe.
+    """
+    runs = Path(config.runs_dir).resolve()
+    with open_run_dir(config, runs, resume=resume) as run:
+        display.say(f"[bold]{config.name}[/bold]  {run.path}" + "  (resumed)" * run.resumed)
+        store = ArtifactStore(runs / "artifacts")
+        data = prepare(config, store)
+        display.say(f"  data: {data.summary}")
+        metrics = MetricsLog(
+            run.path,
+            wandb_mode=config.tracker.wandb,
+            project=config.tracker.project,
+            name=config.name,
+        )
+        with open_runtime(config, run.path) as runtime:
+            run.describe(runtime)
+            context = Context(config, runtime, data, run.path, display, metrics)
+            _run_stages(context, store, run)
+        metrics.close()
+        report = build_report(run.path)
+        run.finish()
+    display.say(f"report: {report}")
+    return run.path
+
+
+def _run_stages(context: Context, store: ArtifactStore, run: RunDir) -> None:
+    entries: list[dict[str, Any]] = []
+    for name, stage in context.config.stages.items():
+        entries.append(_run_stage(context, store, name, stage, STAGES[stage.kind]))
+        (run.path / "stages.json").write_text(json.dumps(entries, indent=1))
+
+
+def _run_stage(
+    context: Context, store: ArtifactStore, name: str, stage: Any, kind: StageKind[Any]
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    context.restart_rows(name, [])
+    named = references(stage)
+
+    def make(folder: Path) -> dict[str, Any]:
+        metrics = kind.run(context, name, stage, folder)
+        (folder / "rows.json").write_text(json.dumps(context.rows))
+        return metrics
+
+    config = to_plain(stage)
+    for key in named:
+        config.pop(key.split(".")[0], None)  # what a name points at counts, not the name
+    inputs = _inputs(context, name, stage, kind)
+    artifact = store.get_or_make(
+        kind.name, config, inputs, make, resumable=kind.trains, owner=f"run {context.run_dir}"
+    )
+    if artifact.reused:
+        rows = json.loads((artifact.folder / "rows.json").read_text())
+        context.restart_rows(name, [(kind_name, step, row) for kind_name, step, row in rows])
+    if kind.evaluates:
+        _show_results(artifact.folder, context.run_dir, first=kind.name != "evaluate")
+    context.made[name] = artifact
+    seconds = time.perf_counter() - started
+    how = "reused" if artifact.reused else f"{seconds:.0f} s"
+    context.display.say(f"[green]done[/green] {name} ({kind.name}) {how}")
+    return {
+        "name": name,
+        "kind": kind.name,
+        "seconds": seconds,
+        "reused": artifact.reused,
+        "hash": artifact.digest[:16],
+        "metrics": artifact.metrics,
+    }
+
+
+def _inputs(context: Context, name: str, stage: Any, kind: StageKind[Any]) -> dict[str, str]:
+    """What a stage depends on beside its own keys."""
+    config = context.config
+    inputs = {key: context.digest(source) for key, source in references(stage).items()}
+    inputs |= {
+        "data": context.data.digest,
+        "splits": f"{config.data.validation_split} {config.data.evaluation_split}",
+        "seed": str(config.seed),
+        "dtype": config.dtype,
+    }
+    if kind.samples:
+        engine = json.dumps(to_plain(config.engine), sort_keys=True)
+        inputs["engine"] = hashlib.sha256(engine.encode()).hexdigest()
+    return inputs | kind.inputs(context, name, stage)
+
+
+def _show_results(folder: Path, run_dir: Path, *, first: bool) -> None:
+    """The run directory shows the evaluation files of all its stages together.
+
+    Args: first: this folder's description counts only where there is none yet.
+    """
+    tables = json.loads((folder / "evaluation.json").read_text())
+    target = run_dir / "evaluation.json"
+    if target.exists():
+        tables = json.loads(target.read_text()) | tables
+    save_evaluation(target, tables)
+    if not first or not (run_dir / "evaluation_meta.json").exists():
+        shutil.copy(folder / "evaluation_meta.json", run_dir)
+    shutil.copytree(folder / "images", run_dir / "images", dirs_exist_ok=True)
+    new = (folder / "samples.jsonl").read_text()
+    policies = {json.loads(line)["policy"] for line in new.splitlines()}
+    samples = run_dir / "samples.jsonl"
+    old = samples.read_text().splitlines(keepends=True) if samples.exists() else []
+    kept = [line for line in old if json.loads(line)["policy"] not in policies]
+    samples.write_text("".join(kept) + new)

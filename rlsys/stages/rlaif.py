@@ -1,0 +1,141 @@
+"""``rlaif``: rounds of AI feedback (DREAM), resumed where a stopped run left them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlsys.artifacts import PROGRESS
+from rlsys.config.feedback import RlaifStage
+from rlsys.config.schema import RunConfig
+from rlsys.display import note
+from rlsys.drivers.cached_rollout import CachedRollout
+from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
+from rlsys.judging.pairs import PairRule
+from rlsys.models.load import load_processor
+from rlsys.roles.factory import check_same_processor
+from rlsys.roles.guard import GuardHandle, GuardSpec
+from rlsys.roles.policy import PolicyHandle, PolicySpec
+from rlsys.roles.rollout import RolloutSpec
+from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.runtime.pending import Metrics
+from rlsys.stages.checkpoints import StageCheckpoints
+from rlsys.stages.context import Context
+from rlsys.stages.judge import OpenJudge, judge_inputs, judge_roles, open_judge
+from rlsys.stages.kind import Result, StageKind
+from rlsys.stages.lengths import check_lengths
+from rlsys.stages.rollout import rollout_handle
+
+
+def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> Result:
+    """Rounds of AI feedback; the policy after round k is in ``folder/round-<k>``.
+
+    What the judge said before a stop is in its cache.
+    """
+    limits = context.config.timeouts
+    policy = PolicyHandle(context.group("policy"), context.runtime.transport)
+    checkpoints = StageCheckpoints(context, name, folder, {policy.role: policy})
+    with (
+        open_judge(context, stage.judge, "train") as opened,
+        context.display.bar(name, stage.rounds) as bar,
+    ):
+        rollout = rollout_handle(context, stage.max_new_tokens, stage.temperature)
+        cached = CachedRollout(rollout, folder / PROGRESS / "rollouts")
+        cost, guard = _create(context, stage, rollout, policy)
+        roles = RlaifRoles(cached, policy, opened.judge, cost, guard)
+        saved = checkpoints.restore()
+        state = RlaifState.of(saved) if saved else RlaifState()
+        run = _run_of(context, stage, opened)
+        last: Metrics = dict(saved["last"]) if saved else {}
+        bar.advance("", by=state.round)
+
+        def report(now: RlaifState, metrics: Metrics) -> None:
+            last.clear()
+            last.update(metrics | {"questions": float(opened.judge.asked)})
+            context.log(name, stage.kind, now.round, last)
+            policy.save(folder / f"round-{now.round}").result(limits.call)
+            checkpoints.save(now.round, {**now.as_dict(), "last": last})
+            cached.evict(now.round)
+            bar.advance(note(last, "score", "recognised", "pairs/pair", "time/round"))
+
+        sync_policy(roles, state.round, run)
+        questions = [record.question for record in context.data.train.rows]
+        rlaif(roles, state, run, questions, report)
+    policy.save(folder).result(limits.call)
+    for role in (policy, cost, guard):
+        if role is not None:
+            role.drop().result(limits.call)
+    return last
+
+
+def _create(
+    context: Context, stage: RlaifStage, rollout: Any, policy: PolicyHandle
+) -> tuple[ScorerHandle | None, GuardHandle | None]:
+    """All roles, built at once. Returns: cost model and guard, where the stage has them."""
+    config, data, dtype = context.config, context.slice("train"), context.config.dtype
+    models = {"policy": context.folder(stage.policy)}
+    steps = stage.rounds * stage.epochs * -(-stage.prompts // stage.minibatch)
+    training = context.training(stage.train, stage.optim, steps)
+    budget = stage.train.micro_batch_tokens
+    cost = guard = None
+    created = [
+        rollout.create(RolloutSpec(models["policy"], data, config.engine, dtype)),
+        policy.create(PolicySpec(models["policy"], data, dtype, training)),
+    ]
+    if stage.cost:
+        models["cost"] = context.folder(stage.cost)
+        cost = ScorerHandle(context.group("cost"), "cost")
+        created.append(cost.create(ScorerSpec(models["cost"], data, dtype, budget)))
+    if stage.guard:
+        models["guard"] = context.folder(stage.guard)
+        guard = GuardHandle(context.group("guard"), stage.guard_threshold)
+        created.append(guard.create(GuardSpec(models["guard"], data, dtype, budget)))
+    check_same_processor(models)
+    for pending in created:
+        pending.result(config.timeouts.start)
+    return cost, guard
+
+
+def _run_of(context: Context, stage: RlaifStage, opened: OpenJudge) -> RlaifRun:
+    limits = context.config.timeouts
+    tokenizer = load_processor(context.folder(stage.policy)).tokenizer
+    return RlaifRun(
+        rounds=stage.rounds,
+        prompts=stage.prompts,
+        samples=stage.samples,
+        joint=stage.joint,
+        rule=PairRule(stage.recognition, stage.cost_weight, stage.margin, stage.floor),
+        beta=stage.beta,
+        epochs=stage.epochs,
+        minibatch=stage.minibatch,
+        seed=context.config.seed,
+        max_unread=stage.max_unread,
+        gap=stage.gap,
+        timeout=limits.call,
+        judge_timeout=opened.timeout,
+        sync_timeout=limits.sync,
+        decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
+    )
+
+
+def _roles(stage: RlaifStage, earlier: Mapping[str, Any]) -> Sequence[str]:
+    optional = [role for role in ("cost", "guard") if getattr(stage, role)]
+    return ("rollout", "policy", *optional, *judge_roles(stage, earlier))
+
+
+def _check(config: RunConfig, name: str, stage: RlaifStage) -> None:
+    check_lengths(config, f"stages.{name}", stage.max_new_tokens)
+
+
+RLAIF = StageKind(
+    "rlaif",
+    RlaifStage,
+    run_rlaif,
+    _roles,
+    makes="policy",
+    check=_check,
+    inputs=judge_inputs,
+    samples=True,
+    trains=True,
+)

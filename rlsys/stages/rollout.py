@@ -1,0 +1,27 @@
+"""Rollout engines as evaluating and sampling stages use them."""
+
+from __future__ import annotations
+
+from rlsys.roles.rollout import RolloutHandle, RolloutSpec
+from rlsys.stages.context import Context
+
+
+def rollout_handle(context: Context, max_new_tokens: int, temperature: float) -> RolloutHandle:
+    return RolloutHandle(
+        context.group("rollout"),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        chunk_prompts=context.config.engine.chunk_prompts,
+    )
+
+
+def rollout_of(
+    context: Context, model: str, version: int, max_new_tokens: int, temperature: float = 1.0
+) -> RolloutHandle:
+    """Engines with the weights of a checkpoint, on the evaluation split."""
+    config, limits = context.config, context.config.timeouts
+    rollout = rollout_handle(context, max_new_tokens, temperature)
+    spec = RolloutSpec(model, context.slice("evaluation"), config.engine, config.dtype)
+    rollout.create(spec).result(limits.start)
+    rollout.load_checkpoint(model, version).result(limits.sync)
+    return rollout

@@ -1,0 +1,155 @@
+"""The directory of a run: a new one, or the one of a stopped run of the same recipe."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from rlsys.config.load import dump_config, to_plain
+from rlsys.config.schema import RunConfig
+from rlsys.errors import ConfigError
+from rlsys.runtime.group import Runtime
+
+CONFIG, RUN = "config.yaml", "run.json"
+
+
+@dataclass
+class RunDir:
+    """``runs_dir/name``, or ``name-2``, ...: held by one process at a time."""
+
+    path: Path
+    resumed: bool
+
+    def describe(self, runtime: Runtime) -> None:
+        """run.json: where the run's processes are."""
+        groups = {name: [asdict(each) for each in infos] for name, infos in runtime.groups.items()}
+        self._write(
+            {
+                "ray": runtime.address,
+                "driver_pid": os.getpid(),
+                "started": time.time(),
+                "groups": groups,
+            }
+        )
+
+    def finish(self) -> None:
+        """The same command starts a new run from now on."""
+        self._write(_run(self.path) | {"finished": time.time()})
+
+    def _write(self, description: dict[str, Any]) -> None:
+        partial = self.path / f".{RUN}.partial"
+        partial.write_text(json.dumps(description, indent=1))
+        os.replace(partial, self.path / RUN)
+
+
+@contextmanager
+def open_run_dir(config: RunConfig, runs: Path, *, resume: bool) -> Iterator[RunDir]:
+    """The directory of the last run of this name where that run was stopped and has the same
+    recipe, else a new one: a run never overwrites another.
+
+    Raises: ConfigError where ``resume`` is asked for and there is no such run, it has another
+    recipe, or it is still going on.
+    """
+    last = _last(runs, config.name)
+    if last is not None and (resume or "finished" not in _run(last)):
+        changed = changed_keys(last, config)
+        lock = _lock(last)
+        if lock is not None and not changed:
+            with lock:
+                yield RunDir(last, resumed=True)
+            return
+        if lock is not None:
+            lock.close()
+        if resume and lock is None:
+            raise ConfigError(f"--resume: {last} is still running")
+        if resume:
+            raise ConfigError(
+                f"--resume: the recipe of {last} has changed ({'; '.join(changed)}); run it as it "
+                "was, or without --resume: stages whose keys and inputs are the same are reused"
+            )
+    elif resume:
+        raise ConfigError(f"--resume: there is no run {config.name!r} in {runs}")
+    path = _new(runs, config.name)
+    dump_config(config, path / CONFIG)
+    lock = _lock(path)
+    assert lock is not None, "nobody else knows a new directory"
+    with lock:
+        yield RunDir(path, resumed=False)
+
+
+def changed_keys(run: Path, config: RunConfig) -> list[str]:
+    """Keys whose values differ from those of the run, as "key: was, is"."""
+    try:
+        was = yaml.safe_load((run / CONFIG).read_text())
+    except (OSError, yaml.YAMLError):
+        return [f"{run / CONFIG} cannot be read"]
+    before, now = _flat("", was), _flat("", to_plain(config))
+    return [
+        f"{key}: was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _flat(prefix: str, node: Any) -> dict[str, Any]:
+    if not isinstance(node, dict) or not node:
+        return {prefix.removesuffix("."): node}
+    return {
+        key: value
+        for name, part in node.items()
+        for key, value in _flat(f"{prefix}{name}.", part).items()
+    }
+
+
+def _run(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((path / RUN).read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _lock(path: Path) -> IO[str] | None:
+    """None where another process holds it. Released by the end of the process, however it ends."""
+    stream = (path / ".lock").open("a")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        return None
+    return stream
+
+
+def _names(runs: Path, name: str) -> Iterator[Path]:
+    number = 1
+    while True:
+        yield runs / (name if number == 1 else f"{name}-{number}")
+        number += 1
+
+
+def _last(runs: Path, name: str) -> Path | None:
+    last = None
+    for folder in _names(runs, name):
+        if not folder.is_dir():
+            return last
+        last = folder
+    return last
+
+
+def _new(runs: Path, name: str) -> Path:
+    for folder in _names(runs, name):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        (folder / "logs").mkdir()
+        return folder
+    raise AssertionError("names do not end")

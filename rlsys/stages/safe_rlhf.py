@@ -1,0 +1,146 @@
+"""``safe_rlhf``: PPO-Lagrangian (Safe RLHF-V)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlsys.artifacts import PROGRESS
+from rlsys.batch import PromptCursor, Rollouts, Scores
+from rlsys.config.schema import RunConfig
+from rlsys.config.stages import SafeRlhfStage
+from rlsys.display import note
+from rlsys.drivers.cached_rollout import CachedRollout
+from rlsys.drivers.multiplier import Multiplier
+from rlsys.drivers.safe_rlhf import safe_rlhf, sync_weights
+from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun, SafeRlhfState
+from rlsys.roles.critic import COST_CRITIC, REWARD_CRITIC, CriticHandle, CriticSpec
+from rlsys.roles.factory import check_same_processor
+from rlsys.roles.policy import PolicyHandle, PolicySpec
+from rlsys.roles.reference import ROLE as REFERENCE
+from rlsys.roles.reference import ReferenceHandle, ReferenceSpec
+from rlsys.roles.rollout import RolloutHandle, RolloutSpec
+from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.runtime.pending import Metrics, Pending
+from rlsys.stages.alignment import cost_threshold, steady_state, warn_of_gap
+from rlsys.stages.checkpoints import StageCheckpoints
+from rlsys.stages.context import Context
+from rlsys.stages.kind import Result, StageKind
+from rlsys.stages.lengths import check_lengths
+from rlsys.stages.rollout import rollout_handle
+from rlsys.stages.supervised import checkpoint_due
+
+
+def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Path) -> Result:
+    """PPO-Lagrangian, from the start policy to a trained one."""
+    config, limits = context.config, context.config.timeouts
+    budget = stage.train.micro_batch_tokens
+    threshold, calibration = cost_threshold(context, stage.cost, stage.lagrange, budget)
+    handles = _Handles(context, stage)
+    handles.create()
+    rollout = CachedRollout(handles.rollout, folder / PROGRESS / "rollouts")
+    roles = handles.roles(rollout)
+    trained = {
+        each.role: each for each in (handles.policy, handles.reward_critic, handles.cost_critic)
+    }
+    keep = stage.keep_checkpoints
+    checkpoints = StageCheckpoints(context, name, folder, trained, keep=keep)
+    state = SafeRlhfState(
+        Multiplier.start(stage.lagrange), PromptCursor(len(context.data.train), config.seed)
+    )
+    if (saved := checkpoints.restore()) is not None:
+        state.restore(saved)
+    run = SafeRlhfRun(
+        stage.iterations, threshold, config.seed, stage.ppo, stage.lagrange, stage.gap, limits
+    )
+    sync_weights(roles, state.iteration, limits)
+    history: list[Metrics] = []
+    with context.display.bar(name, stage.iterations) as bar:
+        bar.advance("", by=state.iteration)
+
+        def report(now: SafeRlhfState, metrics: Metrics, _: Rollouts, __: Scores) -> None:
+            context.log(name, stage.kind, now.iteration, metrics)
+            history.append(metrics)
+            warn_of_gap(context, now.iteration, metrics, stage.gap)
+            if checkpoint_due(now.iteration, stage.iterations, stage.checkpoint_every):
+                checkpoints.save(now.iteration, now.as_dict())
+                rollout.evict(now.iteration)
+            bar.advance(note(metrics, "reward", "cost", "lambda", "kl", "samples_per_s"))
+
+        safe_rlhf(roles, state, run, report)
+    handles.policy.save(folder).result(limits.call)
+    handles.drop()
+    steady = steady_state(history)
+    context.display.say("    steady state: " + note(steady, *steady))
+    return {**calibration, "threshold": threshold, "lambda": state.multiplier.value, **steady}
+
+
+class _Handles:
+    """All seven roles on the groups that the recipe places them on."""
+
+    def __init__(self, context: Context, stage: SafeRlhfStage) -> None:
+        self.context, self.stage = context, stage
+        ppo, group = stage.ppo, context.group
+        self.rollout = rollout_handle(context, ppo.max_new_tokens, ppo.temperature)
+        self.policy = PolicyHandle(group("policy"), context.runtime.transport, ppo)
+        self.reference = ReferenceHandle(group("reference"), REFERENCE.name)
+        self.reward = ScorerHandle(group("reward"), "reward")
+        self.cost = ScorerHandle(group("cost"), "cost")
+        self.reward_critic = CriticHandle(group("reward_critic"), REWARD_CRITIC, ppo)
+        self.cost_critic = CriticHandle(group("cost_critic"), COST_CRITIC, ppo)
+
+    def roles(self, rollout: CachedRollout | RolloutHandle) -> Roles:
+        return Roles(
+            rollout, self.policy, self.reference, self.reward, self.cost, self.reward_critic,
+            self.cost_critic,
+        )  # fmt: skip
+
+    def create(self) -> None:
+        """Build all of them at once."""
+        context, stage, config = self.context, self.stage, self.context.config
+        policy, reward, cost = map(context.folder, (stage.policy, stage.reward, stage.cost))
+        check_same_processor({"policy": policy, "reward": reward, "cost": cost})
+        ppo, data, dtype = stage.ppo, context.slice("train"), config.dtype
+        steps = stage.iterations * ppo.epochs * -(-ppo.prompts * ppo.samples // ppo.minibatch)
+        trained = context.training(stage.train, stage.optim, steps)
+        critic = context.training(stage.critic_train, stage.critic_optim, steps)
+        budget = stage.train.micro_batch_tokens
+        started: list[Pending[list[None]]] = [
+            self.rollout.create(RolloutSpec(policy, data, config.engine, dtype)),
+            self.policy.create(PolicySpec(policy, data, dtype, trained)),
+            self.reference.create(ReferenceSpec(policy, data, dtype, budget)),
+            self.reward.create(ScorerSpec(reward, data, dtype, budget)),
+            self.cost.create(ScorerSpec(cost, data, dtype, budget)),
+            self.reward_critic.create(CriticSpec(reward, data, dtype, critic)),
+            self.cost_critic.create(CriticSpec(cost, data, dtype, critic)),
+        ]
+        for pending in started:
+            pending.result(config.timeouts.start)
+
+    def drop(self) -> None:
+        """Free every role; the rollout engine stays, since starting one dominates."""
+        scored = (self.policy, self.reference, self.reward, self.cost)
+        for handle in (*scored, self.reward_critic, self.cost_critic):
+            handle.drop().result(self.context.config.timeouts.call)
+
+
+def _roles(stage: SafeRlhfStage, earlier: Mapping[str, Any]) -> Sequence[str]:
+    scored = ("rollout", "policy", "reference", "reward", "cost")
+    return (*scored, REWARD_CRITIC.name, COST_CRITIC.name)
+
+
+def _check(config: RunConfig, name: str, stage: SafeRlhfStage) -> None:
+    check_lengths(config, f"stages.{name}.ppo", stage.ppo.max_new_tokens)
+
+
+SAFE_RLHF = StageKind(
+    "safe_rlhf",
+    SafeRlhfStage,
+    run_safe_rlhf,
+    _roles,
+    makes="policy",
+    check=_check,
+    samples=True,
+    trains=True,
+)

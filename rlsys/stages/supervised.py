@@ -1,0 +1,82 @@
+"""The loop of every stage that takes optimiser steps on rows of a dataset, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rlsys.batch import PromptCursor
+from rlsys.display import note
+from rlsys.drivers.sft import train
+from rlsys.roles.trained import TrainedHandle
+from rlsys.runtime.pending import Metrics, Pending
+from rlsys.stages.checkpoints import StageCheckpoints
+from rlsys.stages.context import Context
+
+LOG_EVERY = 5  # optimiser steps between two rows of metrics.jsonl
+
+
+class SupervisedStage(Protocol):
+    """The keys that the loop reads."""
+
+    kind: str
+    steps: int
+    batch: int
+    checkpoint_every: int
+
+
+class Learner(Protocol):
+    """Takes an optimiser step on dataset rows."""
+
+    def step(self, rows: Sequence[int]) -> Pending[Metrics]: ...
+
+
+def run_supervised(
+    context: Context,
+    name: str,
+    stage: SupervisedStage,
+    folder: Path,
+    role: TrainedHandle,
+    learner: Learner,
+    rows: Sequence[int],
+) -> Metrics:
+    """Steps on batches of these dataset rows, from the last checkpoint in ``folder``.
+
+    Returns: the metrics of the last step, and ``steps_per_s``.
+    """
+    checkpoints = StageCheckpoints(context, name, folder, {role.role: role})
+    state = checkpoints.restore() or {"step": 0, "cursor": 0, "last": {}}
+    cursor = PromptCursor(len(rows), context.config.seed, state["cursor"])
+    last: Metrics = dict(state["last"])
+    times: list[float] = []
+    with context.display.bar(name, stage.steps) as bar:
+        bar.advance("", by=state["step"])
+
+        def report(step: int, metrics: Metrics) -> None:
+            last.update(metrics)
+            times.append(time.perf_counter())
+            if step % LOG_EVERY == 0 or step == stage.steps:
+                context.log(name, stage.kind, step, metrics)
+            if checkpoint_due(step, stage.steps, stage.checkpoint_every):
+                checkpoints.save(step, {"step": step, "cursor": cursor.position, "last": last})
+            bar.advance(note(metrics, "loss", "accuracy", "margin"))
+
+        train(
+            lambda places: learner.step([rows[place] for place in places]),
+            cursor,
+            start=state["step"],
+            steps=stage.steps,
+            batch=stage.batch,
+            timeout=context.config.timeouts.call,
+            report=report,
+        )
+    if len(times) > 1:
+        last["steps_per_s"] = (len(times) - 1) / (times[-1] - times[0])
+    return last
+
+
+def checkpoint_due(step: int, steps: int, every: int) -> bool:
+    """After the last step too: what follows it may be stopped as well. 0: never."""
+    return bool(every) and (step % every == 0 or step == steps)
