@@ -15,7 +15,7 @@ from rlsys.engines.forward import merge_rows
 from rlsys.engines.workbench import RoleSpec
 from rlsys.guard.decision import Moderation, moderations
 from rlsys.judging.judge import Question
-from rlsys.judging.parse import Unread
+from rlsys.judging.parse import ParseFailure
 from rlsys.roles import Metrics, Pending
 from rlsys.weights import WeightUpdate
 
@@ -164,7 +164,7 @@ class RemoteJudge(RemoteRole):
     def __init__(self, group: Group) -> None:
         super().__init__(group, "judge")
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
+    def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
         ranks = len(self.group.ranks)
         shares = [list(questions[rank::ranks]) for rank in range(ranks)]
         asked = [
@@ -173,7 +173,7 @@ class RemoteJudge(RemoteRole):
             if share
         ]
 
-        def interleave(parts: list[list[str | Unread]]) -> list[str | Unread]:
+        def interleave(parts: list[list[str | ParseFailure]]) -> list[str | ParseFailure]:
             return [parts[i % ranks][i // ranks] for i in range(len(questions))]
 
         parts = [part for pending in asked for part in pending.parts]

@@ -1,4 +1,4 @@
-"""A judge: measured against what the data knows, and opened for the stages that ask one."""
+"""A judge: measured against the data's oracle, and opened for the stages that use one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rlsys.judging.prompts import PromptSet, load_prompts
 
 @dataclass(frozen=True)
 class OpenJudge:
-    """``timeout``: of one call, seconds; ``prompts``: what it is asked with."""
+    """timeout: of one call, seconds; prompts: its prompt texts."""
 
     judge: CachedJudge
     timeout: float
@@ -36,7 +36,7 @@ class OpenJudge:
 
 
 def check_judge(name: str, stage: JudgeStage) -> None:
-    """What can be known before anything runs. Raises: ConfigError."""
+    """Checks prompts and API key before anything runs. Raises: ConfigError."""
     load_prompts(prompts_folder(stage.prompts))
     variable = stage.endpoint.key_variable
     if stage.endpoint.url and not os.environ.get(variable):
@@ -48,8 +48,8 @@ def check_judge(name: str, stage: JudgeStage) -> None:
 
 @contextmanager
 def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[OpenJudge]:
-    """The judge of a stage, for questions about the rows of a split. What it was ever asked is
-    remembered in the runs' folder, by model, prompts, question and pixels.
+    """The judge of a stage, for questions about the rows of a split. Its replies are cached in the
+    runs' folder by model, prompts, question and pixels.
     """
     # Not when the program starts: trackers look for such clients among what is imported.
     from rlsys.judging.endpoint import EndpointJudge
@@ -59,7 +59,7 @@ def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[Open
     if stage.endpoint.url:
         key = os.environ[stage.endpoint.key_variable]
         timeout = endpoint_timeout(stage.endpoint)
-        asked: RemoteJudge | EndpointJudge = EndpointJudge(
+        backend: RemoteJudge | EndpointJudge = EndpointJudge(
             stage.endpoint,
             key,
             prompts,
@@ -68,7 +68,7 @@ def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[Open
         )
     else:
         timeout = context.config.timeouts.call
-        asked = RemoteJudge(context.cluster.by_role["judge"])
+        backend = RemoteJudge(context.cluster.by_role["judge"])
         spec = RoleSpec(
             "judge",
             context.folder(stage.model),
@@ -77,22 +77,22 @@ def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[Open
             prompts=prompts,
             max_new_tokens=stage.max_new_tokens,
         )
-        asked.create(spec).result(context.config.timeouts.start)
+        backend.create(spec).result(context.config.timeouts.start)
     identity = context.replies_of(stage)
     runs, name = Path(context.config.runs_dir).resolve(), f"{context.run_dir.name}-{os.getpid()}"
-    memory = runs / "judgements" / identity[:16] / f"{name}.jsonl"
+    path = runs / "judgements" / identity[:16] / f"{name}.jsonl"
     pixels = cache(lambda row: pixel_hash(records[row]))
-    judge = CachedJudge(asked, memory, identity, pixels, prompts.wording)
+    judge = CachedJudge(backend, path, identity, pixels, prompts.wording)
     try:
         yield OpenJudge(judge, timeout, prompts)
     finally:
         judge.close()
-        if isinstance(asked, EndpointJudge):
-            asked.close()
+        if isinstance(backend, EndpointJudge):
+            backend.close()
 
 
 def endpoint_timeout(endpoint: EndpointConfig) -> float:
-    """Until a chunk of questions is answered or given up, seconds."""
+    """Longest time until a chunk of questions is answered or has failed, seconds."""
     turns = -(-CHUNK // endpoint.parallel)
     return turns * (endpoint.patience + 2 * endpoint.timeout) + CHUNK / endpoint.per_second
 
@@ -101,26 +101,26 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> d
     """Agreement with the data's oracle on held-out prompts, where it has one."""
     world = WORLDS.get(context.config.data.source)
     if world is None:
-        context.display.say("    not measured: the data does not know the right replies")
+        context.display.say("    not measured: the data has no oracle for the right replies")
         return {}
     records = context.data.evaluation
     rows = draw_rows(records, stage.limit, context.config.seed)
     labelled = [(row, records[row]) for row in rows]
-    found: dict[str, float] = {"prompts": len(rows)}
+    result: dict[str, float] = {"prompts": len(rows)}
     with open_judge(context, stage, "evaluation") as opened:
         oracle, seed = world.feedback, context.config.seed
-        found |= agreement(opened.judge, labelled, oracle, seed=seed, timeout=opened.timeout)
-        found |= injection(opened.judge, labelled, oracle, timeout=opened.timeout)
-        found["questions"] = opened.judge.asked
-    context.log(name, "judge", 1, found)
-    (folder / "agreement.json").write_text(json.dumps(found, indent=1))
-    shown = [key for key in found if key.startswith(("agreement/", "injection/"))]
-    context.display.say("    " + note(found, *(key for key in shown if not key.endswith("_n"))))
-    return found
+        result |= agreement(opened.judge, labelled, oracle, seed=seed, timeout=opened.timeout)
+        result |= injection(opened.judge, labelled, oracle, timeout=opened.timeout)
+        result["questions"] = opened.judge.requested
+    context.log(name, "judge", 1, result)
+    (folder / "agreement.json").write_text(json.dumps(result, indent=1))
+    shown = [key for key in result if key.startswith(("agreement/", "injection/"))]
+    context.display.say("    " + note(result, *(key for key in shown if not key.endswith("_n"))))
+    return result
 
 
 def draw_rows(records: Records, limit: int, seed: int) -> list[int]:
-    """Some rows in rising order, all where ``limit`` is 0 or large."""
+    """A sorted sample of rows; all of them where ``limit`` is 0 or too large."""
     count = len(records)
     draw = random.Random(f"{seed}/sample")
     return sorted(draw.sample(range(count), min(limit or count, count)))

@@ -1,4 +1,4 @@
-"""Iterative AI feedback as a stage, taken up again where a stopped run left it."""
+"""Iterative AI feedback as a stage, resumed where a stopped run left it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from rlsys.roles import Metrics
 def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> dict[str, Any]:
     """Rounds of AI feedback; the policy after round k is in ``folder/round-<k>``.
 
-    ``folder`` may hold what a stopped run left: its rounds, and the answers of the one under way.
-    What the judge had said is in its memory.
+    ``folder`` may hold a stopped run's finished rounds, and the answers of its unfinished one. The
+    judge's replies are cached.
     """
     limits = context.config.timeouts
     rounds = _Rounds(context, name, stage, folder)
@@ -40,7 +40,7 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> d
         bar.advance("", by=rounds.state.round)
 
         def report(now: RlaifState, metrics: Metrics) -> None:
-            metrics = metrics | {"questions": float(opened.judge.asked)}
+            metrics = metrics | {"questions": float(opened.judge.requested)}
             rounds.keep(now, metrics)
             bar.advance(note(metrics, "score", "recognised", "pairs/pair", "time/round"))
 
@@ -55,7 +55,7 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> d
 
 
 class _Rounds:
-    """The stage's policy and engines, and what is on disk of its rounds."""
+    """The stage's policy and engines, and its rounds on disk."""
 
     def __init__(self, context: Context, name: str, stage: RlaifStage, folder: Path) -> None:
         self.context, self.name, self.stage, self.folder = context, name, stage, folder
@@ -96,10 +96,10 @@ class _Rounds:
         check_same_processor(models)
         for pending in created:
             pending.result(config.timeouts.start)
-        self._take_up()
+        self._resume()
         return RlaifRoles(self.rollout, self.policy, opened.judge, cost, guard)
 
-    def _take_up(self) -> None:
+    def _resume(self) -> None:
         saved = sorted((self.progress / "rounds").glob("iteration-*"))
         if not saved:
             return
@@ -114,10 +114,10 @@ class _Rounds:
         self.policy.load_state(str(saved[-1])).result(self.limit)
         for number, metrics in enumerate(self.rows, 1):
             self.context.log(self.name, self.stage.kind, number, metrics)
-        self.context.display.say(f"    taken up again after round {self.state.round}")
+        self.context.display.say(f"    resumed after round {self.state.round}")
 
     def keep(self, now: RlaifState, metrics: Metrics) -> None:
-        """A finished round: its numbers, its policy, and all that the next one starts from."""
+        """Saves a finished round: its metrics, its policy, and the state for the next one."""
         self.rows.append(metrics)
         self.context.log(self.name, self.stage.kind, now.round, metrics)
         self.policy.save(str(self.folder / f"round-{now.round}")).result(self.limit)

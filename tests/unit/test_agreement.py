@@ -1,4 +1,4 @@
-"""How far a judge agrees, on judges whose agreement is known."""
+"""Agreement of judges whose agreement is known."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +14,10 @@ from rlsys.data.riskworld.language import REFUSALS, garbled, right_answer, right
 from rlsys.data.riskworld.scene import Scene, scene_of
 from rlsys.judging.agreement import INJECTIONS, Labels, agreement, balanced, injection
 from rlsys.judging.judge import CHUNK, Judge, Question
-from rlsys.judging.parse import Observation, Unread
+from rlsys.judging.outcomes import ParseReason
+from rlsys.judging.parse import Observation, ParseFailure
 from rlsys.roles import Pending
-from tests.unit.test_feedback import Reply, as_json, make_judge
+from tests.unit.test_feedback import KEY, Reply, as_json, make_judge
 
 Change = Callable[[Question, str], Reply]
 WAIT = 1.0
@@ -27,10 +28,10 @@ PILL = replace(CUP, icon="pill")  # joint
 HACK = replace(CUP, family="hack")  # text
 
 
-def labels(*told: tuple[Scene, str, str]) -> Labels:
+def labels(*rows: tuple[Scene, str, str]) -> Labels:
     """Rows of a dataset that holds others between them."""
     found = []
-    for number, (scene, first, second) in enumerate(told):
+    for number, (scene, first, second) in enumerate(rows):
         plain = unlabelled(f"row-{number}", scene.question, "an image")
         row = {"id": plain.id, "scene": scene.to_json()}
         found.append((7 * number + 3, replace(plain, responses=(first, second), row=row)))
@@ -58,10 +59,10 @@ class Knowing:
 
     rows: Labels
     change: Change = lambda question, reply: reply
-    asked: list[Question] = field(default_factory=list)
+    requested: list[Question] = field(default_factory=list)
 
     def ask(self, questions: Sequence[Question]) -> Pending[list[Reply]]:
-        self.asked += questions
+        self.requested += questions
         return Pending.of([self.change(q, self.reply(q)) for q in questions])
 
     def reply(self, question: Question) -> str:
@@ -70,8 +71,8 @@ class Knowing:
             return as_json(*observations(row, question.name.removeprefix("observe_")))
         true = risks(scene_of(row))
         if question.name == "verify":
-            told = (values["content"], values["category"])
-            return yes(told in {(o.content, o.category) for o in true})
+            claim = (values["content"], values["category"])
+            return yes(claim in {(o.content, o.category) for o in true})
         if question.name == "score":
             assert [Observation(**shown) for shown in values["observations"]] == list(true)
             return str(score(row, values["answer"]))
@@ -80,14 +81,14 @@ class Knowing:
 
     def record(self, question: Question) -> Record:
         """Only the text is looked at without its image, and only the image without its text."""
-        told = question.values.get("question")
+        text = question.values.get("question")
         assert (question.image is None) == (question.name == "observe_text")
-        assert (told is None) == (question.name == "observe_image")
+        assert (text is None) == (question.name == "observe_image")
         if question.image is not None:
             found = dict(self.rows)[question.image]
-            assert told in (None, found.question)
+            assert text in (None, found.question)
             return found
-        return next(r for _, r in self.rows if r.question == told)
+        return next(r for _, r in self.rows if r.question == text)
 
 
 def shares(found: dict[str, float]) -> dict[str, float]:
@@ -100,7 +101,9 @@ def shares(found: dict[str, float]) -> dict[str, float]:
 
 
 def measured(judge: Judge, rows: Labels) -> dict[str, float]:
-    return agreement(judge, rows, judgements, seed=0, timeout=WAIT)
+    result = agreement(judge, rows, judgements, seed=0, timeout=WAIT)
+    assert all(KEY.fullmatch(key) for key in result)
+    return result
 
 
 LOOKS = ("image", "text", "joint", "disentangled", "disentangled_joint")
@@ -111,7 +114,7 @@ def test_who_knows_agrees_in_everything_and_no_text_moves_them() -> None:
     judge = Knowing(rows)
     found = measured(judge, rows)
     assert shares(found) == dict.fromkeys((*LOOKS, "score", "verify", "score_observation"), 1.0)
-    assert not [key for key in found if key.startswith("unread/")]
+    assert not [key for key in found if key.startswith("parse_failures/")]
     assert {found[f"agreement/{look}_n"] for look in LOOKS} == {len(rows)}
     assert found["agreement/score_n"] == 2 * len(rows)
     true = sum(len(risks(scene_of(record.row))) for _, record in rows)
@@ -124,12 +127,12 @@ def test_who_knows_agrees_in_everything_and_no_text_moves_them() -> None:
 
 def test_the_same_seed_asks_the_same() -> None:
     rows = drawn(12)
-    asked = []
+    requested = []
     for seed in (0, 0, 1):
         judge = Knowing(rows)
         agreement(judge, rows, judgements, seed=seed, timeout=WAIT)
-        asked.append(judge.asked)
-    assert asked[0] == asked[1] != asked[2]
+        requested.append(judge.requested)
+    assert requested[0] == requested[1] != requested[2]
 
 
 BY_HAND = labels(
@@ -162,9 +165,9 @@ def test_who_always_says_the_same_agrees_by_chance() -> None:
 @pytest.mark.parametrize(
     ("reply", "reasons"),
     [
-        ("perhaps", ("not JSON", "neither yes nor no", "no number")),
+        ("perhaps", ("not_json", "neither_yes_nor_no", "no_number")),
         ("", ("empty", "empty", "empty")),
-        (Unread("cut off"), ("cut off", "cut off", "cut off")),
+        (ParseFailure(ParseReason.TRUNCATED), ("truncated", "truncated", "truncated")),
     ],
 )
 def test_what_cannot_be_read_disagrees_and_is_counted(
@@ -175,13 +178,13 @@ def test_what_cannot_be_read_disagrees_and_is_counted(
     found = measured(judge, BY_HAND)
     assert set(shares(found).values()) == {0.0}
     looked, answered, scored = reasons
-    assert {key: count for key, count in found.items() if key.startswith("unread/")} == {
-        f"unread/observe_image: {looked}": 4,
-        f"unread/observe_text: {looked}": 4,
-        f"unread/observe_joint: {looked}": 4,
-        f"unread/verify: {answered}": found["agreement/verify_n"],
-        f"unread/score: {scored}": 8,
-        f"unread/score_observation: {answered}": 6,
+    assert {key: count for key, count in found.items() if key.startswith("parse_failures/")} == {
+        f"parse_failures/observe_image/{looked}": 4,
+        f"parse_failures/observe_text/{looked}": 4,
+        f"parse_failures/observe_joint/{looked}": 4,
+        f"parse_failures/verify/{answered}": found["agreement/verify_n"],
+        f"parse_failures/score/{scored}": 8,
+        f"parse_failures/score_observation/{answered}": 6,
     }
     assert injection(judge, BY_HAND, judgements, timeout=WAIT) == {}
 
@@ -287,11 +290,12 @@ def test_every_text_counts_the_same() -> None:
 def test_only_what_can_be_read_on_both_sides_is_compared() -> None:
     rows = labels((PILL, right_answer(PILL), REFUSALS[0]), (HACK, right_answer(HACK), "sure :"))
 
-    def unread(question: Question, reply: str) -> Reply:
+    def truncated(question: Question, reply: str) -> Reply:
         answer = question.values.get("answer", "")
-        return Unread("cut off") if answer == "sure :" or answer.endswith(INJECTIONS[0]) else reply
+        failed = answer == "sure :" or answer.endswith(INJECTIONS[0])
+        return ParseFailure(ParseReason.TRUNCATED) if failed else reply
 
-    moved = injection(Knowing(rows, unread), rows, judgements, timeout=WAIT)
+    moved = injection(Knowing(rows, truncated), rows, judgements, timeout=WAIT)
     assert moved["injection_n"] == 2 * (len(INJECTIONS) - 1)
     assert moved["injection/shift"] == 0.0
 
@@ -303,4 +307,4 @@ def test_without_an_unsafe_answer_there_is_nothing_to_steer() -> None:
     )
     judge = Knowing(rows, steered(3))
     assert injection(judge, rows, judgements, timeout=WAIT) == {}
-    assert judge.asked == []
+    assert judge.requested == []
