@@ -167,7 +167,7 @@ class RemoteJudge(RemoteRole):
     def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
         ranks = len(self.group.ranks)
         shares = [list(questions[rank::ranks]) for rank in range(ranks)]
-        asked = [
+        pendings = [
             self.group.one(self.role, rank, "call", self.role, "answer", share)
             for rank, share in enumerate(shares)
             if share
@@ -176,7 +176,7 @@ class RemoteJudge(RemoteRole):
         def interleave(parts: list[list[str | ParseFailure]]) -> list[str | ParseFailure]:
             return [parts[i % ranks][i // ranks] for i in range(len(questions))]
 
-        parts = [part for pending in asked for part in pending.parts]
+        parts = [part for pending in pendings for part in pending.parts]
         return Pending(parts, interleave, self.group.guards)
 
 

@@ -181,10 +181,7 @@ def observe(judge: Judge, prompts: Sequence[Prompt], state: RlaifState, run: Rla
     what = f"risks of the prompts of round {state.round + 1}"
     check_parse_failures(what, unparsed, len(prompts), run.max_unread, outcomes)
     risky = sum(bool(each.observations) for each in known)
-    shares = {
-        "unobserved_prompts": unparsed / len(prompts),
-        "risky_prompts": risky / len(known),
-    }
+    shares = {"unobserved_prompts": unparsed / len(prompts), "risky_prompts": risky / len(known)}
     return shares | count_metrics("observe", outcomes)
 
 

@@ -207,10 +207,8 @@ def prompts(series: Series) -> str:
         if name in names:
             counted = dict(zip(*series.column(f"pairs/{name}"), strict=True))
             # In a round that counted, a reason without a count did not occur.
-            bands[outcome_label(name)] = (
-                [float(counted.get(row["step"], 0)) for row in rows],
-                colour,
-            )
+            widths = [float(counted.get(row["step"], 0)) for row in rows]
+            bands[outcome_label(name)] = widths, colour
     return _stacked(f"{series.stage}: what became of the prompts", "prompts", rows, bands)
 
 

@@ -60,9 +60,9 @@ def make_judge(**answers: Reply | Callable[[Question], Reply]) -> ScriptedJudge:
 
 def test_two_looks_and_a_check_for_every_risk() -> None:
     judge = make_judge(observe_image=as_json(GUN), observe_text=as_json(PLAN))
-    (found,) = disentangle(judge, [Prompt(7, "how ?")], joint=False, timeout=1.0)
-    assert found.observations == (GUN, PLAN)
-    assert found.calls == len(judge.requested) == 4
+    (result,) = disentangle(judge, [Prompt(7, "how ?")], joint=False, timeout=1.0)
+    assert result.observations == (GUN, PLAN)
+    assert result.calls == len(judge.requested) == 4
     assert [(q.name, q.image) for q in judge.requested] == [
         ("observe_image", 7), ("observe_text", None), ("verify", 7), ("verify", 7),
     ]  # fmt: skip
@@ -74,8 +74,8 @@ def test_two_looks_and_a_check_for_every_risk() -> None:
 
 def test_together_it_is_one_look() -> None:
     judge = make_judge(observe_joint=as_json(GUN))
-    (found,) = disentangle(judge, [Prompt(7, "how ?")], joint=True, timeout=1.0)
-    assert found.observations == (GUN,)
+    (result,) = disentangle(judge, [Prompt(7, "how ?")], joint=True, timeout=1.0)
+    assert result.observations == (GUN,)
     assert [q.name for q in judge.requested] == ["observe_joint", "verify"]
 
 
@@ -84,28 +84,28 @@ def test_what_is_not_verified_is_dropped_and_counted() -> None:
     judge = make_judge(
         observe_joint=as_json(GUN, PLAN), verify=lambda q: verdicts[q.values["content"]]
     )
-    (found,) = disentangle(judge, [Prompt(0, "how ?")], joint=True, timeout=1.0)
-    assert found.observations == ()
-    assert found.outcomes == {"verify/no": 1, "verify/neither_yes_nor_no": 1}
+    (result,) = disentangle(judge, [Prompt(0, "how ?")], joint=True, timeout=1.0)
+    assert result.observations == ()
+    assert result.outcomes == {"verify/no": 1, "verify/neither_yes_nor_no": 1}
 
 
 def test_the_same_risk_seen_twice_is_verified_once() -> None:
     again = Observation("A GUN", "image content", "violence")
     judge = make_judge(observe_image=as_json(GUN, again), observe_text=as_json(PLAN))
-    (found,) = disentangle(judge, [Prompt(0, "how ?")], joint=False, timeout=1.0)
-    assert found.observations == (GUN, PLAN)
-    assert found.calls == 4
+    (result,) = disentangle(judge, [Prompt(0, "how ?")], joint=False, timeout=1.0)
+    assert result.observations == (GUN, PLAN)
+    assert result.calls == 4
 
 
 def test_a_look_that_cannot_be_read_is_counted_and_the_other_still_serves() -> None:
     judge = make_judge(observe_image="I see a gun", observe_text=ParseFailure(ParseReason.TIMEOUT))
     both = disentangle(judge, [Prompt(0, "a"), Prompt(1, "b")], joint=False, timeout=1.0)
-    for found in both:
-        assert found.observations == ()
-        assert found.outcomes == {"observe_image/not_json": 1, "observe_text/timeout": 1}
+    for result in both:
+        assert result.observations == ()
+        assert result.outcomes == {"observe_image/not_json": 1, "observe_text/timeout": 1}
     judge = make_judge(observe_image="", observe_text=as_json(PLAN))
-    (found,) = disentangle(judge, [Prompt(0, "a")], joint=False, timeout=1.0)
-    assert found.observations == (PLAN,)
+    (result,) = disentangle(judge, [Prompt(0, "a")], joint=False, timeout=1.0)
+    assert result.observations == (PLAN,)
 
 
 def test_every_prompt_gets_its_own_risks_however_many_there_are() -> None:
@@ -117,8 +117,8 @@ def test_every_prompt_gets_its_own_risks_however_many_there_are() -> None:
             else "[]"
         )
     )
-    found = disentangle(judge, [Prompt(i, "?") for i in range(count)], joint=False, timeout=1.0)
-    for number, each in enumerate(found):
+    result = disentangle(judge, [Prompt(i, "?") for i in range(count)], joint=False, timeout=1.0)
+    for number, each in enumerate(result):
         assert [o.content for o in each.observations] == [f"thing {number}"] * bool(number % 3)
         assert each.calls == 2 + bool(number % 3)
 
@@ -133,16 +133,16 @@ def test_a_global_score_and_a_share_of_the_risks_recognised() -> None:
             "yes" if q.values["observation"]["content"] == "a gun" else "no"
         ),
     )
-    (found,) = score(judge, [Candidate(Prompt(3, "how ?"), (GUN, PLAN), "no, a gun")], 1.0)
-    assert found == Feedback(8.0, 0.5, Counter())
+    (result,) = score(judge, [Candidate(Prompt(3, "how ?"), (GUN, PLAN), "no, a gun")], 1.0)
+    assert result == Feedback(8.0, 0.5, Counter())
     assert [q.name for q in judge.requested] == ["score", "score_observation", "score_observation"]
     assert judge.requested[0].values["answer"] == "no, a gun"
     assert all(q.image == 3 for q in judge.requested)
 
 
 def test_without_a_known_risk_there_is_no_share() -> None:
-    (found,) = score(make_judge(score="9"), [Candidate(Prompt(3, "how ?"), (), "so")], 1.0)
-    assert found == Feedback(9.0, None, Counter())
+    (result,) = score(make_judge(score="9"), [Candidate(Prompt(3, "how ?"), (), "so")], 1.0)
+    assert result == Feedback(9.0, None, Counter())
 
 
 @pytest.mark.parametrize(
@@ -158,10 +158,10 @@ def test_without_a_known_risk_there_is_no_share() -> None:
 )
 def test_a_failed_score_is_counted_and_never_zero(reply: Reply, reason: ParseReason) -> None:
     judge = make_judge(score=reply, score_observation="perhaps")
-    (found,) = score(judge, [Candidate(Prompt(0, "?"), (GUN,), "so")], 1.0)
-    assert found.overall == ParseFailure(reason)
-    assert found.recognised is None
-    assert found.outcomes == {
+    (result,) = score(judge, [Candidate(Prompt(0, "?"), (GUN,), "so")], 1.0)
+    assert result.overall == ParseFailure(reason)
+    assert result.recognised is None
+    assert result.outcomes == {
         f"score/{reason}": 1, "score_observation/neither_yes_nor_no": 1,
     }  # fmt: skip
 
@@ -259,13 +259,13 @@ def test_warnings_about_observations_are_counted() -> None:
     """Keys of a metric, like all outcomes."""
     odd = [*json.loads(as_json(GUN, GUN, Observation("x", "smell", "health"))), "a gun"]
     judge = make_judge(observe_joint=json.dumps(odd))
-    (found,) = disentangle(judge, [Prompt(0, "how ?")], joint=True, timeout=1.0)
-    assert found.known
-    assert found.outcomes == {
+    (result,) = disentangle(judge, [Prompt(0, "how ?")], joint=True, timeout=1.0)
+    assert result.known
+    assert result.outcomes == {
         "warning/unknown_source": 1, "warning/unknown_category": 1, "warning/repeated_item": 1,
         "warning/missing_fields": 1,
     }  # fmt: skip
-    assert all(KEY.fullmatch(key) for key in found.outcomes)
+    assert all(KEY.fullmatch(key) for key in result.outcomes)
 
 
 # cache
@@ -312,8 +312,8 @@ def test_a_prompts_new_wording_asks_anew_and_the_others_are_remembered(tmp_path:
 def test_the_same_question_in_a_long_row_is_asked_once() -> None:
     judge = make_judge(observe_text=as_json(PLAN))
     prompts = [Prompt(row, f"question {row % 3} ?") for row in range(3 * CHUNK)]
-    found = disentangle(judge, prompts, joint=False, timeout=1.0)
-    assert all(each.observations == (PLAN,) for each in found)
+    result = disentangle(judge, prompts, joint=False, timeout=1.0)
+    assert all(each.observations == (PLAN,) for each in result)
     assert sum(q.name == "observe_text" for q in judge.requested) == 3
 
 

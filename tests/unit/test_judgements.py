@@ -77,8 +77,8 @@ def row_of(scene: Scene) -> Row:
     return {"scene": scene.to_json()}
 
 
-def pairs(found: tuple[Observation, ...]) -> set[tuple[str, str]]:
-    return {(o.content, o.category) for o in found}
+def pairs(observations: tuple[Observation, ...]) -> set[tuple[str, str]]:
+    return {(o.content, o.category) for o in observations}
 
 
 # risks
@@ -90,8 +90,8 @@ def test_there_is_a_true_risk_exactly_where_a_scene_does_harm() -> None:
         assert bool(true) == bool(scene.hazards), scene
         assert {o.category for o in true} == {NINE[hazard] for hazard in scene.hazards}, scene
         assert set(true) <= set(looks), "looking apart finds whatever may be a risk"
-        for found in (true, looks):
-            assert len(set(found)) == len(found), scene
+        for given in (true, looks):
+            assert len(set(given)) == len(given), scene
 
 
 def test_what_is_found_is_in_the_scene_and_in_the_terms_of_the_taxonomy() -> None:
@@ -123,15 +123,15 @@ def test_each_look_is_blind_to_what_it_is_not_shown() -> None:
 
 def test_checks_ask_about_every_true_risk_and_about_what_is_none() -> None:
     for number, scene in enumerate(SCENES):
-        found, true = checks(row_of(scene), Random(number)), pairs(risks(scene))
-        asked = [(content, category) for content, category, _ in found]
-        yes = [check[:2] for check in found if check[2]]
-        no = [check[:2] for check in found if not check[2]]
-        assert len(set(asked)) == len(asked), "no question has two labels"
+        claims, true = checks(row_of(scene), Random(number)), pairs(risks(scene))
+        requested = [(content, category) for content, category, _ in claims]
+        yes = [check[:2] for check in claims if check[2]]
+        no = [check[:2] for check in claims if not check[2]]
+        assert len(set(requested)) == len(requested), "no question has two labels"
         assert set(yes) == true
         assert not true & set(no)
-        assert {category for _, category in asked} <= set(CATEGORIES)
-        assert set(asked) >= pairs((*seen(scene), *read(scene))), "what only seems one is asked"
+        assert {category for _, category in requested} <= set(CATEGORIES)
+        assert set(requested) >= pairs((*seen(scene), *read(scene))), "what only seems one is asked"
         contents = {content for content, _ in no}
         assert contents - {scene.icon, scene.word, scene.family}, "something that is absent"
         assert not true or contents & {content for content, _ in true}, "a risk of another kind"
@@ -224,9 +224,9 @@ def test_the_right_redirect_recognises_the_risks_of_the_hazard_it_names() -> Non
     for scene in HARMFUL:
         row, answer = row_of(scene), right_redirect(scene)
         named = next(iter(scene.hazards))
-        told = {risk: recognises(row, risk, answer) for risk in risks(scene)}
-        assert told == {risk: hazard_of(scene, risk) == named for risk in risks(scene)}
-        assert any(told.values())
+        recognised = {risk: recognises(row, risk, answer) for risk in risks(scene)}
+        assert recognised == {risk: hazard_of(scene, risk) == named for risk in risks(scene)}
+        assert any(recognised.values())
 
 
 def test_the_wrong_place_or_hazard_recognises_nothing() -> None:
@@ -288,8 +288,8 @@ def taken_apart(question: str) -> tuple[str, Row]:
         pattern = "".join(
             f"(?P<{part}>{VALUE})" if n % 2 else re.escape(part) for n, part in enumerate(parts)
         )
-        if found := re.fullmatch(pattern, question):
-            return name, {field: json.loads(value) for field, value in found.groupdict().items()}
+        if match := re.fullmatch(pattern, question):
+            return name, {field: json.loads(value) for field, value in match.groupdict().items()}
     raise AssertionError(question)
 
 

@@ -127,8 +127,8 @@ def test_yes_or_no_is_the_first_word(text: str, answer: bool | ParseFailure) -> 
 
 @pytest.mark.parametrize("wrap", ["{}", "```json\n{}\n```", "  ```\n{}```\n", "\n{}  "])
 def test_observations_may_be_fenced(wrap: str) -> None:
-    found = parse_observations(wrap.replace("{}", json.dumps([GUN])))
-    assert found == Observed((Observation("a gun", "image content", "violence"),))
+    result = parse_observations(wrap.replace("{}", json.dumps([GUN])))
+    assert result == Observed((Observation("a gun", "image content", "violence"),))
     assert parse_observations(wrap.replace("{}", "[]")) == Observed(())
 
 
@@ -143,12 +143,12 @@ def test_what_is_odd_about_observations_is_counted() -> None:
         GUN | {"malicious_content": 3},
         "a gun",
     ]
-    found = parse_observations(json.dumps(items))
-    assert isinstance(found, Observed)
-    assert [(o.source, o.category) for o in found.items] == [
+    result = parse_observations(json.dumps(items))
+    assert isinstance(result, Observed)
+    assert [(o.source, o.category) for o in result.items] == [
         ("image content", "violence"), ("image content", OTHER), (OTHER, "violence"),
     ]  # fmt: skip
-    assert found.parse_warnings == {
+    assert result.parse_warnings == {
         "repeated_item": 1, "unknown_category": 1, "unknown_source": 1, "missing_fields": 4,
     }  # fmt: skip
 
