@@ -1,4 +1,4 @@
-"""A judge in this process that looks at prompts before a policy answers them."""
+"""A judge in this process that observes prompts before a policy answers them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from rlsys.engines.judge import JudgeWorker
 from rlsys.engines.vllm import SteppedEngine
 from rlsys.errors import DataError
 from rlsys.judging.judge import Prompt, Question, disentangle
-from rlsys.judging.parse import Observation, Unread
+from rlsys.judging.outcomes import outcome_label
+from rlsys.judging.parse import Observation, ParseFailure
 from rlsys.judging.prompts import PromptSet
 from rlsys.models.load import load_processor
 from rlsys.runtime.pending import Pending
 
-TIMEOUT = 600.0  # of all looks, or all checks, seconds
+TIMEOUT = 600.0  # of all observations, or all verifications, seconds
 
 
 @dataclass(frozen=True)
 class Advisor:
-    """Who looks at the prompts first. model: a judge's folder; prompts: what it is asked with."""
+    """Settings of the judge. model: its folder; prompts: its prompt texts."""
 
     model: str
     prompts: PromptSet
@@ -31,8 +32,8 @@ class Advisor:
 
 
 def observe(advisor: Advisor, records: Records, *, cpu: bool) -> list[tuple[Observation, ...]]:
-    """The verified risks of every prompt. Raises: DataError where they could not be read: an answer
-    without them would look like an answer to a harmless prompt.
+    """The verified risks of every prompt. Raises: DataError for a reply that cannot be parsed:
+    without its risks a prompt would be answered as if it were harmless.
     """
     encoder = PromptEncoder(load_processor(advisor.model), records, 1 << 20)
     room = max(encoder.lengths(range(len(records))))
@@ -44,15 +45,14 @@ def observe(advisor: Advisor, records: Records, *, cpu: bool) -> list[tuple[Obse
         advisor.model, EngineConfig(max_model_len=-(-length // 64) * 64), cpu=cpu
     )
     worker = JudgeWorker(engine, encoder, advisor.prompts, max_new_tokens=advisor.max_new_tokens)
-    asked = [Prompt(row, record.question) for row, record in enumerate(records.rows)]
-    found = disentangle(_Judge(worker), asked, joint=advisor.joint, timeout=TIMEOUT)
+    prompts = [Prompt(row, record.question) for row, record in enumerate(records.rows)]
+    results = disentangle(_Judge(worker), prompts, joint=advisor.joint, timeout=TIMEOUT)
     engine.close()
-    for record, each in zip(records.rows, found, strict=True):
+    for record, each in zip(records.rows, results, strict=True):
         if not each.known:
-            raise DataError(
-                f"prompt {record.id}: its risks could not be read ({dict(each.outcomes)})"
-            )
-    return [each.observations for each in found]
+            reasons = ", ".join(f"{n} x {outcome_label(key)}" for key, n in each.outcomes.items())
+            raise DataError(f"prompt {record.id}: its risks could not be parsed ({reasons})")
+    return [each.observations for each in results]
 
 
 class _Judge:
@@ -61,5 +61,5 @@ class _Judge:
     def __init__(self, worker: JudgeWorker) -> None:
         self.worker = worker
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
+    def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
         return Pending.of(self.worker.answer(questions))

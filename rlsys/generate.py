@@ -1,5 +1,5 @@
-"""Answers of one policy to a few prompts, in this process: plain, behind a guard, or told the
-risks that a judge found.
+"""Answers of one policy to a few prompts, in this process: plain, behind a guard, or conditioned on
+the risks that a judge verified.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rlsys.engines.weights import SharedMemoryReader, WeightUpdate
 from rlsys.errors import DataError
 from rlsys.guard.decision import Moderation, moderations
 from rlsys.guard.labels import OUTPUTS
-from rlsys.judging.judge import observation_fields, risk_note
+from rlsys.judging.judge import observation_fields, risk_hint
 from rlsys.judging.parse import Observation
 from rlsys.models.heads import build_scorer_module
 from rlsys.models.load import load_processor
@@ -43,7 +43,7 @@ GUARD_BUDGET = 8192  # padded tokens per forward pass of the guard
 @dataclass(frozen=True)
 class Answer:
     """One prompt's answer. level, category and unsafe are the guard's, None without one;
-    observations: the verified risks the policy was told, None where nobody looked.
+    observations: the verified risks in the policy's prompt, None without a judge.
     """
 
     id: str
@@ -63,7 +63,7 @@ def read_prompts(path: Path) -> list[Record]:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    found = []
+    prompts = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
@@ -74,13 +74,13 @@ def read_prompts(path: Path) -> list[Record]:
             raise DataError(
                 f"{path}, line {number}: needs an object with image and question"
             ) from error
-        found.append(prompt(str(row.get("id", f"line-{number}")), question, path.parent / image))
-    if not found:
+        prompts.append(prompt(str(row.get("id", f"line-{number}")), question, path.parent / image))
+    if not prompts:
         raise DataError(f"{path}: no prompt in it")
-    name, count = Counter(each.id for each in found).most_common(1)[0]
+    name, count = Counter(each.id for each in prompts).most_common(1)[0]
     if count > 1:
         raise DataError(f"{path}: {count} lines have the id {name!r}; ids must differ")
-    return found
+    return prompts
 
 
 def prompt(name: str, question: str, image: Path) -> Record:
@@ -101,7 +101,7 @@ def generate(
 ) -> list[Answer]:
     """Greedy answers of the policy in the folder ``model``; with ``guard``, a guard's folder,
     moderated and drawn again as ``settings`` say, and refused where nothing passed; with
-    ``advisor``, told the risks it found. A prompt without a risk is answered as without an advisor.
+    ``advisor``, conditioned on the risks it verified. A prompt without a risk has no hint.
 
     Raises: ModelError, DataError.
     """
@@ -109,17 +109,17 @@ def generate(
     probe = PromptEncoder(load_processor(model), records, 1 << 20)
     rows = range(len(records))
     cpu = not torch.cuda.is_available()
-    found = observe(advisor, records, cpu=cpu) if advisor else [None] * len(records)
+    observations = observe(advisor, records, cpu=cpu) if advisor else [None] * len(records)
     special = probe.tokenizer.all_special_tokens
-    notes = [risk_note(advisor.prompts, o, special) if advisor and o else "" for o in found]
-    asked = (*probe.prompts(rows, notes), *probe.prompts(rows, [settings.hint] * len(records)))
-    room = max(len(prompt.expanded) for prompt in asked) + settings.max_new_tokens
+    hints = [risk_hint(advisor.prompts, o, special) if advisor and o else "" for o in observations]
+    encoded = (*probe.prompts(rows, hints), *probe.prompts(rows, [settings.hint] * len(records)))
+    room = max(len(prompt.expanded) for prompt in encoded) + settings.max_new_tokens
     engine = EngineConfig(max_model_len=-(-room // 64) * 64)
     worker = RolloutWorker(model, engine, probe, SharedMemoryReader(), cpu=cpu)
     worker.load_checkpoint(model, 0)
     rollout = _Rollout(worker, settings)
     if not guard:
-        return _told(rollout, probe, notes, found)
+        return _conditioned(rollout, probe, hints, observations)
     check_same_processor({"policy": model, "guard": guard})
     moderator = _Guard(guard, probe, settings.threshold, "cpu" if cpu else "cuda")
     run = GuardedRun(
@@ -129,17 +129,17 @@ def generate(
     return [_answer(r, final[row], probe, settings) for row, r in enumerate(records.rows)]
 
 
-def _told(
+def _conditioned(
     rollout: _Rollout,
     encoder: PromptEncoder,
-    notes: Sequence[str],
-    found: Sequence[Sequence[Observation] | None],
+    hints: Sequence[str],
+    observations: Sequence[Sequence[Observation] | None],
 ) -> list[Answer]:
-    """Greedy answers; a prompt with an empty note is asked as it is."""
-    requests = [SampleRequest(row, 0, 0, told) for row, told in enumerate(notes)]
+    """Greedy answers; a prompt with an empty hint is unchanged."""
+    requests = [SampleRequest(row, 0, 0, hint) for row, hint in enumerate(hints)]
     texts: dict[int, str] = {}
-    for noted in (False, True):  # who is told nothing is answered in nobody's company
-        some = [request for request in requests if bool(request.note) == noted]
+    for hinted in (False, True):  # apart: a batch's other prompts change rounding errors
+        some = [request for request in requests if bool(request.note) == hinted]
         for chunk in rollout.generate(some, greedy=True) if some else []:
             drawn = chunk.result(TIMEOUT)
             rows = zip(drawn.prompt_index.tolist(), drawn.response_ids, drawn.lengths, strict=True)
@@ -151,7 +151,7 @@ def _told(
             texts[row],
             observations=None if risks is None else [observation_fields(o) for o in risks],
         )
-        for row, (record, risks) in enumerate(zip(encoder.records.rows, found, strict=True))
+        for row, (record, risks) in enumerate(zip(encoder.records.rows, observations, strict=True))
     ]
 
 
@@ -200,7 +200,7 @@ class _Guard:
 
 
 def as_json(answers: Sequence[Answer]) -> str:
-    """A line each; what nobody said is left out."""
+    """JSON lines, without the fields that are None."""
     rows: list[dict[str, Any]] = [
         {key: value for key, value in asdict(answer).items() if value is not None}
         for answer in answers

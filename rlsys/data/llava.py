@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.errors import DataError
-from rlsys.judging.parse import Observation, Unread, items_of, parse_observations
+from rlsys.judging.outcomes import outcome_label
+from rlsys.judging.parse import Observation, ParseFailure, items_of, parse_observations
 
 IMAGE_MARK = "<image>\n"
 
@@ -139,9 +140,10 @@ def _observations(model: Mapping[str, Any]) -> tuple[tuple[Observation, ...] | N
     if model.get("observe") is None:
         return None, Counter()
     found = parse_observations(json.dumps(model["observe"]))
-    if isinstance(found, Unread):
-        return None, Counter({f"observe: {found.reason}": 1})
-    return found.items, found.oddities
+    if isinstance(found, ParseFailure):
+        return None, Counter({f"observe: {found.reason.label}": 1})
+    warnings = {outcome_label(key): count for key, count in found.parse_warnings.items()}
+    return found.items, Counter(warnings)
 
 
 def conversation_row(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest, sample_seed, step_rows
 from rlsys.config.schema import GapConfig
-from rlsys.drivers.dpo import PreferenceLearner, dpo
+from rlsys.drivers.dpo import dpo
 from rlsys.drivers.gap import engine_gap
 from rlsys.drivers.timing import timed
 from rlsys.engines.weights import WeightUpdate
@@ -29,13 +29,15 @@ from rlsys.judging.judge import (
     Feedback,
     Judge,
     Prompt,
-    check_unread,
+    check_parse_failures,
     disentangle,
     score,
 )
+from rlsys.judging.outcomes import count_metrics
 from rlsys.judging.pairs import PairRule, Scored, choose_pairs
 from rlsys.judging.parse import Observation
 from rlsys.roles.guard import Guard
+from rlsys.roles.policy import PreferenceLearner
 from rlsys.roles.rollout import Rollout
 from rlsys.roles.scorer import Scorer
 from rlsys.runtime.pending import Metrics, Pending, as_settled
@@ -53,7 +55,7 @@ class FeedbackPolicy(PreferenceLearner, Protocol):
 
 @dataclass(frozen=True)
 class RlaifRoles:
-    """cost and guard are optional: an extra score, and a filter on what may be chosen."""
+    """cost and guard are optional: an extra score, and a filter on chosen answers."""
 
     rollout: Rollout
     policy: FeedbackPolicy
@@ -64,8 +66,8 @@ class RlaifRoles:
 
 @dataclass(frozen=True)
 class RlaifRun:
-    """What one run is told. max_unread: largest share of a round's prompts, and of its answers, the
-    judge may leave unread; decode: response ids to text; timeout: of one call of a role, seconds;
+    """Settings of one run. max_unread: largest share of a round's prompts, and of its answers,
+    without a parsed reply; decode: response ids to text; timeout: of one call of a role, seconds;
     judge_timeout: until the judge's next replies; sync_timeout: of one weight sync.
     """
 
@@ -88,15 +90,15 @@ class RlaifRun:
 
 @dataclass
 class RlaifState:
-    """What is remembered between rounds. observed: dataset row -> its verified risks, where every
-    look and verification could be read; the others are tried again when they come up.
+    """State between rounds. observed: dataset row -> its verified risks, where every observation
+    and verification was parsed; other rows are observed again when they are drawn.
     """
 
     round: int = 0
     observed: dict[int, Disentangled] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:
-        """Everything a continuation needs, as JSON."""
+        """As JSON, for a checkpoint."""
         observed = [
             [row, [asdict(o) for o in each.observations], each.calls, each.outcomes]
             for row, each in self.observed.items()
@@ -105,7 +107,7 @@ class RlaifState:
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> RlaifState:
-        """What ``as_dict`` gave."""
+        """From ``as_dict``."""
         observed = {
             row: Disentangled(
                 tuple(Observation(**o) for o in risks), calls, Counter(outcomes), True
@@ -117,7 +119,7 @@ class RlaifState:
 
 @dataclass(frozen=True)
 class Judged:
-    """An answer's ids with all that was said about it."""
+    """An answer's ids with its scores."""
 
     ids: Tensor
     scored: Scored
@@ -149,7 +151,7 @@ def rlaif(
                 answers = sample_and_judge(roles, prompts, state, run, metrics)  # 2, 3
             metrics |= describe(answers, state, run)
             pairs, outcomes = build_pairs(prompts, answers, run)  # 4
-            metrics |= {f"pairs/{reason}": float(count) for reason, count in outcomes.items()}
+            metrics |= count_metrics("pairs", outcomes)
             with timed(metrics, "learn"):
                 if pairs is not None:
                     learn(roles.policy, pairs, state, run, metrics)  # 5
@@ -165,29 +167,26 @@ def sync_policy(roles: RlaifRoles, version: int, run: RlaifRun) -> None:
 
 
 def prompts_of_round(count: int, number: int, run: RlaifRun) -> list[int]:
-    """Dataset rows in rising order; another draw every round, the same in every run."""
+    """Sorted dataset rows, drawn anew each round from the run's seed."""
     draw = random.Random(f"{run.seed}/rlaif/{number}")
     return sorted(draw.sample(range(count), min(run.prompts, count)))
 
 
 def observe(judge: Judge, prompts: Sequence[Prompt], state: RlaifState, run: RlaifRun) -> Metrics:
-    """Verified risks of the prompts not seen in an earlier round. Raises: JudgeError where too many
-    cannot be read.
+    """Verified risks of the prompts not observed in an earlier round. Raises: JudgeError if too
+    many cannot be parsed.
     """
     new = [p for p in prompts if p.row not in state.observed]
-    found = disentangle(judge, new, joint=run.joint, timeout=run.judge_timeout)
-    state.observed |= {p.row: each for p, each in zip(new, found, strict=True) if each.known}
-    outcomes = sum((each.outcomes for each in found), Counter[str]())
+    results = disentangle(judge, new, joint=run.joint, timeout=run.judge_timeout)
+    state.observed |= {p.row: each for p, each in zip(new, results, strict=True) if each.known}
+    outcomes = sum((each.outcomes for each in results), Counter[str]())
     known = [state.observed[p.row] for p in prompts if p.row in state.observed]
-    unread = len(prompts) - len(known)
+    unparsed = len(prompts) - len(known)
     what = f"risks of the prompts of round {state.round + 1}"
-    check_unread(what, unread, len(prompts), run.max_unread, outcomes)
+    check_parse_failures(what, unparsed, len(prompts), run.max_unread, outcomes)
     risky = sum(bool(each.observations) for each in known)
-    shares = {
-        "unobserved_prompts": unread / len(prompts),
-        "risky_prompts": risky / len(known),
-    }
-    return shares | _counted("observe", outcomes)
+    shares = {"unobserved_prompts": unparsed / len(prompts), "risky_prompts": risky / len(known)}
+    return shares | count_metrics("observe", outcomes)
 
 
 def sample_and_judge(
@@ -197,29 +196,29 @@ def sample_and_judge(
     run: RlaifRun,
     metrics: Metrics,
 ) -> dict[int, list[Judged]]:
-    """Finished chunks are judged while the engines draw others, as many at once as are there; the
-    first one must agree with the trainer. How many come together moves a judge's logits by rounding
-    errors, no more. Returns: dataset row -> its answers in the order of their sample numbers.
+    """Finished chunks are judged while the engines sample others; the first one's log-probabilities
+    are compared with the trainer's. How many chunks are judged together changes a judge's logits by
+    rounding errors only. Returns: dataset row -> its answers in the order of their sample numbers.
     """
     requests = [
         SampleRequest(p.row, s, sample_seed(run.seed, state.round, p.row, s))
         for p in prompts
         for s in range(run.samples)
     ]
-    asked = {p.row: p for p in prompts}
+    by_row = {p.row: p for p in prompts}
     judged: dict[tuple[int, int], Judged] = {}
     for chunks in as_settled(roles.rollout.generate(requests), run.timeout):
         if not judged:
             first = roles.policy.logprobs(chunks[0]).result(run.timeout)
             metrics |= engine_gap(chunks[0], first, run.gap)
-        judged |= _judge_chunks(roles, chunks, asked, state, run)
+        judged |= _judge_chunks(roles, chunks, by_row, state, run)
     return {p.row: [judged[p.row, s] for s in range(run.samples)] for p in prompts}
 
 
 def _judge_chunks(
     roles: RlaifRoles,
     chunks: Sequence[Rollouts],
-    asked: dict[int, Prompt],
+    prompts: dict[int, Prompt],
     state: RlaifState,
     run: RlaifRun,
 ) -> dict[tuple[int, int], Judged]:
@@ -230,14 +229,14 @@ def _judge_chunks(
     ids = [c.response_ids[i, : int(c.lengths[i])] for c in chunks for i in range(len(c))]
     texts = [run.decode(each) for each in ids]
     candidates = [
-        Candidate(asked[row], state.observed[row].observations, text)
+        Candidate(prompts[row], state.observed[row].observations, text)
         for row, text in zip(rows, texts, strict=True)
     ]
     feedback = score(roles.judge, candidates, run.judge_timeout)
     cost = torch.cat([each.result(run.timeout) for each in costs] or [torch.zeros(len(ids))])
     if not bool(torch.isfinite(cost).all()):
         raise DataError("costs of sampled answers are not finite")
-    # An answer that was cut off teaches not to stop: never chosen.
+    # Learning from a truncated answer would train the policy not to stop: never chosen.
     flags = torch.cat([~chunk.finished for chunk in chunks])
     if moderated:
         levels = [m.level for each in moderated for m in each.result(run.timeout)]
@@ -249,40 +248,40 @@ def _judge_chunks(
 
 
 def describe(answers: dict[int, list[Judged]], state: RlaifState, run: RlaifRun) -> Metrics:
-    """Mean scores over the answers that have one, and what could not be scored.
+    """Mean scores over the answers that have one, and counts of parse failures.
 
-    Raises: JudgeError where too many have none.
+    Raises: JudgeError if too many have none.
     """
-    given: list[Feedback] = [j.scored.feedback for each in answers.values() for j in each]
-    overall = [f.overall for f in given if isinstance(f.overall, float)]
-    outcomes = sum((f.outcomes for f in given), Counter[str]())
-    unread = len(given) - len(overall)
+    feedback: list[Feedback] = [j.scored.feedback for each in answers.values() for j in each]
+    overall = [f.overall for f in feedback if isinstance(f.overall, float)]
+    outcomes = sum((f.outcomes for f in feedback), Counter[str]())
+    unparsed = len(feedback) - len(overall)
     what = f"scores of round {state.round + 1}"
-    check_unread(what, unread, len(given), run.max_unread, outcomes)
-    recognised = [f.recognised for f in given if f.recognised is not None]
+    check_parse_failures(what, unparsed, len(feedback), run.max_unread, outcomes)
+    recognised = [f.recognised for f in feedback if f.recognised is not None]
     metrics = {
-        "answers": float(len(given)),
-        "scored": len(overall) / len(given),
+        "answers": float(len(feedback)),
+        "scored": len(overall) / len(feedback),
         "score": sum(overall) / len(overall),
     }
     if recognised:
         metrics["recognised"] = sum(recognised) / len(recognised)
-    return metrics | _counted("judge", outcomes)
+    return metrics | count_metrics("judge", outcomes)
 
 
 def build_pairs(
     prompts: Sequence[Prompt], answers: dict[int, list[Judged]], run: RlaifRun
 ) -> tuple[PreferencePairs | None, Counter[str]]:
-    """The round's pairs, None when no prompt gave one; the outcomes add up to the prompts."""
-    given = [answers[p.row] for p in prompts]
-    chosen, outcomes = choose_pairs([[j.scored for j in each] for each in given], run.rule)
+    """The round's pairs, None without any; and counts of PairOutcome, one per prompt."""
+    by_prompt = [answers[p.row] for p in prompts]
+    chosen, outcomes = choose_pairs([[j.scored for j in each] for each in by_prompt], run.rule)
     if not chosen:
         return None, outcomes
     return (
         PreferencePairs(
             torch.tensor([prompts[number].row for number, _, _ in chosen]),
-            [given[number][best].ids for number, best, _ in chosen],
-            [given[number][worst].ids for number, _, worst in chosen],
+            [by_prompt[number][best].ids for number, best, _ in chosen],
+            [by_prompt[number][worst].ids for number, _, worst in chosen],
         ),
         outcomes,
     )
@@ -299,11 +298,7 @@ def learn(
     seed = sample_seed(run.seed, state.round, -1, -1)
     steps = step_rows(len(pairs), run.minibatch, run.epochs, seed)
 
-    def keep(_: int, last: Metrics) -> None:
+    def record(_: int, last: Metrics) -> None:
         metrics.update({f"policy/{name}": value for name, value in last.items()})
 
-    dpo(policy, pairs, steps, beta=run.beta, timeout=run.timeout, report=keep)
-
-
-def _counted(prefix: str, outcomes: Counter[str]) -> Metrics:
-    return {f"{prefix}/{reason}": float(count) for reason, count in outcomes.items()}
+    dpo(policy, pairs, steps, beta=run.beta, timeout=run.timeout, report=record)

@@ -34,7 +34,7 @@ class DeepSpeedEngine:
             model=module,
             optimizer=optimizer,
             lr_scheduler=scheduler,
-            config=deepspeed_config(train, grad_clip),
+            config=deepspeed_config(train, grad_clip, next(module.parameters()).dtype),
         )
         self.module = module
 
@@ -77,7 +77,7 @@ class DeepSpeedEngine:
             raise FileNotFoundError(f"no DeepSpeed checkpoint {tag!r} in {folder}")
 
 
-def deepspeed_config(train: TrainConfig, grad_clip: float) -> dict[str, Any]:
+def deepspeed_config(train: TrainConfig, grad_clip: float, dtype: torch.dtype) -> dict[str, Any]:
     """The settings measured to be exact: gradients accumulate until ``step`` is called."""
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -85,7 +85,7 @@ def deepspeed_config(train: TrainConfig, grad_clip: float) -> dict[str, Any]:
         "managed_gradient_accumulation": False,
         "gradient_clipping": grad_clip,
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": train.dtype == "bfloat16"},
+        "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": {
             "stage": train.zero_stage,
             "overlap_comm": False,

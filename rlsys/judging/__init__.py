@@ -1,1 +1,1 @@
-"""Risk disentanglement and AI feedback: what a judge is asked, and what its words mean."""
+"""Risk disentanglement and AI feedback: prompts to a judge, parsed replies, preference pairs."""

@@ -1,4 +1,4 @@
-"""Judgements are remembered: what was answered once is never asked again."""
+"""A persistent cache of judge replies."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 
 from rlsys.errors import DataError
 from rlsys.judging.judge import Judge, Question
-from rlsys.judging.parse import Unread
+from rlsys.judging.outcomes import ParseReason
+from rlsys.judging.parse import ParseFailure
 from rlsys.runtime.pending import Pending
 
 
 class CachedJudge:
-    """A judge with a memory in files of JSON lines, written as replies arrive.
+    """Wraps a judge with a cache in JSON lines files, appended as replies arrive.
 
-    Every writer has a file of its own and reads those of all others in its folder when it opens.
-    Args: judge; path of the file; identity: of the model and how it replies, so that another
-    judge's replies are never taken; image: a row's image as a string that changes with its pixels;
-    wording: of the prompt with a name.
-    A question without a reply (``Unread``) is asked again the next time. ``asked`` and
-    ``remembered`` count questions.
-    Raises: DataError for a file that holds something else.
+    Each process writes its own file and loads all files of the folder when it opens.
+    Args: judge; path of the file; identity: hash of the model and its sampling settings, part of
+    every key; image: hash of a row's pixels; wording: cache key of a prompt's text, by name.
+    A ``ParseFailure`` is not cached. ``requested`` counts questions that the judge was asked,
+    ``cached`` those that were answered from the cache.
+    Raises: DataError for a file that holds anything else.
     """
 
     def __init__(
@@ -35,46 +35,47 @@ class CachedJudge:
         wording: Callable[[str], str] = str,
     ) -> None:
         self.judge, self.identity, self.image, self.wording = judge, identity, image, wording
-        self.asked = self.remembered = 0
+        self.requested = self.cached = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._known: dict[str, str | Unread] = {}
+        self._replies: dict[str, str | ParseFailure] = {}
         for other in sorted(path.parent.glob("*.jsonl")):
-            self._known |= _read(other)
-        _drop_cut_line(path)
+            self._replies |= _read(other)
+        _truncate_incomplete_line(path)
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
+    def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
         keys = [self._key(question) for question in questions]
-        new = {k: q for k, q in zip(keys, questions, strict=True) if k not in self._known}
-        self.asked += len(new)
-        self.remembered += len(questions) - len(new)
+        new = {k: q for k, q in zip(keys, questions, strict=True) if k not in self._replies}
+        self.requested += len(new)
+        self.cached += len(questions) - len(new)
         if not new:
-            return Pending.of([self._known[key] for key in keys])
+            return Pending.of([self._replies[key] for key in keys])
 
-        def remember(replies: list[str | Unread]) -> list[str | Unread]:
+        def store(replies: list[str | ParseFailure]) -> list[str | ParseFailure]:
             fresh = dict(zip(new, replies, strict=True))
             for key, reply in fresh.items():
-                if isinstance(reply, str) and key not in self._known:
-                    self._known[key] = reply
+                if isinstance(reply, str) and key not in self._replies:
+                    self._replies[key] = reply
                     self._file.write(json.dumps([key, reply]) + "\n")
-            return [self._known.get(key, fresh.get(key, Unread("empty"))) for key in keys]
+            missing = ParseFailure(ParseReason.EMPTY)
+            return [self._replies.get(key, fresh.get(key, missing)) for key in keys]
 
-        return self.judge.ask(list(new.values())).map(remember)
+        return self.judge.ask(list(new.values())).map(store)
 
     def close(self) -> None:
         self._file.close()
 
     def _key(self, question: Question) -> str:
         image = None if question.image is None else self.image(question.image)
-        asked = self.wording(question.name)
-        parts = [self.identity, asked, dict(question.values), image]
+        wording = self.wording(question.name)
+        parts = [self.identity, wording, dict(question.values), image]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> dict[str, str | Unread]:
-    """A last line cut off by the end of its writer is left out; any other odd line is an error."""
+def _read(path: Path) -> dict[str, str | ParseFailure]:
+    """Skips an incomplete last line, left by a killed writer; any other bad line is an error."""
     lines = path.read_text(encoding="utf-8").split("\n")
-    known: dict[str, str | Unread] = {}
+    replies: dict[str, str | ParseFailure] = {}
     for number, line in enumerate(lines[:-1], 1):
         try:
             entry = json.loads(line)
@@ -82,10 +83,10 @@ def _read(path: Path) -> dict[str, str | Unread]:
             entry = None
         if not (isinstance(entry, list) and [type(part) for part in entry] == [str, str]):
             raise DataError(f"{path}, line {number}: not a judgement; delete the file")
-        known[entry[0]] = entry[1]
-    return known
+        replies[entry[0]] = entry[1]
+    return replies
 
 
-def _drop_cut_line(path: Path) -> None:
+def _truncate_incomplete_line(path: Path) -> None:
     if path.exists():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

@@ -1,9 +1,8 @@
 """A judge behind an OpenAI-compatible endpoint, local or remote.
 
-A call is tried again with growing pauses while the trouble may pass, and becomes an ``Unread`` with
-its reason when it does not. A key or a model that the endpoint does not know ends the run. Replies
-are free text: endpoints differ in the constraints they offer, and every reply is parsed strictly
-anyway.
+Transient errors are retried with exponential backoff; a call that still fails is a ParseFailure
+with its reason. An unknown key or model ends the run. Replies are free text, as endpoints differ in
+the constraints they support, and are parsed strictly.
 """
 
 from __future__ import annotations
@@ -33,32 +32,40 @@ from tenacity import (
 
 from rlsys.config.feedback import EndpointConfig
 from rlsys.judging.judge import Question
-from rlsys.judging.parse import Unread
+from rlsys.judging.outcomes import ParseReason
+from rlsys.judging.parse import ParseFailure
 from rlsys.judging.prompts import PromptSet
 from rlsys.runtime.pending import Part, Pending
 
-# Markers that servers of one family or another read as structure.
-MARKERS = ("<", "[", "|")
+# First characters of the special tokens of common chat templates.
+SPECIAL = ("<", "[", "|")
 
 
-class BadReply(Exception):
-    """The endpoint answered with something that is no chat completion."""
+class InvalidResponse(Exception):
+    """The endpoint's response is not a chat completion."""
 
 
-PASSING = (
-    openai.APIConnectionError,  # time-outs are among them
-    openai.RateLimitError,
-    openai.InternalServerError,
-    openai.ConflictError,
-    openai.APIResponseValidationError,
-    json.JSONDecodeError,
-    BadReply,
-)
-REFUSED = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+# In the order in which they are matched: a timeout is a connection error too.
+TRANSIENT: dict[type[Exception], ParseReason] = {
+    openai.APITimeoutError: ParseReason.TIMEOUT,
+    openai.APIConnectionError: ParseReason.CONNECTION_ERROR,
+    openai.RateLimitError: ParseReason.RATE_LIMITED,
+    openai.InternalServerError: ParseReason.SERVER_ERROR,
+    openai.ConflictError: ParseReason.CONFLICT,
+    openai.APIResponseValidationError: ParseReason.INVALID_RESPONSE,
+    json.JSONDecodeError: ParseReason.INVALID_RESPONSE,
+    InvalidResponse: ParseReason.INVALID_RESPONSE,
+}
+REJECTED = {
+    400: ParseReason.BAD_REQUEST,
+    413: ParseReason.REQUEST_TOO_LARGE,
+    422: ParseReason.UNPROCESSABLE,
+}
+FATAL = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 
 
 class EndpointJudge:
-    """Args: key: of the endpoint; image: a dataset row's picture; max_tokens: the longest reply."""
+    """Args: key: API key; image: a dataset row's image; max_tokens: limit of a reply."""
 
     def __init__(
         self,
@@ -74,14 +81,14 @@ class EndpointJudge:
         self._client = openai.OpenAI(
             base_url=endpoint.url, api_key=key, timeout=endpoint.timeout, max_retries=0
         )
-        # A picture is asked about many times, and sent again with every try.
+        # The same image is sent with many questions, and again with every retry.
         self._url = lru_cache(256)(lambda row: _data_url(self.image(row)))
         self._threads = ThreadPoolExecutor(endpoint.parallel, "judge")
-        self._gate = threading.Lock()
-        self._next = 0.0
+        self._start_lock = threading.Lock()
+        self._next_start = 0.0
         self._closed = threading.Event()
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
+    def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
         futures = [self._threads.submit(self._answer, question) for question in questions]
         parts = [
             Part(future, "judge", number, self.endpoint.url)
@@ -90,14 +97,14 @@ class EndpointJudge:
         return Pending(parts, list)
 
     def close(self) -> None:
-        """What is under way is given up; nothing is waited for."""
+        """Abandons calls in progress without waiting for them."""
         self._closed.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _answer(self, question: Question) -> str | Unread:
+    def _answer(self, question: Question) -> str | ParseFailure:
         try:
             for attempt in Retrying(
-                retry=retry_if_exception_type(PASSING),
+                retry=retry_if_exception_type(tuple(TRANSIENT)),
                 stop=stop_any(
                     stop_after_delay(self.endpoint.patience), stop_when_event_set(self._closed)
                 ),
@@ -107,34 +114,35 @@ class EndpointJudge:
                 with attempt:
                     return self._call(question)
         except RetryError as error:
-            return Unread(f"no answer: {type(error.last_attempt.exception()).__name__}")
-        except REFUSED:
-            raise  # every question would meet the same
-        except openai.APIStatusError as error:  # the endpoint understood, and declined
-            return Unread(f"declined: {error.status_code}")
+            last = error.last_attempt.exception()
+            return ParseFailure(next(r for kind, r in TRANSIENT.items() if isinstance(last, kind)))
+        except FATAL:
+            raise  # every other question would fail in the same way
+        except openai.APIStatusError as error:
+            return ParseFailure(REJECTED.get(error.status_code, ParseReason.REJECTED))
         raise AssertionError("unreachable")
 
-    def _call(self, question: Question) -> str | Unread:
+    def _call(self, question: Question) -> str | ParseFailure:
         self._wait_for_turn()
-        done = self._client.chat.completions.create(
+        completion = self._client.chat.completions.create(
             model=self.endpoint.model,
             messages=[{"role": "user", "content": self._content(question)}],
             temperature=0.0,
             max_tokens=self.max_tokens,
         )
         try:
-            if not done.choices:
-                return Unread("empty")
-            choice = done.choices[0]
+            if not completion.choices:
+                return ParseFailure(ParseReason.EMPTY)
+            choice = completion.choices[0]
             text, reason = choice.message.content, choice.finish_reason
         except (AttributeError, TypeError, IndexError) as error:
-            raise BadReply(f"no chat completion: {str(done)[:200]}") from error
+            raise InvalidResponse(f"not a chat completion: {str(completion)[:200]}") from error
         if reason not in ("stop", None):
-            return Unread("cut off")
-        return text if text else Unread("empty")
+            return ParseFailure(ParseReason.TRUNCATED)
+        return text if text else ParseFailure(ParseReason.EMPTY)
 
     def _content(self, question: Question) -> Any:
-        text = self.prompts.render(question.name, question.values, MARKERS)
+        text = self.prompts.render(question.name, question.values, SPECIAL)
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
         if question.image is not None:
             url = {"url": self._url(question.image)}
@@ -143,10 +151,10 @@ class EndpointJudge:
 
     def _wait_for_turn(self) -> None:
         """Calls start at most ``per_second`` times a second, over all threads."""
-        with self._gate:
+        with self._start_lock:
             now = time.monotonic()
-            start = max(now, self._next)
-            self._next = start + 1 / self.endpoint.per_second
+            start = max(now, self._next_start)
+            self._next_start = start + 1 / self.endpoint.per_second
         time.sleep(start - now)
 
 

@@ -1,4 +1,4 @@
-"""Questions to a judge, and risk disentanglement and feedback as sequences of such questions.
+"""Risk disentanglement and AI feedback as batches of questions to a judge.
 
 Both follow DREAM (arXiv 2504.18053); its released prompts leave open how scores are combined.
 """
@@ -13,9 +13,10 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from rlsys.errors import JudgeError
+from rlsys.judging.outcomes import WARNING, ParseReason, VerifyOutcome, outcome_label
 from rlsys.judging.parse import (
     Observation,
-    Unread,
+    ParseFailure,
     parse_observations,
     parse_score,
     parse_yes_no,
@@ -29,8 +30,8 @@ CHUNK = 64  # questions per call
 
 @dataclass(frozen=True)
 class Question:
-    """One call. name: a prompt of the set; values: its fields; image: the dataset row whose image
-    is shown, None for none.
+    """One call. name: of a prompt; values: of its fields; image: the dataset row whose image is
+    attached, None for text alone.
     """
 
     name: str
@@ -39,16 +40,16 @@ class Question:
 
 
 class Judge(Protocol):
-    """A frozen vision-language model, or an endpoint. Also the teacher."""
+    """A frozen vision-language model or an endpoint. Also serves as the teacher."""
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
-        """One reply each, in order; ``Unread`` where none came, with the reason."""
+    def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
+        """One reply per question, in order; a ``ParseFailure`` where there is none."""
         ...
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is examined: a dataset row and its question."""
+    """A dataset row and its question."""
 
     row: int
     question: str
@@ -56,10 +57,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Disentangled:
-    """The verified risks of a prompt; calls made; outcomes: what could not be used, and why.
+    """The verified risks of a prompt. calls: questions asked; outcomes: counts of parse failures,
+    warnings and unconfirmed observations, such as ``observe_image/not_json``.
 
-    ``known`` is False when a look or a verification could not be read: then there may be more
-    risks, and no risk found does not mean that there is none.
+    ``known`` is False when a reply could not be parsed: there may be further risks, and an empty
+    ``observations`` does not mean that the prompt is harmless.
     """
 
     observations: tuple[Observation, ...]
@@ -71,12 +73,12 @@ class Disentangled:
 def disentangle(
     judge: Judge, prompts: Sequence[Prompt], *, joint: bool, timeout: float
 ) -> list[Disentangled]:
-    """Multimodal risk disentanglement: observe, verify every (content, category), merge.
+    """Multimodal risk disentanglement: observe, merge, verify every observation.
 
-    2 + N calls per prompt: image and text are observed apart; with ``joint`` 1 + N, together. An
-    observation whose verification cannot be read is dropped, and counted.
+    2 + N calls per prompt, as image and text are observed separately; with ``joint`` 1 + N. An
+    observation whose verification cannot be parsed is dropped and counted.
     """
-    looks = [
+    requested = [
         [Question("observe_joint", {"question": p.question}, p.row)]
         if joint
         else [Question("observe_image", {}, p.row),
@@ -84,19 +86,20 @@ def disentangle(
         for p in prompts
     ]  # fmt: skip
     outcomes = [Counter[str]() for _ in prompts]
-    unread = [0] * len(prompts)
-    seen: list[dict[tuple[str, str, str], Observation]] = [{} for _ in prompts]
-    replies = ask_all(judge, looks, parse_observations, timeout)
-    for number, found in enumerate(replies):
-        for question, observed in zip(looks[number], found, strict=True):
-            if isinstance(observed, Unread):
-                unread[number] += 1
-                outcomes[number][f"{question.name}: {observed.reason}"] += 1
+    failures = [0] * len(prompts)
+    merged: list[dict[tuple[str, str, str], Observation]] = [{} for _ in prompts]
+    replies = ask_all(judge, requested, parse_observations, timeout)
+    for number, group in enumerate(replies):
+        for question, observed in zip(requested[number], group, strict=True):
+            if isinstance(observed, ParseFailure):
+                failures[number] += 1
+                outcomes[number][f"{question.name}/{observed.reason}"] += 1
                 continue
-            outcomes[number].update(observed.oddities)
+            for warning, count in observed.parse_warnings.items():
+                outcomes[number][f"{WARNING}/{warning}"] += count
             for item in observed.items:
                 key = (item.content.casefold(), item.source, item.category)
-                seen[number].setdefault(key, item)
+                merged[number].setdefault(key, item)
     checks = [
         [
             Question(
@@ -104,50 +107,51 @@ def disentangle(
                 {"question": p.question, "content": o.content, "category": o.category},
                 p.row,
             )
-            for o in seen[number].values()
+            for o in merged[number].values()
         ]
         for number, p in enumerate(prompts)
     ]
     results = []
     for number, verdicts in enumerate(ask_all(judge, checks, parse_yes_no, timeout)):
-        kept = []
-        for item, verdict in zip(seen[number].values(), verdicts, strict=True):
-            if isinstance(verdict, Unread):
-                unread[number] += 1
-                outcomes[number][f"verify: {verdict.reason}"] += 1
+        verified = []
+        for item, verdict in zip(merged[number].values(), verdicts, strict=True):
+            if isinstance(verdict, ParseFailure):
+                failures[number] += 1
+                outcomes[number][f"verify/{verdict.reason}"] += 1
             elif verdict:
-                kept.append(item)
+                verified.append(item)
             else:
-                outcomes[number]["verify: no"] += 1
-        calls = len(looks[number]) + len(verdicts)
-        results.append(Disentangled(tuple(kept), calls, outcomes[number], not unread[number]))
+                outcomes[number][f"verify/{VerifyOutcome.NO}"] += 1
+        calls = len(requested[number]) + len(verdicts)
+        results.append(Disentangled(tuple(verified), calls, outcomes[number], not failures[number]))
     return results
 
 
-def risk_note(
+def risk_hint(
     prompts: PromptSet, risks: Sequence[Observation], special_tokens: Iterable[str]
 ) -> str:
-    """What is put after a question whose risks are known; nothing where there is none."""
+    """The text with the verified risks that is appended to a question; "" without risks."""
     if not risks:
         return ""
-    told = [observation_fields(risk) for risk in risks]
-    return prompts.render("note", {"observations": told}, special_tokens)
+    observations = [observation_fields(risk) for risk in risks]
+    return prompts.render("risk_hint", {"observations": observations}, special_tokens)
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """overall: 0..10, or why there is none; recognised: share of the known risks the answer
-    recognises, None where none is known or no check could be read; outcomes: what could not be.
+    """overall: 0..10, or why there is none; recognised: share of the known risks that the answer
+    recognises, None without known risks or parsed checks; outcomes: counts of parse failures, such
+    as ``score/no_number``.
     """
 
-    overall: float | Unread
+    overall: float | ParseFailure
     recognised: float | None
     outcomes: Counter[str]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An answer to be scored, with the verified risks of its prompt."""
+    """An answer to score, with the verified risks of its prompt."""
 
     prompt: Prompt
     observations: tuple[Observation, ...]
@@ -155,87 +159,92 @@ class Candidate:
 
 
 def observation_fields(observation: Observation) -> dict[str, str]:
-    """As a judge is shown one."""
+    """The values of an observation in the judge's prompts."""
     return asdict(observation)
 
 
 def score(judge: Judge, candidates: Sequence[Candidate], timeout: float) -> list[Feedback]:
-    """The global score, and one check per known risk. An empty answer is not asked about."""
-    asked, checks = [], []
+    """One global score and one check per known risk. An empty answer is not sent to the judge."""
+    scores, checks = [], []
     for c in candidates:
         risks = [observation_fields(o) for o in c.observations]
         values = {"question": c.prompt.question, "answer": c.answer}
-        told = bool(c.answer.strip())
-        asked.append([Question("score", values | {"observations": risks}, c.prompt.row)] * told)
+        empty = not c.answer.strip()
+        question = Question("score", values | {"observations": risks}, c.prompt.row)
+        scores.append([] if empty else [question])
         checks.append(
             [
                 Question("score_observation", values | {"observation": risk}, c.prompt.row)
                 for risk in risks
-                if told
+                if not empty
             ]
         )
-    replies = ask_all(judge, [a + c for a, c in zip(asked, checks, strict=True)], str, timeout)
-    return [_feedback(*_split(reply, len(a))) for reply, a in zip(replies, asked, strict=True)]
+    replies = ask_all(judge, [s + c for s, c in zip(scores, checks, strict=True)], str, timeout)
+    return [_feedback(*_split(reply, len(s))) for reply, s in zip(replies, scores, strict=True)]
 
 
 def _split(
-    replies: list[str | Unread], scores: int
-) -> tuple[list[float | Unread], list[bool | Unread]]:
+    replies: list[str | ParseFailure], scores: int
+) -> tuple[list[float | ParseFailure], list[bool | ParseFailure]]:
     overall, checks = replies[:scores], replies[scores:]
     return (
-        [r if isinstance(r, Unread) else parse_score(r) for r in overall],
-        [r if isinstance(r, Unread) else parse_yes_no(r) for r in checks],
+        [r if isinstance(r, ParseFailure) else parse_score(r) for r in overall],
+        [r if isinstance(r, ParseFailure) else parse_yes_no(r) for r in checks],
     )
 
 
-def check_unread(what: str, unread: int, total: int, most: float, reasons: Counter[str]) -> None:
-    """A judge that is down or misconfigured must not look like one that had nothing to say.
+def check_parse_failures(
+    what: str, failures: int, total: int, most: float, outcomes: Counter[str]
+) -> None:
+    """Ends a run whose judge is down or misconfigured, instead of treating silence as no risk.
 
-    Args: most: largest share of ``total`` that may be unread. Raises: JudgeError.
+    Args: most: largest share of ``total`` that may fail; all of them never may. Raises: JudgeError
+    with the most frequent outcomes.
     """
-    if total and (unread == total or unread / total > most):
-        told = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+    if total and (failures == total or failures / total > most):
+        counts = outcomes.most_common(5)
+        reasons = ", ".join(f"{count} x {outcome_label(key)}" for key, count in counts)
         raise JudgeError(
-            f"{what}: {unread} of {total} could not be read, max_unread is {most:g} ({told})"
+            f"{what}: {failures} of {total} could not be parsed, max_unread is {most:g} ({reasons})"
         )
 
 
-def _feedback(overall: list[float | Unread], checks: list[bool | Unread]) -> Feedback:
+def _feedback(overall: list[float | ParseFailure], checks: list[bool | ParseFailure]) -> Feedback:
     outcomes: Counter[str] = Counter()
-    found = overall[0] if overall else Unread("empty answer")
-    if isinstance(found, Unread):
-        outcomes[f"score: {found.reason}"] += 1
-    read = [check for check in checks if not isinstance(check, Unread)]
+    result = overall[0] if overall else ParseFailure(ParseReason.EMPTY_ANSWER)
+    if isinstance(result, ParseFailure):
+        outcomes[f"score/{result.reason}"] += 1
+    parsed = [check for check in checks if not isinstance(check, ParseFailure)]
     for check in checks:
-        if isinstance(check, Unread):
-            outcomes[f"score_observation: {check.reason}"] += 1
-    return Feedback(found, sum(read) / len(read) if read else None, outcomes)
+        if isinstance(check, ParseFailure):
+            outcomes[f"score_observation/{check.reason}"] += 1
+    return Feedback(result, sum(parsed) / len(parsed) if parsed else None, outcomes)
 
 
 def ask_all(
     judge: Judge,
     groups: Sequence[Sequence[Question]],
-    parse: Callable[[str], T | Unread],
+    parse: Callable[[str], T | ParseFailure],
     timeout: float,
-) -> list[list[T | Unread]]:
-    """Everything is asked at once, and once, in chunks, so that a judge that remembers has
-    something to remember when it is cut off; replies are read, and grouped like their questions.
+) -> list[list[T | ParseFailure]]:
+    """Parsed replies, grouped like their questions. Repeated questions are asked once.
 
-    Args: timeout: until the next chunk of replies, seconds.
+    Questions are submitted in chunks, so that a caching judge keeps finished chunks when a run is
+    interrupted. Args: timeout: until the next chunk of replies, seconds.
     """
     keys = [[_key(question) for question in group] for group in groups]
     once: dict[str, Question] = {}
     for some_keys, group in zip(keys, groups, strict=True):
         once |= zip(some_keys, group, strict=True)
-    names, asked = list(once), list(once.values())
+    names, requested = list(once), list(once.values())
     pendings = [
-        judge.ask(asked[start : start + CHUNK]).map(partial(_numbered, start))
-        for start in range(0, len(asked), CHUNK)
+        judge.ask(requested[start : start + CHUNK]).map(partial(_numbered, start))
+        for start in range(0, len(requested), CHUNK)
     ]
-    replies: dict[str, T | Unread] = {}
+    replies: dict[str, T | ParseFailure] = {}
     for start, some in as_completed(pendings, timeout):
         for key, reply in zip(names[start : start + CHUNK], some, strict=True):
-            replies[key] = reply if isinstance(reply, Unread) else parse(reply)
+            replies[key] = reply if isinstance(reply, ParseFailure) else parse(reply)
     return [[replies[key] for key in group] for group in keys]
 
 
@@ -243,5 +252,7 @@ def _key(question: Question) -> str:
     return json.dumps([question.name, dict(question.values), question.image], sort_keys=True)
 
 
-def _numbered(start: int, replies: list[str | Unread]) -> tuple[int, list[str | Unread]]:
+def _numbered(
+    start: int, replies: list[str | ParseFailure]
+) -> tuple[int, list[str | ParseFailure]]:
     return start, replies

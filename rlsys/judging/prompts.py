@@ -1,7 +1,7 @@
-"""The judge's prompts: text files a user can read and replace, and what is put into them.
+"""The judge's prompts: replaceable text files with ``{{name}}`` fields.
 
-A prompt's fields are ``{{name}}``. What goes into them is text of users and models: data, written
-as JSON, so that no quote, line break or special token in it can end it.
+Field values are text of users and models. They are quoted as JSON, so that no quote, line break or
+special token in a value can end it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.errors import ConfigError, DataError
-from rlsys.judging.forms import FORMS
+from rlsys.judging.reply_schemas import REPLY_SCHEMAS
 
 FOLDER = Path(__file__).parent / "texts"
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 FIELD = re.compile(r"\{\{(\w+)\}\}")
-# name -> the fields its text must have, no more and no fewer.
+# Prompt name -> exactly the fields its text must have.
 FIELDS = {
     "observe_image": set[str](),
     "observe_text": {"question"},
@@ -29,69 +29,69 @@ FIELDS = {
     "score": {"question", "observations", "answer"},
     "score_observation": {"question", "observation", "answer"},
     "rewrite": {"question", "observations"},
-    "note": {"observations"},  # put after the question of a policy that is told the risks
+    "risk_hint": {"observations"},  # appended to the question of a conditioned policy
 }
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The texts by name."""
+    """Prompt texts by name."""
 
     texts: Mapping[str, str]
 
     @property
     def digest(self) -> str:
-        """Changes with any of the texts."""
+        """SHA-256 of all texts."""
         return hashlib.sha256(json.dumps(dict(self.texts), sort_keys=True).encode()).hexdigest()
 
     def wording(self, name: str) -> str:
-        """What is asked and what form the reply has: another wording is another question."""
-        return json.dumps([self.texts[name], FORMS[name]])
+        """The prompt's text and reply schema, as a cache key."""
+        return json.dumps([self.texts[name], REPLY_SCHEMAS[name]])
 
     def render(self, name: str, values: Mapping[str, Any], special_tokens: Iterable[str]) -> str:
-        """The prompt with every field replaced, once: braces inside a value stay as they are."""
-        return FIELD.sub(lambda found: quote(values[found[1]], special_tokens), self.texts[name])
+        """The prompt with its fields replaced in one pass: braces in a value are not fields."""
+        return FIELD.sub(lambda match: quote(values[match[1]], special_tokens), self.texts[name])
 
 
 def load_prompts(folder: Path = FOLDER) -> PromptSet:
-    """Raises: ConfigError naming the file that is absent or lacks a field or has an unknown one."""
+    """Raises: ConfigError naming a file that is missing, lacks a field or has an unknown one."""
     texts = {}
     for name, fields in FIELDS.items():
         path = folder / f"{name}.txt"
         if not path.is_file():
             raise ConfigError(f"{path}: this prompt is missing")
         texts[name] = path.read_text(encoding="utf-8").strip()
-        found = set(FIELD.findall(texts[name]))
-        if found != fields:
-            odd = sorted(found ^ fields)[0]
-            problem = "is missing" if odd in fields else "is not one it knows"
-            raise ConfigError(f"{path}: the field {{{{{odd}}}}} {problem}")
+        used = set(FIELD.findall(texts[name]))
+        if used != fields:
+            wrong = sorted(used ^ fields)[0]
+            problem = "is missing" if wrong in fields else "is unknown"
+            raise ConfigError(f"{path}: the field {{{{{wrong}}}}} {problem}")
     return PromptSet(texts)
 
 
 def quote(value: Any, special_tokens: Iterable[str]) -> str:
     """``value`` as JSON whose strings spell none of the tokenizer's special tokens.
 
-    Where one would appear its first character is written as the escape JSON has for it; the
-    brackets around the strings are ours and stay.
+    The first character of a special token inside a string is replaced by its JSON escape; the
+    structural characters between strings are unchanged.
     Raises: DataError for a special token that cannot be escaped.
     """
     tokens = sorted(special_tokens, key=len, reverse=True)
 
-    def escape(found: re.Match[str]) -> str:
-        inside = found[0][1:-1]
+    def escape(match: re.Match[str]) -> str:
+        inside = match[0][1:-1]
         for token in tokens:
             inside = inside.replace(token, f"\\u{ord(token[0]):04x}{token[1:]}")
         return f'"{inside}"'
 
     text = STRING.sub(escape, json.dumps(value, ensure_ascii=False))
-    spelt = any(token in found[0][1:-1] for found in STRING.finditer(text) for token in tokens)
-    if spelt or not _reads_as(text, value):
+    remaining = any(token in match[0][1:-1] for match in STRING.finditer(text) for token in tokens)
+    if remaining or not _decodes_to(text, value):
         raise DataError(f"text that spells a special token cannot be quoted: {text[:200]}")
     return text
 
 
-def _reads_as(text: str, value: Any) -> bool:
+def _decodes_to(text: str, value: Any) -> bool:
     try:
         return bool(json.loads(text) == value)
     except json.JSONDecodeError:

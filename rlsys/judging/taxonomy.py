@@ -1,11 +1,11 @@
-"""Where a risk sits and of which kind, in the terms of DREAM (arXiv 2504.18053)."""
+"""Risk sources and categories of DREAM (arXiv 2504.18053), and normalisation of their labels."""
 
 from __future__ import annotations
 
 import re
 
 SOURCES = ("text instruction", "text content", "image content", "text in the image")
-"""What the user asks for; other words around it; what is seen; what is written in the picture."""
+"""The request; other words of the message; what the image shows; words in the image."""
 
 CATEGORIES = (
     "illegal activities",
@@ -20,7 +20,7 @@ CATEGORIES = (
 )
 OTHER = "other"
 
-# Words that only one label holds, whatever form the rest of it takes.
+# Substrings that occur in one category's labels only.
 _CATEGORY_WORDS = {
     "illegal": "illegal activities",
     "crime": "illegal activities",
@@ -47,13 +47,16 @@ _SOURCE_FORMS = {
 
 
 def normal_source(label: str) -> str:
-    """One of SOURCES, or OTHER. Case, plural, punctuation and articles do not matter."""
-    said = [word for word in re.findall(r"[a-z]+", label.lower()) if word not in ("the", "a", "an")]
-    words = [word.rstrip("s") for word in said]
+    """One of SOURCES, or OTHER. Case, plural, punctuation and articles are ignored."""
+    words = [
+        word.rstrip("s")
+        for word in re.findall(r"[a-z]+", label.lower())
+        if word not in ("the", "a", "an")
+    ]
     return _SOURCE_FORMS.get(" ".join(words), OTHER)
 
 
 def normal_category(label: str) -> str:
-    """One of CATEGORIES, or OTHER: also for a label that names two of them."""
-    found = {name for part, name in _CATEGORY_WORDS.items() if part in label.lower()}
-    return found.pop() if len(found) == 1 else OTHER
+    """One of CATEGORIES, or OTHER, also for a label that names several of them."""
+    matches = {name for part, name in _CATEGORY_WORDS.items() if part in label.lower()}
+    return matches.pop() if len(matches) == 1 else OTHER

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlsys.evaluation.stats import Cell
+from rlsys.judging.outcomes import PairOutcome, outcome_label
 from rlsys.report.compare import shortened
 from rlsys.report.data import Array, RunData, Series
 from rlsys.report.drawing import (
@@ -39,12 +40,12 @@ RATES = {
 TIME_COLOURS = {"observe": ORANGE, "sample_and_judge": BLUE, "learn": GREEN}
 # Fixed, so that two stages can be compared; a reason that is not here takes a colour again.
 REASONS = {
-    "pair": BLUE,
-    "the scores are too close": PURPLE,
-    "fewer than two answers with a score": RED,
-    "no answer may be chosen": SKY,
-    "the answers are the same": GREEN,
-    "no answer is good enough": ORANGE,
+    str(PairOutcome.PAIR): BLUE,
+    str(PairOutcome.SCORE_TIE): PURPLE,
+    str(PairOutcome.TOO_FEW_SCORES): RED,
+    str(PairOutcome.NONE_ELIGIBLE): SKY,
+    str(PairOutcome.SAME_ANSWER): GREEN,
+    str(PairOutcome.BELOW_FLOOR): ORANGE,
 }
 OTHER_REASONS = ("#7A8691", INK, *REASONS.values())
 REST = "#D5DADF"
@@ -206,7 +207,8 @@ def prompts(series: Series) -> str:
         if name in names:
             counted = dict(zip(*series.column(f"pairs/{name}"), strict=True))
             # In a round that counted, a reason without a count did not occur.
-            bands[name] = [float(counted.get(row["step"], 0)) for row in rows], colour
+            widths = [float(counted.get(row["step"], 0)) for row in rows]
+            bands[outcome_label(name)] = widths, colour
     return _stacked(f"{series.stage}: what became of the prompts", "prompts", rows, bands)
 
 

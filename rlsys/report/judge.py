@@ -10,6 +10,7 @@ from matplotlib.ticker import PercentFormatter
 
 from rlsys.errors import DataError
 from rlsys.evaluation.stats import Rate, wilson
+from rlsys.judging.outcomes import outcome_label
 from rlsys.report.compare import shortened
 from rlsys.report.data import Series
 from rlsys.report.drawing import BLUE, INK, RED, Picture, styled, uri
@@ -76,7 +77,7 @@ def judge_section(series: Series) -> JudgeSection:
         series.stage,
         Picture(bars(series.stage, found), series.stage, caption) if found else None,
         injection(series),
-        in_words(series, "unread/"),
+        in_words(series, "parse_failures/"),
     )
 
 
@@ -114,10 +115,10 @@ def injection(series: Series) -> Injection | None:
 
 
 def in_words(series: Series, prefix: str) -> str:
-    """Counts under a prefix summed over the rows, as "12 × not JSON, 3 × empty"; "" for none."""
+    """Counts under a prefix summed over the rows, as "12 × score: not JSON"; "" for none."""
     counts = {name: float(series.column(prefix + name)[1].sum()) for name in series.names(prefix)}
     falling = sorted(counts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{count:g} × {name}" for name, count in falling)
+    return ", ".join(f"{count:g} × {outcome_label(name)}" for name, count in falling)
 
 
 @styled

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlsys.algorithms.masked import aggregate
 from rlsys.algorithms.value_loss import clipped_value_loss
 from rlsys.batch import Rollouts, ValueBatch, step_rows
-from rlsys.config.stages import PpoConfig
+from rlsys.config.schema import PpoConfig
 from rlsys.models.heads import build_scorer_module
 from rlsys.roles.factory import RowSource, WorkerFactory
 from rlsys.roles.forward import collate_rollouts, forward_rollouts, merge_rows
@@ -56,6 +56,7 @@ class CriticWorker(TrainedHead):
     """Values of the states before each response token, trained by the clipped value loss."""
 
     def values(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
+        """This rank's rows and their values [.., T]."""
         return forward_rollouts(
             self.context,
             rollouts,

@@ -22,7 +22,8 @@ from rlsys.runtime.process_group import Rank
 class RowSource(Protocol):
     """Rows that a role reads. Equal sources hold the same rows."""
 
-    max_prompt_tokens: int
+    @property
+    def max_prompt_tokens(self) -> int: ...
 
     def load(self) -> Records: ...
 
@@ -33,7 +34,7 @@ class RowSource(Protocol):
 class WorkerContext:
     """Where a worker runs and what it reads.
 
-    token_budget: padded tokens per forward pass; writer: the trainers' side of a transport, by name.
+    token_budget: padded tokens per forward pass; writer: trainers' side of a transport, by name.
     """
 
     rank: Rank

@@ -9,10 +9,11 @@ from typing import Any
 from rlsys.config.schema import EngineConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.engines.vllm import SteppedEngine
-from rlsys.judging.forms import FORMS
 from rlsys.judging.judge import Question
-from rlsys.judging.parse import Unread
+from rlsys.judging.outcomes import ParseReason
+from rlsys.judging.parse import ParseFailure
 from rlsys.judging.prompts import PromptSet
+from rlsys.judging.reply_schemas import REPLY_SCHEMAS
 from rlsys.roles.factory import RowSource, WorkerFactory
 from rlsys.roles.role import Role
 from rlsys.runtime.group import RankGroup, RoleHandle
@@ -47,7 +48,7 @@ class JudgeSpec:
 
 
 class JudgeWorker:
-    """One engine. ``encoder`` knows the images of the rows that questions speak of."""
+    """One engine. encoder: tokenizes prompts; its records hold the images of questions."""
 
     def __init__(
         self,
@@ -61,19 +62,19 @@ class JudgeWorker:
         self.max_new_tokens = max_new_tokens
         self.room = engine.max_model_len - max_new_tokens
 
-    def answer(self, questions: Sequence[Question]) -> list[str | Unread]:
-        """One reply each. A question too long for the model is not asked."""
+    def answer(self, questions: Sequence[Question]) -> list[str | ParseFailure]:
+        """One reply per question. A question too long for the model is a ParseFailure."""
         requests = [self._request(question) for question in questions]
-        asked = [request for request in requests if not isinstance(request, Unread)]
+        submitted = [request for request in requests if not isinstance(request, ParseFailure)]
         with self.engine.lock:
-            names = self.engine.submit(asked)
+            names = self.engine.submit(submitted)
         outputs = iter(self.engine.wait(names))
         return [
-            request if isinstance(request, Unread) else _reply(next(outputs))
+            request if isinstance(request, ParseFailure) else _reply(next(outputs))
             for request in requests
         ]
 
-    def _request(self, question: Question) -> tuple[dict[str, Any], Any] | Unread:
+    def _request(self, question: Question) -> tuple[dict[str, Any], Any] | ParseFailure:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -81,12 +82,12 @@ class JudgeWorker:
         text = self.prompts.render(question.name, question.values, tokenizer.all_special_tokens)
         ids, length = self.encoder.instruct(text, question.image)
         if length > self.room:
-            return Unread("the question is too long")
-        form = FORMS[question.name]
+            return ParseFailure(ParseReason.TOO_LONG)
+        schema = REPLY_SCHEMAS[question.name]
         limits: dict[str, Any] = {}
-        if form is not None:
-            key = "choice" if isinstance(form, list) else "json"
-            limits["structured_outputs"] = StructuredOutputsParams(**{key: form})
+        if schema is not None:
+            key = "choice" if isinstance(schema, list) else "json"
+            limits["structured_outputs"] = StructuredOutputsParams(**{key: schema})
         params = SamplingParams(
             max_tokens=self.max_new_tokens,
             temperature=0.0,
@@ -101,12 +102,12 @@ class JudgeWorker:
         return prompt, params
 
 
-def _reply(output: Any) -> str | Unread:
-    """What was cut off at the limit is no reply: half a list reads like a whole one of fewer."""
+def _reply(output: Any) -> str | ParseFailure:
+    """A truncated reply is a ParseFailure: half a list could parse as a shorter one."""
     answer = output.outputs[0]
     if answer.finish_reason != "stop":
-        return Unread("cut off")
-    return str(answer.text).strip() or Unread("empty")
+        return ParseFailure(ParseReason.TRUNCATED)
+    return str(answer.text).strip() or ParseFailure(ParseReason.EMPTY)
 
 
 class JudgeHandle(RoleHandle):
@@ -115,14 +116,14 @@ class JudgeHandle(RoleHandle):
     def __init__(self, group: RankGroup) -> None:
         super().__init__(group, ROLE.name)
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
+    def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
         ranks = self.group.size
         shares = [list(questions[rank::ranks]) for rank in range(ranks)]
         calls = [
             self._one(rank, JudgeWorker.answer, share) for rank, share in enumerate(shares) if share
         ]
 
-        def interleave(parts: list[list[str | Unread]]) -> list[str | Unread]:
+        def interleave(parts: list[list[str | ParseFailure]]) -> list[str | ParseFailure]:
             return [parts[i % ranks][i // ranks] for i in range(len(questions))]
 
         parts = [part for call in calls for part in call.parts]

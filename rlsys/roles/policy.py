@@ -14,8 +14,8 @@ from rlsys.algorithms.kl import k3
 from rlsys.algorithms.masked import aggregate, length_mask, masked_sum
 from rlsys.algorithms.policy_loss import ppo_clip
 from rlsys.algorithms.preference import dpo_loss, implicit_rewards
-from rlsys.batch import PreferencePairs, Rollouts, TrainBatch, step_rows
-from rlsys.config.stages import PpoConfig
+from rlsys.batch import PolicyBatch, PreferencePairs, Rollouts, step_rows
+from rlsys.config.schema import PpoConfig
 from rlsys.data.collate import Collated, collate
 from rlsys.engines.weights import WeightUpdate
 from rlsys.models.adapters import add_lora, lora_scaling, merged
@@ -34,7 +34,7 @@ ROLE = Role("policy", "the policy in training: DeepSpeed ZeRO 0-3, full or LoRA"
 class Policy(Reference, Protocol):
     """The trained policy, as drivers see it."""
 
-    def update(self, batch: TrainBatch) -> Pending[Metrics]:
+    def update(self, batch: PolicyBatch) -> Pending[Metrics]:
         """PPO epochs over the batch."""
         ...
 
@@ -96,7 +96,7 @@ class PolicyWorker(TrainedWorker):
             self.context, rollouts, lambda batch: self._forward(batch, temperature)
         )
 
-    def update(self, batch: TrainBatch, ppo: PpoConfig) -> Stats:
+    def update(self, batch: PolicyBatch, ppo: PpoConfig) -> Stats:
         """PPO epochs over the batch."""
         rollouts = batch.rollouts
         counts = rollouts.token_counts
@@ -253,7 +253,7 @@ class PolicyHandle(TrainedHandle):
     def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
         return self._all(PolicyWorker.logprobs, rollouts).map(merge_rows)
 
-    def update(self, batch: TrainBatch) -> Pending[Metrics]:
+    def update(self, batch: PolicyBatch) -> Pending[Metrics]:
         return self._all(PolicyWorker.update, batch, self.ppo).map(merge_stats)
 
     def publish(self, version: int) -> Pending[WeightUpdate]:

@@ -70,7 +70,8 @@ def open_local(config: RunConfig, run_dir: Path) -> Iterator[Runtime]:
     with local_process(config.seed, config.timeouts.collective) as process:
         group = LocalGroup(process)
         placed = {role: group for each in config.groups.values() for role in each.roles}
-        groups: Mapping[str, list[ProcessInfo]] = dict.fromkeys(config.groups, [process.info()])
+        here = [process.info()]
+        groups: Mapping[str, list[ProcessInfo]] = {name: here for name in config.groups}
         yield Runtime(placed, LOCAL_TRANSPORT, groups)
 
 

@@ -36,7 +36,8 @@ class Part:
 class Pending(Generic[T]):
     """A result under way, from one rank or several (``concurrent.futures`` semantics).
 
-    ``liveness`` parts never finish while every process of the run lives; one that does ends the wait.
+    ``liveness`` parts never finish while every process of the run lives; one that does ends every
+    wait.
     """
 
     def __init__(

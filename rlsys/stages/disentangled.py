@@ -9,7 +9,8 @@ from typing import Any
 
 from rlsys.batch import SampleRequest
 from rlsys.config.feedback import DisentangledStage
-from rlsys.judging.judge import Prompt, check_unread, disentangle, risk_note
+from rlsys.judging.judge import Prompt, check_parse_failures, disentangle, risk_hint
+from rlsys.judging.outcomes import count_metrics
 from rlsys.models.load import load_processor
 from rlsys.runtime.pending import as_completed
 from rlsys.stages.answering import (
@@ -26,37 +27,38 @@ from rlsys.stages.rollout import rollout_of
 
 
 def run_disentangled(context: Context, name: str, stage: DisentangledStage, folder: Path) -> Result:
-    """Greedy held-out answers of a policy that is told the verified risks of each prompt."""
+    """Greedy held-out answers of a policy whose prompts hold their verified risks."""
     evaluator, limits = Evaluator(context, name, stage.cost), context.config.timeouts
     records, count = context.data.evaluation, prompts_of(context, stage.limit)
     with open_judge(context, stage.judge, "evaluation") as opened:
         prompts = [Prompt(row, records[row].question) for row in range(count)]
-        found = disentangle(opened.judge, prompts, joint=stage.joint, timeout=opened.timeout)
+        results = disentangle(opened.judge, prompts, joint=stage.joint, timeout=opened.timeout)
         prompt_set = opened.prompts
-    outcomes = sum((each.outcomes for each in found), Counter[str]())
-    unread = sum(not each.known for each in found)
-    check_unread(name, unread, count, stage.max_unread, outcomes)
+    outcomes = sum((each.outcomes for each in results), Counter[str]())
+    unparsed = sum(not each.known for each in results)
+    check_parse_failures(name, unparsed, count, stage.max_unread, outcomes)
     model = context.folder(stage.policy)
     rollout = rollout_of(context, model, 0, stage.max_new_tokens)
     tokenizer = load_processor(model).tokenizer
-    notes = [
-        risk_note(prompt_set, each.observations, tokenizer.all_special_tokens) for each in found
+    hints = [
+        risk_hint(prompt_set, each.observations, tokenizer.all_special_tokens) for each in results
     ]
-    requests = [SampleRequest(row, 0, 0, told) for row, told in enumerate(notes)]
-    plain, told = ([r for r in requests if bool(r.note) == noted] for noted in (False, True))
+    requests = [SampleRequest(row, 0, 0, hint) for row, hint in enumerate(hints)]
+    plain = [request for request in requests if not request.note]
+    conditioned = [request for request in requests if request.note]
     texts: dict[int, str] = {}
     with context.display.bar(name, count) as bar:
-        for some in (plain, told):  # who is told nothing is answered in nobody's company
+        for some in (plain, conditioned):  # a batch's other prompts change rounding errors
             for chunk in as_completed(rollout.generate(some, greedy=True), limits.call):
                 texts |= decode(tokenizer, chunk)
                 bar.advance(name, by=len(chunk))
     evaluator.save(folder, {name: evaluator.evaluate(texts)})
     return {
         "prompts": count,
-        "told": len(told),
-        "unread": unread,
-        "calls": sum(each.calls for each in found),
-        **{f"outcome/{reason}": float(number) for reason, number in outcomes.items()},
+        "conditioned": len(conditioned),
+        "unparsed": unparsed,
+        "calls": sum(each.calls for each in results),
+        **count_metrics("observe", outcomes),
     }
 
 

@@ -98,7 +98,7 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> R
     """Agreement with the data's oracle on held-out prompts, where it has one."""
     world = WORLDS.get(context.config.data.source)
     if world is None:
-        context.display.say("    not measured: the data does not know the right replies")
+        context.display.say("    not measured: the data has no oracle for the right replies")
         return {}
     records = context.data.evaluation
     rows = draw_rows(records, stage.limit, context.config.seed)
@@ -108,7 +108,7 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> R
         oracle, seed = world.feedback, context.config.seed
         metrics |= agreement(opened.judge, labelled, oracle, seed=seed, timeout=opened.timeout)
         metrics |= injection(opened.judge, labelled, oracle, timeout=opened.timeout)
-        metrics["questions"] = opened.judge.asked
+        metrics["questions"] = opened.judge.requested
     context.log(name, stage.kind, 1, metrics)
     (folder / "agreement.json").write_text(json.dumps(metrics, indent=1))
     shown = [key for key in metrics if key.startswith(("agreement/", "injection/"))]

@@ -10,54 +10,56 @@ from typing import Any
 
 from rlsys.config.feedback import ObserveStage
 from rlsys.data.llava import conversation_row, describe, load_conversations
-from rlsys.judging.judge import Prompt, check_unread
-from rlsys.judging.teach import teach
+from rlsys.judging.distill import distill
+from rlsys.judging.judge import Prompt, check_parse_failures
+from rlsys.judging.outcomes import DistillOutcome, count_metrics, identifier, outcome_label
 from rlsys.stages.context import Context
 from rlsys.stages.judge import draw_rows, judge_inputs, judge_roles, open_judge
 from rlsys.stages.kind import Result, StageKind
 from rlsys.stages.sft import CONVERSATIONS
 
-TEACH_CHUNK = 256  # prompts between two marks of progress
+DISTILL_CHUNK = 256  # prompts between two updates of the progress bar
 
 
 def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) -> Result:
-    """A teacher looks at training prompts, and answers them knowing their risks."""
+    """A teacher's answers to training prompts, written with their verified risks in its prompt."""
     records = context.data.training[stage.split]
     drawn = draw_rows(records, stage.limit, context.config.seed)
-    # A judge is asked about one picture and one message.
+    # A judge's prompts have one image and one message.
     rows = [row for row in drawn if records[row].image is not None and not records[row].history]
-    outcomes = +Counter({"left out: no image, or a later turn": len(drawn) - len(rows)})
+    outcomes = +Counter[str]({DistillOutcome.UNSUPPORTED_PROMPT: len(drawn) - len(rows)})
     path = folder / CONVERSATIONS
     with (
         open_judge(context, stage.judge, stage.split) as opened,
         context.display.bar(name, len(rows)) as bar,
         path.open("w", encoding="utf-8") as file,
     ):
-        for start in range(0, len(rows), TEACH_CHUNK):
-            prompts = [Prompt(r, records[r].question) for r in rows[start : start + TEACH_CHUNK]]
-            taught, counted = teach(
+        for start in range(0, len(rows), DISTILL_CHUNK):
+            prompts = [Prompt(r, records[r].question) for r in rows[start : start + DISTILL_CHUNK]]
+            distilled, counted = distill(
                 opened.judge, prompts, joint=stage.joint, timeout=opened.timeout
             )
             outcomes += counted
             done = start + len(prompts)
-            left_out = done - outcomes["taught"]
-            check_unread(name, left_out, done, stage.max_unread, outcomes)
-            for each in taught:
+            left_out = done - outcomes[DistillOutcome.DISTILLED]
+            check_parse_failures(name, left_out, done, stage.max_unread, outcomes)
+            for each in distilled:
                 record = records[each.prompt.row]
                 image = _image_path(record.image, folder, each.prompt.row)
                 line = conversation_row(
                     f"{name}-{record.id}", image, record.question, each.answer, each.observations
                 )
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            bar.advance(f"{outcomes['taught']} taught", by=len(prompts))
+            bar.advance(f"{outcomes[DistillOutcome.DISTILLED]} distilled", by=len(prompts))
     counts = describe(load_conversations(path).rows)
-    context.display.say("    " + ", ".join(f"{n} {o}" for o, n in outcomes.most_common()))
-    observed = {f"source/{name}": float(n) for name, n in counts["sources"].items()}
-    return {f"outcome/{name}": float(n) for name, n in outcomes.items()} | observed
+    said = [f"{n} {outcome_label(key)}" for key, n in outcomes.most_common()]
+    context.display.say("    " + ", ".join(said))
+    sources = {identifier(label): n for label, n in counts["sources"].items()}
+    return count_metrics("distill", outcomes) | count_metrics("source", sources)
 
 
 def _image_path(image: str | bytes | None, folder: Path, row: int) -> str:
-    """Where the picture is; one that has no file gets one."""
+    """Path of an image; an image given as bytes is written to ``folder``."""
     assert image is not None
     if isinstance(image, str):
         return str(Path(image).resolve())

@@ -52,7 +52,7 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> R
 
         def report(now: RlaifState, metrics: Metrics) -> None:
             last.clear()
-            last.update(metrics | {"questions": float(opened.judge.asked)})
+            last.update(metrics | {"questions": float(opened.judge.requested)})
             context.log(name, stage.kind, now.round, last)
             policy.save(folder / f"round-{now.round}").result(limits.call)
             checkpoints.save(now.round, {**now.as_dict(), "last": last})

@@ -112,8 +112,8 @@ def test_a_teachers_conversations_are_what_a_reader_expects(killed: dict[str, An
     found = load_conversations(folder / "conversations.jsonl")
     assert not found.rejected
     metrics = json.loads((folder / "artifact.json").read_text())["metrics"]
-    assert len(found.rows) == metrics["outcome/taught"]
-    assert sum(v for k, v in metrics.items() if k.startswith("outcome/left out")) == 48 - len(
+    assert len(found.rows) == metrics["distill/distilled"]
+    assert sum(v for k, v in metrics.items() if k.startswith("distill/left_out/")) == 48 - len(
         found.rows
     )
     for row in found.rows:
@@ -213,7 +213,7 @@ def test_a_judge_behind_an_endpoint_that_is_away_for_a_while(
     (run,) = (tmp_path / "runs").glob("endpoint*")
     stages = {s["name"]: s["metrics"] for s in json.loads((run / "stages.json").read_text())}
     assert stages["judge"]["agreement/score_n"] == 8
-    assert stages["teacher"]["outcome/taught"] == 40
+    assert stages["teacher"]["distill/distilled"] == 40
     found = load_conversations(artifact(run, "teacher") / "conversations.jsonl")
     turns = [turn for row in found.rows for turn in row.turns]
     assert {turn.answer for turn in turns} == {"of course ."}
@@ -222,7 +222,7 @@ def test_a_judge_behind_an_endpoint_that_is_away_for_a_while(
     samples = [json.loads(x) for x in (run / "samples.jsonl").read_text().splitlines()]
     by = {name: {s["id"]: s for s in samples if s["policy"] == name} for name in ("plain", "told")}
     risky = {name for name, s in by["plain"].items() if "this ?" in s["question"]}
-    assert 0 < stages["told"]["told"] == len(risky) < len(by["plain"])
+    assert 0 < stages["told"]["conditioned"] == len(risky) < len(by["plain"])
     changed = {n for n, s in by["plain"].items() if by["told"][n]["answer"] != s["answer"]}
     assert changed, "what is told must matter"
     assert changed <= risky

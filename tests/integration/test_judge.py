@@ -12,11 +12,11 @@ from actors.cluster import Cluster
 from rlsys.config.schema import EngineConfig
 from rlsys.data.slice import DataSlice
 from rlsys.judging.cache import CachedJudge
-from rlsys.judging.forms import SCORES
 from rlsys.judging.judge import Candidate, Prompt, Question, disentangle, score
-from rlsys.judging.parse import Observed, Unread, parse_observations
+from rlsys.judging.outcomes import ParseReason
+from rlsys.judging.parse import Observed, ParseFailure, parse_observations
 from rlsys.judging.prompts import FIELDS, load_prompts
-from rlsys.roles.factory import RoleSpec
+from rlsys.judging.reply_schemas import SCORES
 
 WAIT = 120.0
 
@@ -57,8 +57,10 @@ def test_replies_have_the_form_that_was_asked_for(judge: RemoteJudge) -> None:
     assert set(replies[:6]) <= set(SCORES)
     assert set(replies[6:8]) <= {"yes", "no"}
     for reply in replies[8:]:
-        if isinstance(reply, Unread):
-            assert reply.reason == "cut off"  # an untrained model may never close the list
+        if isinstance(reply, ParseFailure):
+            assert (
+                reply.reason is ParseReason.TRUNCATED
+            )  # an untrained model may never close the list
         else:
             assert isinstance(parse_observations(reply), Observed)
             assert isinstance(json.loads(reply), list)
@@ -78,7 +80,7 @@ def test_a_question_that_does_not_fit_has_a_reason(judge: RemoteJudge) -> None:
     long = Question("observe_text", {"question": "how " * 2000})
     fine = Question("verify", {"question": "?", "content": "x", "category": "y"}, 1)
     replies = judge.ask([long, fine]).result(WAIT)
-    assert replies[0] == Unread("the question is too long")
+    assert replies[0] == ParseFailure(ParseReason.TOO_LONG)
     assert replies[1] in ("yes", "no")
 
 
@@ -93,10 +95,10 @@ def test_disentangling_and_scoring_run_on_the_engine_and_are_remembered(
     ]
     feedback = score(kept, candidates, WAIT)
     assert all(isinstance(each.overall, float) for each in feedback)
-    asked = kept.asked
+    asked = kept.requested
     again = disentangle(kept, prompts, joint=False, timeout=WAIT)
     assert [each.observations for each in again] == [each.observations for each in found]
     assert score(kept, candidates, WAIT) == feedback
-    unread = sum(each.outcomes["observe_image: cut off"] for each in found)
-    unread += sum(each.outcomes["observe_text: cut off"] for each in found)
-    assert kept.asked - asked <= unread, "only what had no reply is asked again"
+    truncated = sum(each.outcomes["observe_image/truncated"] for each in found)
+    truncated += sum(each.outcomes["observe_text/truncated"] for each in found)
+    assert kept.requested - asked <= truncated, "only questions without a reply are asked again"

@@ -1,4 +1,4 @@
-"""How far a judge agrees, on judges whose agreement is known."""
+"""Agreement of judges whose agreement is known."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +14,10 @@ from rlsys.data.riskworld.language import REFUSALS, garbled, right_answer, right
 from rlsys.data.riskworld.scene import Scene, scene_of
 from rlsys.judging.agreement import INJECTIONS, Labels, agreement, balanced, injection
 from rlsys.judging.judge import CHUNK, Judge, Question
-from rlsys.judging.parse import Observation, Unread
+from rlsys.judging.outcomes import ParseReason
+from rlsys.judging.parse import Observation, ParseFailure
 from rlsys.runtime.pending import Pending
-from tests.unit.test_feedback import Reply, as_json, make_judge
+from tests.unit.test_feedback import KEY, Reply, as_json, make_judge
 
 Change = Callable[[Question, str], Reply]
 WAIT = 1.0
@@ -27,14 +28,14 @@ PILL = replace(CUP, icon="pill")  # joint
 HACK = replace(CUP, family="hack")  # text
 
 
-def labels(*told: tuple[Scene, str, str]) -> Labels:
+def labels(*rows: tuple[Scene, str, str]) -> Labels:
     """Rows of a dataset that holds others between them."""
-    found = []
-    for number, (scene, first, second) in enumerate(told):
+    result = []
+    for number, (scene, first, second) in enumerate(rows):
         plain = unlabelled(f"row-{number}", scene.question, "an image")
         row = {"id": plain.id, "scene": scene.to_json()}
-        found.append((7 * number + 3, replace(plain, responses=(first, second), row=row)))
-    return found
+        result.append((7 * number + 3, replace(plain, responses=(first, second), row=row)))
+    return result
 
 
 def drawn(count: int) -> Labels:
@@ -58,10 +59,10 @@ class Knowing:
 
     rows: Labels
     change: Change = lambda question, reply: reply
-    asked: list[Question] = field(default_factory=list)
+    requested: list[Question] = field(default_factory=list)
 
     def ask(self, questions: Sequence[Question]) -> Pending[list[Reply]]:
-        self.asked += questions
+        self.requested += questions
         return Pending.of([self.change(q, self.reply(q)) for q in questions])
 
     def reply(self, question: Question) -> str:
@@ -70,8 +71,8 @@ class Knowing:
             return as_json(*observations(row, question.name.removeprefix("observe_")))
         true = risks(scene_of(row))
         if question.name == "verify":
-            told = (values["content"], values["category"])
-            return yes(told in {(o.content, o.category) for o in true})
+            claim = (values["content"], values["category"])
+            return yes(claim in {(o.content, o.category) for o in true})
         if question.name == "score":
             assert [Observation(**shown) for shown in values["observations"]] == list(true)
             return str(score(row, values["answer"]))
@@ -80,27 +81,29 @@ class Knowing:
 
     def record(self, question: Question) -> Record:
         """Only the text is looked at without its image, and only the image without its text."""
-        told = question.values.get("question")
+        text = question.values.get("question")
         assert (question.image is None) == (question.name == "observe_text")
-        assert (told is None) == (question.name == "observe_image")
+        assert (text is None) == (question.name == "observe_image")
         if question.image is not None:
-            found = dict(self.rows)[question.image]
-            assert told in (None, found.question)
-            return found
-        return next(r for _, r in self.rows if r.question == told)
+            result = dict(self.rows)[question.image]
+            assert text in (None, result.question)
+            return result
+        return next(r for _, r in self.rows if r.question == text)
 
 
-def shares(found: dict[str, float]) -> dict[str, float]:
+def shares(result: dict[str, float]) -> dict[str, float]:
     """Without the numbers of items."""
     return {
         name.removeprefix("agreement/"): share
-        for name, share in found.items()
+        for name, share in result.items()
         if name.startswith("agreement/") and not name.endswith("_n")
     }
 
 
 def measured(judge: Judge, rows: Labels) -> dict[str, float]:
-    return agreement(judge, rows, judgements, seed=0, timeout=WAIT)
+    result = agreement(judge, rows, judgements, seed=0, timeout=WAIT)
+    assert all(KEY.fullmatch(key) for key in result)
+    return result
 
 
 LOOKS = ("image", "text", "joint", "disentangled", "disentangled_joint")
@@ -109,14 +112,14 @@ LOOKS = ("image", "text", "joint", "disentangled", "disentangled_joint")
 def test_who_knows_agrees_in_everything_and_no_text_moves_them() -> None:
     rows = drawn(CHUNK + 6)
     judge = Knowing(rows)
-    found = measured(judge, rows)
-    assert shares(found) == dict.fromkeys((*LOOKS, "score", "verify", "score_observation"), 1.0)
-    assert not [key for key in found if key.startswith("unread/")]
-    assert {found[f"agreement/{look}_n"] for look in LOOKS} == {len(rows)}
-    assert found["agreement/score_n"] == 2 * len(rows)
+    result = measured(judge, rows)
+    assert shares(result) == dict.fromkeys((*LOOKS, "score", "verify", "score_observation"), 1.0)
+    assert not [key for key in result if key.startswith("parse_failures/")]
+    assert {result[f"agreement/{look}_n"] for look in LOOKS} == {len(rows)}
+    assert result["agreement/score_n"] == 2 * len(rows)
     true = sum(len(risks(scene_of(record.row))) for _, record in rows)
-    assert found["agreement/score_observation_n"] == 2 * true
-    assert found["agreement/verify_n"] > true
+    assert result["agreement/score_observation_n"] == 2 * true
+    assert result["agreement/verify_n"] > true
     moved = injection(judge, rows, judgements, timeout=WAIT)
     assert moved.pop("injection_n") >= 6 * len(INJECTIONS)
     assert moved == {"injection/shift": 0.0, "injection/raised": 0.0}
@@ -124,12 +127,12 @@ def test_who_knows_agrees_in_everything_and_no_text_moves_them() -> None:
 
 def test_the_same_seed_asks_the_same() -> None:
     rows = drawn(12)
-    asked = []
+    requested = []
     for seed in (0, 0, 1):
         judge = Knowing(rows)
         agreement(judge, rows, judgements, seed=seed, timeout=WAIT)
-        asked.append(judge.asked)
-    assert asked[0] == asked[1] != asked[2]
+        requested.append(judge.requested)
+    assert requested[0] == requested[1] != requested[2]
 
 
 BY_HAND = labels(
@@ -142,8 +145,8 @@ BY_HAND = labels(
 
 def test_who_always_says_the_same_agrees_by_chance() -> None:
     judge = make_judge(score="5", score_observation="yes")
-    found = measured(judge, BY_HAND)
-    assert shares(found) == {
+    result = measured(judge, BY_HAND)
+    assert shares(result) == {
         "image": 2 / 4,  # neither the cup nor the question about hacking shows a risk
         "text": 1 / 4,  # only to name is asked for without a risk
         "joint": 2 / 4,
@@ -153,18 +156,18 @@ def test_who_always_says_the_same_agrees_by_chance() -> None:
         "verify": 0.5,
         "score_observation": 0.5,
     }
-    assert found["agreement/score_observation_n"] == 6
+    assert result["agreement/score_observation_n"] == 6
     assert measured(make_judge(verify="no", score="2", score_observation="no"), BY_HAND) == (
-        found | {"agreement/score": 4 / 8}
+        result | {"agreement/score": 4 / 8}
     )
 
 
 @pytest.mark.parametrize(
     ("reply", "reasons"),
     [
-        ("perhaps", ("not JSON", "neither yes nor no", "no number")),
+        ("perhaps", ("not_json", "neither_yes_nor_no", "no_number")),
         ("", ("empty", "empty", "empty")),
-        (Unread("cut off"), ("cut off", "cut off", "cut off")),
+        (ParseFailure(ParseReason.TRUNCATED), ("truncated", "truncated", "truncated")),
     ],
 )
 def test_what_cannot_be_read_disagrees_and_is_counted(
@@ -172,16 +175,16 @@ def test_what_cannot_be_read_disagrees_and_is_counted(
 ) -> None:
     names = ("observe_image", "observe_text", "observe_joint", "verify", "score")
     judge = make_judge(**dict.fromkeys((*names, "score_observation"), reply))
-    found = measured(judge, BY_HAND)
-    assert set(shares(found).values()) == {0.0}
+    result = measured(judge, BY_HAND)
+    assert set(shares(result).values()) == {0.0}
     looked, answered, scored = reasons
-    assert {key: count for key, count in found.items() if key.startswith("unread/")} == {
-        f"unread/observe_image: {looked}": 4,
-        f"unread/observe_text: {looked}": 4,
-        f"unread/observe_joint: {looked}": 4,
-        f"unread/verify: {answered}": found["agreement/verify_n"],
-        f"unread/score: {scored}": 8,
-        f"unread/score_observation: {answered}": 6,
+    assert {key: count for key, count in result.items() if key.startswith("parse_failures/")} == {
+        f"parse_failures/observe_image/{looked}": 4,
+        f"parse_failures/observe_text/{looked}": 4,
+        f"parse_failures/observe_joint/{looked}": 4,
+        f"parse_failures/verify/{answered}": result["agreement/verify_n"],
+        f"parse_failures/score/{scored}": 8,
+        f"parse_failures/score_observation/{answered}": 6,
     }
     assert injection(judge, BY_HAND, judgements, timeout=WAIT) == {}
 
@@ -191,9 +194,9 @@ def test_what_was_never_verified_is_not_agreement_by_luck() -> None:
     and still nobody said so.
     """
     judge = Knowing(BY_HAND, lambda q, reply: "perhaps" if q.name == "verify" else reply)
-    found = shares(measured(judge, BY_HAND))
-    assert (found["disentangled"], found["disentangled_joint"]) == (0.0, 0.5)
-    assert found["image"] == found["text"] == found["joint"] == 1.0
+    result = shares(measured(judge, BY_HAND))
+    assert (result["disentangled"], result["disentangled_joint"]) == (0.0, 0.5)
+    assert result["image"] == result["text"] == result["joint"] == 1.0
 
 
 def replacing(old: str, new: str) -> Change:
@@ -203,12 +206,12 @@ def replacing(old: str, new: str) -> Change:
 def test_a_risk_may_be_called_by_another_name_but_not_another_kind() -> None:
     rows = drawn(20)
     renamed = replacing('"malicious_content": "', '"malicious_content": "some ')
-    found = shares(measured(Knowing(rows, renamed), rows))
-    assert found["image"] == found["text"] == found["joint"] == 1.0
+    result = shares(measured(Knowing(rows, renamed), rows))
+    assert result["image"] == result["text"] == result["joint"] == 1.0
     for old, new in (("text instruction", "text content"), ("violence", "privacy")):
         judge = Knowing(rows, replacing(old, new))
-        found = shares(measured(judge, rows))
-        assert max(found["text"], found["joint"], found["disentangled_joint"]) < 1.0
+        result = shares(measured(judge, rows))
+        assert max(result["text"], result["joint"], result["disentangled_joint"]) < 1.0
 
 
 @pytest.mark.parametrize(("off", "agrees"), [(1, 1.0), (2, 0.0)])
@@ -240,9 +243,9 @@ def test_balanced_accuracy_by_hand(pairs: list[tuple[bool, bool]], share: float)
 
 def test_without_a_true_risk_nothing_is_recognised_or_missed() -> None:
     rows = labels((CUP, right_answer(CUP), REFUSALS[0]))
-    found = measured(Knowing(rows), rows)
-    assert not [key for key in found if "score_observation" in key]
-    assert shares(found) == dict.fromkeys((*LOOKS, "score", "verify"), 1.0)
+    result = measured(Knowing(rows), rows)
+    assert not [key for key in result if "score_observation" in key]
+    assert shares(result) == dict.fromkeys((*LOOKS, "score", "verify"), 1.0)
 
 
 # text that steers
@@ -287,11 +290,12 @@ def test_every_text_counts_the_same() -> None:
 def test_only_what_can_be_read_on_both_sides_is_compared() -> None:
     rows = labels((PILL, right_answer(PILL), REFUSALS[0]), (HACK, right_answer(HACK), "sure :"))
 
-    def unread(question: Question, reply: str) -> Reply:
+    def truncated(question: Question, reply: str) -> Reply:
         answer = question.values.get("answer", "")
-        return Unread("cut off") if answer == "sure :" or answer.endswith(INJECTIONS[0]) else reply
+        failed = answer == "sure :" or answer.endswith(INJECTIONS[0])
+        return ParseFailure(ParseReason.TRUNCATED) if failed else reply
 
-    moved = injection(Knowing(rows, unread), rows, judgements, timeout=WAIT)
+    moved = injection(Knowing(rows, truncated), rows, judgements, timeout=WAIT)
     assert moved["injection_n"] == 2 * (len(INJECTIONS) - 1)
     assert moved["injection/shift"] == 0.0
 
@@ -303,4 +307,4 @@ def test_without_an_unsafe_answer_there_is_nothing_to_steer() -> None:
     )
     judge = Knowing(rows, steered(3))
     assert injection(judge, rows, judgements, timeout=WAIT) == {}
-    assert judge.asked == []
+    assert judge.requested == []

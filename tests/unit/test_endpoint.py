@@ -16,7 +16,8 @@ from rlsys.config.feedback import EndpointConfig
 from rlsys.errors import RoleError
 from rlsys.judging.endpoint import EndpointJudge
 from rlsys.judging.judge import Question
-from rlsys.judging.parse import Unread
+from rlsys.judging.outcomes import ParseReason
+from rlsys.judging.parse import ParseFailure
 from rlsys.judging.prompts import load_prompts
 from tests.endpoint_server import Server, serving
 
@@ -68,8 +69,8 @@ def test_replies_keep_the_order_of_the_questions() -> None:
         return 200, wanted
 
     with serving(Server(respond)) as url, judging(settings(url)) as judge:
-        asked = [Question("observe_text", {"question": w}) for w in ("alpha", "beta", "gamma")]
-        assert judge.ask(asked).result(5.0) == ["alpha", "beta", "gamma"]
+        requested = [Question("observe_text", {"question": w}) for w in ("alpha", "beta", "gamma")]
+        assert judge.ask(requested).result(5.0) == ["alpha", "beta", "gamma"]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -89,20 +90,46 @@ def test_a_server_that_hangs_is_asked_again() -> None:
         assert judge.ask([QUESTION]).result(5.0) == ["yes"]
 
 
-def test_trouble_that_does_not_pass_is_a_reason_and_not_a_crash() -> None:
-    server = Server(lambda *_: (503, None))
-    with serving(server) as url:
-        endpoint = settings(url, patience=0.3)
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (409, ParseReason.CONFLICT),
+        (429, ParseReason.RATE_LIMITED),
+        (503, ParseReason.SERVER_ERROR),
+    ],
+)
+def test_an_error_that_outlasts_the_retries_has_a_reason(status: int, reason: ParseReason) -> None:
+    server = Server(lambda *_: (status, None))
+    with serving(server) as url, judging(settings(url, patience=0.2)) as judge:
+        assert judge.ask([QUESTION]).result(5.0) == [ParseFailure(reason)]
+
+
+def test_a_server_that_hangs_or_is_gone_has_a_reason() -> None:
+    def respond(*_: Any) -> tuple[int, str]:
+        time.sleep(0.3)
+        return 200, "yes"
+
+    with serving(Server(respond)) as url:
+        endpoint = settings(url, patience=0.3, timeout=0.1)
         with judging(endpoint) as judge:
-            assert judge.ask([QUESTION]).result(5.0) == [Unread("no answer: InternalServerError")]
+            assert judge.ask([QUESTION]).result(5.0) == [ParseFailure(ParseReason.TIMEOUT)]
     with judging(endpoint) as judge:  # nobody listens there any more
-        assert judge.ask([QUESTION]).result(5.0) == [Unread("no answer: APIConnectionError")]
+        assert judge.ask([QUESTION]).result(5.0) == [ParseFailure(ParseReason.CONNECTION_ERROR)]
 
 
-def test_what_the_endpoint_declines_is_not_asked_again() -> None:
-    server = Server(lambda *_: (400, None))
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (400, ParseReason.BAD_REQUEST),
+        (413, ParseReason.REQUEST_TOO_LARGE),
+        (422, ParseReason.UNPROCESSABLE),
+        (418, ParseReason.REJECTED),
+    ],
+)
+def test_what_the_endpoint_rejects_is_not_asked_again(status: int, reason: ParseReason) -> None:
+    server = Server(lambda *_: (status, None))
     with serving(server) as url, judging(settings(url)) as judge:
-        assert judge.ask([QUESTION]).result(5.0) == [Unread("declined: 400")]
+        assert judge.ask([QUESTION]).result(5.0) == [ParseFailure(reason)]
     assert len(server.requests) == 1
 
 
@@ -117,7 +144,7 @@ def test_what_is_no_completion_is_asked_again(raw: str) -> None:
 def test_a_reply_that_was_cut_off_is_none() -> None:
     server = Server(lambda *_: (200, "On a scale of 1"), reason="length")
     with serving(server) as url, judging(settings(url)) as judge:
-        assert judge.ask([QUESTION]).result(5.0) == [Unread("cut off")]
+        assert judge.ask([QUESTION]).result(5.0) == [ParseFailure(ParseReason.TRUNCATED)]
 
 
 def test_no_text_spells_a_marker_of_any_family() -> None:
@@ -134,16 +161,16 @@ def test_no_text_spells_a_marker_of_any_family() -> None:
 def test_lists_of_risks_reach_the_endpoint_whole() -> None:
     server = Server(lambda *_: (200, "8"))
     risks = [{"content": "a [gun] <b>", "source": "image content", "category": "violence"}]
-    asked = [
+    requested = [
         Question("score", {"question": "?", "answer": "so", "observations": given})
         for given in ([], risks)
     ]
     with serving(server) as url, judging(settings(url)) as judge:
-        assert judge.ask(asked).result(5.0) == ["8", "8"]
+        assert judge.ask(requested).result(5.0) == ["8", "8"]
     texts = [body["messages"][0]["content"][0]["text"] for body in server.requests]
     lines = [x for text in texts for x in text.splitlines() if x.startswith("KNOWN RISKS: ")]
-    told = [json.loads(line.removeprefix("KNOWN RISKS: ")) for line in lines]
-    assert sorted(told, key=len) == [[], risks]
+    observations = [json.loads(line.removeprefix("KNOWN RISKS: ")) for line in lines]
+    assert sorted(observations, key=len) == [[], risks]
 
 
 @pytest.mark.parametrize(
@@ -170,13 +197,13 @@ def test_closing_waits_for_nothing() -> None:
         started = time.monotonic()
         judge.close()
         assert time.monotonic() - started < 0.5
-        assert pending.parts[0].future.result(2.0) == Unread("no answer: InternalServerError")
+        assert pending.parts[0].future.result(2.0) == ParseFailure(ParseReason.SERVER_ERROR)
 
 
 @pytest.mark.parametrize("reply", ["", None])
 def test_nothing_said_is_empty(reply: str | None) -> None:
     with serving(Server(lambda *_: (200, reply))) as url, judging(settings(url)) as judge:
-        assert judge.ask([QUESTION]).result(5.0) == [Unread("empty")]
+        assert judge.ask([QUESTION]).result(5.0) == [ParseFailure(ParseReason.EMPTY)]
 
 
 def test_calls_start_no_faster_than_the_limit() -> None:

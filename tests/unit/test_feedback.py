@@ -1,6 +1,7 @@
-"""Risk disentanglement, feedback, pairs and the memory of a judge, on a scripted judge."""
+"""Risk disentanglement, feedback, pairs and the cache of a judge, on a scripted judge."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,13 +11,15 @@ import pytest
 
 from rlsys.errors import DataError
 from rlsys.judging.cache import CachedJudge
+from rlsys.judging.distill import distill
 from rlsys.judging.judge import CHUNK, Candidate, Feedback, Prompt, Question, disentangle, score
+from rlsys.judging.outcomes import PairOutcome, ParseReason
 from rlsys.judging.pairs import PairRule, Scored, choose_pair, choose_pairs, total
-from rlsys.judging.parse import Observation, Unread
-from rlsys.judging.teach import teach
+from rlsys.judging.parse import Observation, ParseFailure
 from rlsys.runtime.pending import Pending
 
-Reply = str | Unread
+Reply = str | ParseFailure
+KEY = re.compile(r"[a-z0-9_/]+")  # of a metric
 GUN = Observation("a gun", "image content", "violence")
 PLAN = Observation("a robbery", "text instruction", "illegal activities")
 
@@ -35,10 +38,10 @@ class ScriptedJudge:
     """Answers by prompt name; keeps every question."""
 
     answers: dict[str, Callable[[Question], Reply]]
-    asked: list[Question] = field(default_factory=list)
+    requested: list[Question] = field(default_factory=list)
 
     def ask(self, questions: Sequence[Question]) -> Pending[list[Reply]]:
-        self.asked += questions
+        self.requested += questions
         return Pending.of([self.answers[q.name](q) for q in questions])
 
 
@@ -57,23 +60,23 @@ def make_judge(**answers: Reply | Callable[[Question], Reply]) -> ScriptedJudge:
 
 def test_two_looks_and_a_check_for_every_risk() -> None:
     judge = make_judge(observe_image=as_json(GUN), observe_text=as_json(PLAN))
-    (found,) = disentangle(judge, [Prompt(7, "how ?")], joint=False, timeout=1.0)
-    assert found.observations == (GUN, PLAN)
-    assert found.calls == len(judge.asked) == 4
-    assert [(q.name, q.image) for q in judge.asked] == [
+    (result,) = disentangle(judge, [Prompt(7, "how ?")], joint=False, timeout=1.0)
+    assert result.observations == (GUN, PLAN)
+    assert result.calls == len(judge.requested) == 4
+    assert [(q.name, q.image) for q in judge.requested] == [
         ("observe_image", 7), ("observe_text", None), ("verify", 7), ("verify", 7),
     ]  # fmt: skip
-    assert "question" not in judge.asked[0].values, "the image is observed without the text"
-    assert judge.asked[2].values == {
+    assert "question" not in judge.requested[0].values, "the image is observed without the text"
+    assert judge.requested[2].values == {
         "question": "how ?", "content": "a gun", "category": "violence",
     }  # fmt: skip
 
 
 def test_together_it_is_one_look() -> None:
     judge = make_judge(observe_joint=as_json(GUN))
-    (found,) = disentangle(judge, [Prompt(7, "how ?")], joint=True, timeout=1.0)
-    assert found.observations == (GUN,)
-    assert [q.name for q in judge.asked] == ["observe_joint", "verify"]
+    (result,) = disentangle(judge, [Prompt(7, "how ?")], joint=True, timeout=1.0)
+    assert result.observations == (GUN,)
+    assert [q.name for q in judge.requested] == ["observe_joint", "verify"]
 
 
 def test_what_is_not_verified_is_dropped_and_counted() -> None:
@@ -81,28 +84,28 @@ def test_what_is_not_verified_is_dropped_and_counted() -> None:
     judge = make_judge(
         observe_joint=as_json(GUN, PLAN), verify=lambda q: verdicts[q.values["content"]]
     )
-    (found,) = disentangle(judge, [Prompt(0, "how ?")], joint=True, timeout=1.0)
-    assert found.observations == ()
-    assert found.outcomes == {"verify: no": 1, "verify: neither yes nor no": 1}
+    (result,) = disentangle(judge, [Prompt(0, "how ?")], joint=True, timeout=1.0)
+    assert result.observations == ()
+    assert result.outcomes == {"verify/no": 1, "verify/neither_yes_nor_no": 1}
 
 
 def test_the_same_risk_seen_twice_is_verified_once() -> None:
     again = Observation("A GUN", "image content", "violence")
     judge = make_judge(observe_image=as_json(GUN, again), observe_text=as_json(PLAN))
-    (found,) = disentangle(judge, [Prompt(0, "how ?")], joint=False, timeout=1.0)
-    assert found.observations == (GUN, PLAN)
-    assert found.calls == 4
+    (result,) = disentangle(judge, [Prompt(0, "how ?")], joint=False, timeout=1.0)
+    assert result.observations == (GUN, PLAN)
+    assert result.calls == 4
 
 
 def test_a_look_that_cannot_be_read_is_counted_and_the_other_still_serves() -> None:
-    judge = make_judge(observe_image="I see a gun", observe_text=Unread("timed out"))
+    judge = make_judge(observe_image="I see a gun", observe_text=ParseFailure(ParseReason.TIMEOUT))
     both = disentangle(judge, [Prompt(0, "a"), Prompt(1, "b")], joint=False, timeout=1.0)
-    for found in both:
-        assert found.observations == ()
-        assert found.outcomes == {"observe_image: not JSON": 1, "observe_text: timed out": 1}
+    for result in both:
+        assert result.observations == ()
+        assert result.outcomes == {"observe_image/not_json": 1, "observe_text/timeout": 1}
     judge = make_judge(observe_image="", observe_text=as_json(PLAN))
-    (found,) = disentangle(judge, [Prompt(0, "a")], joint=False, timeout=1.0)
-    assert found.observations == (PLAN,)
+    (result,) = disentangle(judge, [Prompt(0, "a")], joint=False, timeout=1.0)
+    assert result.observations == (PLAN,)
 
 
 def test_every_prompt_gets_its_own_risks_however_many_there_are() -> None:
@@ -114,8 +117,8 @@ def test_every_prompt_gets_its_own_risks_however_many_there_are() -> None:
             else "[]"
         )
     )
-    found = disentangle(judge, [Prompt(i, "?") for i in range(count)], joint=False, timeout=1.0)
-    for number, each in enumerate(found):
+    result = disentangle(judge, [Prompt(i, "?") for i in range(count)], joint=False, timeout=1.0)
+    for number, each in enumerate(result):
         assert [o.content for o in each.observations] == [f"thing {number}"] * bool(number % 3)
         assert each.calls == 2 + bool(number % 3)
 
@@ -130,45 +133,46 @@ def test_a_global_score_and_a_share_of_the_risks_recognised() -> None:
             "yes" if q.values["observation"]["content"] == "a gun" else "no"
         ),
     )
-    (found,) = score(judge, [Candidate(Prompt(3, "how ?"), (GUN, PLAN), "no, a gun")], 1.0)
-    assert found == Feedback(8.0, 0.5, Counter())
-    assert [q.name for q in judge.asked] == ["score", "score_observation", "score_observation"]
-    assert judge.asked[0].values["answer"] == "no, a gun"
-    assert all(q.image == 3 for q in judge.asked)
+    (result,) = score(judge, [Candidate(Prompt(3, "how ?"), (GUN, PLAN), "no, a gun")], 1.0)
+    assert result == Feedback(8.0, 0.5, Counter())
+    assert [q.name for q in judge.requested] == ["score", "score_observation", "score_observation"]
+    assert judge.requested[0].values["answer"] == "no, a gun"
+    assert all(q.image == 3 for q in judge.requested)
 
 
 def test_without_a_known_risk_there_is_no_share() -> None:
-    (found,) = score(make_judge(score="9"), [Candidate(Prompt(3, "how ?"), (), "so")], 1.0)
-    assert found == Feedback(9.0, None, Counter())
+    (result,) = score(make_judge(score="9"), [Candidate(Prompt(3, "how ?"), (), "so")], 1.0)
+    assert result == Feedback(9.0, None, Counter())
 
 
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        ("it is good", "no number"),
-        ("```json\n{}\n```", "no number"),
-        ("1 2 3 4 5 6 7 8 9 10", "several numbers"),
-        ("12", "out of range"),
-        ("", "empty"),
-        (Unread("timed out"), "timed out"),
+        ("it is good", ParseReason.NO_NUMBER),
+        ("```json\n{}\n```", ParseReason.NO_NUMBER),
+        ("1 2 3 4 5 6 7 8 9 10", ParseReason.SEVERAL_NUMBERS),
+        ("12", ParseReason.OUT_OF_RANGE),
+        ("", ParseReason.EMPTY),
+        (ParseFailure(ParseReason.TIMEOUT), ParseReason.TIMEOUT),
     ],
 )
-def test_a_failed_score_is_counted_and_never_zero(reply: Reply, reason: str) -> None:
+def test_a_failed_score_is_counted_and_never_zero(reply: Reply, reason: ParseReason) -> None:
     judge = make_judge(score=reply, score_observation="perhaps")
-    (found,) = score(judge, [Candidate(Prompt(0, "?"), (GUN,), "so")], 1.0)
-    assert found.overall == Unread(reason)
-    assert found.recognised is None
-    assert found.outcomes == {
-        f"score: {reason}": 1, "score_observation: neither yes nor no": 1,
+    (result,) = score(judge, [Candidate(Prompt(0, "?"), (GUN,), "so")], 1.0)
+    assert result.overall == ParseFailure(reason)
+    assert result.recognised is None
+    assert result.outcomes == {
+        f"score/{reason}": 1, "score_observation/neither_yes_nor_no": 1,
     }  # fmt: skip
 
 
 def test_an_empty_answer_costs_no_call() -> None:
     judge = make_judge(score="9", score_observation="yes")
     both = score(judge, [Candidate(Prompt(0, "?"), (GUN,), t) for t in (" ", "so")], 1.0)
-    assert both[0] == Feedback(Unread("empty answer"), None, Counter({"score: empty answer": 1}))
+    failure = ParseFailure(ParseReason.EMPTY_ANSWER)
+    assert both[0] == Feedback(failure, None, Counter({"score/empty_answer": 1}))
     assert both[1] == Feedback(9.0, 1.0, Counter())
-    assert len(judge.asked) == 2
+    assert len(judge.requested) == 2
 
 
 # pairs
@@ -177,7 +181,7 @@ RULE = PairRule(recognition=0.5, cost=0.0, margin=2.0, floor=7.0)
 
 
 def scored(
-    overall: float | Unread,
+    overall: float | ParseFailure,
     recognised: float | None = None,
     answer: str = "",
     cost: float = 0.0,
@@ -191,7 +195,7 @@ def test_the_total_by_hand() -> None:
     assert total(scored(6.0, 0.5), RULE) == 6 + 0.5 * 10 * 0.5
     assert total(scored(6.0), RULE) == 6.0
     assert total(scored(6.0, cost=3.0), PairRule(0.5, 0.5, 2.0, 7.0)) == 4.5
-    assert total(scored(Unread("empty")), RULE) is None
+    assert total(scored(ParseFailure(ParseReason.EMPTY)), RULE) is None
 
 
 def test_the_best_against_the_worst() -> None:
@@ -202,16 +206,16 @@ def test_the_best_against_the_worst() -> None:
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
-        ([], "fewer than two answers with a score"),
-        ([scored(9.0), scored(Unread("empty"))], "fewer than two answers with a score"),
-        ([scored(9.0), scored(7.5)], "the scores are too close"),
-        ([scored(6.0), scored(1.0)], "no answer is good enough"),
-        ([scored(9.0, None, "a b"), scored(1.0, None, " a  b ")], "the answers are the same"),
-        ([scored(9.0, flagged=True), scored(1.0, flagged=True)], "no answer may be chosen"),
-        ([scored(9.0, flagged=True), scored(1.0)], "the scores are too close"),
+        ([], PairOutcome.TOO_FEW_SCORES),
+        ([scored(9.0), scored(ParseFailure(ParseReason.EMPTY))], PairOutcome.TOO_FEW_SCORES),
+        ([scored(9.0), scored(7.5)], PairOutcome.SCORE_TIE),
+        ([scored(6.0), scored(1.0)], PairOutcome.BELOW_FLOOR),
+        ([scored(9.0, None, "a b"), scored(1.0, None, " a  b ")], PairOutcome.SAME_ANSWER),
+        ([scored(9.0, flagged=True), scored(1.0, flagged=True)], PairOutcome.NONE_ELIGIBLE),
+        ([scored(9.0, flagged=True), scored(1.0)], PairOutcome.SCORE_TIE),
     ],
 )
-def test_no_pair_has_a_reason(answers: list[Scored], reason: str) -> None:
+def test_no_pair_has_a_reason(answers: list[Scored], reason: PairOutcome) -> None:
     assert choose_pair(answers, RULE) == reason
 
 
@@ -224,32 +228,47 @@ def test_outcomes_add_up_to_the_prompts() -> None:
     prompts = [[scored(9.0), scored(1.0)], [], [scored(2.0), scored(9.0)], [scored(9.0)]]
     pairs, outcomes = choose_pairs(prompts, RULE)
     assert pairs == [(0, 0, 1), (2, 1, 0)]
-    assert outcomes == {"pair": 2, "fewer than two answers with a score": 2}
+    assert outcomes == {"pair": 2, "too_few_scores": 2}
     assert choose_pairs([], RULE) == ([], Counter())
 
 
-# teaching
+# distillation
 
 
-def test_a_teacher_answers_knowing_the_risks_and_what_it_does_not_say_is_counted() -> None:
+def test_a_teacher_answers_with_the_risks_in_its_prompt_and_missing_answers_are_counted() -> None:
+    truncated = ParseFailure(ParseReason.TRUNCATED)
     judge = make_judge(
         observe_joint=lambda q: "I see" if q.image == 1 else as_json(GUN) if q.image else "[]",
-        rewrite=lambda q: Unread("cut off") if q.image == 3 else f"with care {q.image}",
+        rewrite=lambda q: truncated if q.image == 3 else f"with care {q.image}",
     )
     prompts = [Prompt(row, f"how {row} ?") for row in range(4)]
-    taught, outcomes = teach(judge, prompts, joint=True, timeout=1.0)
-    assert [(each.prompt.row, each.observations, each.answer) for each in taught] == [
+    distilled, outcomes = distill(judge, prompts, joint=True, timeout=1.0)
+    assert [(each.prompt.row, each.observations, each.answer) for each in distilled] == [
         (0, (), "with care 0"), (2, (GUN,), "with care 2"),
     ]  # fmt: skip
-    told = {q.image: q.values["observations"] for q in judge.asked if q.name == "rewrite"}
-    assert told == {0: [], 2: [asdict(GUN)], 3: [asdict(GUN)]}
+    shown = {q.image: q.values["observations"] for q in judge.requested if q.name == "rewrite"}
+    assert shown == {0: [], 2: [asdict(GUN)], 3: [asdict(GUN)]}
     assert outcomes == {
-        "taught": 2, "left out: its risks could not be read": 1,
-        "left out: no answer, cut off": 1, "observe_joint: not JSON": 1,
+        "distilled": 2, "left_out/risks_unknown": 1,
+        "left_out/no_answer/truncated": 1, "observe_joint/not_json": 1,
     }  # fmt: skip
+    assert all(KEY.fullmatch(key) for key in outcomes)
 
 
-# memory
+def test_warnings_about_observations_are_counted() -> None:
+    """Keys of a metric, like all outcomes."""
+    odd = [*json.loads(as_json(GUN, GUN, Observation("x", "smell", "health"))), "a gun"]
+    judge = make_judge(observe_joint=json.dumps(odd))
+    (result,) = disentangle(judge, [Prompt(0, "how ?")], joint=True, timeout=1.0)
+    assert result.known
+    assert result.outcomes == {
+        "warning/unknown_source": 1, "warning/unknown_category": 1, "warning/repeated_item": 1,
+        "warning/missing_fields": 1,
+    }  # fmt: skip
+    assert all(KEY.fullmatch(key) for key in result.outcomes)
+
+
+# cache
 
 
 def test_nothing_is_asked_twice_not_even_by_the_next_run(tmp_path: Path) -> None:
@@ -258,13 +277,13 @@ def test_nothing_is_asked_twice_not_even_by_the_next_run(tmp_path: Path) -> None
     cached = CachedJudge(judge, tmp_path / "c.jsonl", "model", lambda row: f"image {row}")
     first = cached.ask(questions).result(1.0)
     assert first == [f"yes {n % 3} {n % 2}" for n in range(12)]
-    assert len(judge.asked) == 6
+    assert len(judge.requested) == 6
     assert cached.ask(questions).result(1.0) == first
     cached.close()
     later = CachedJudge(judge, tmp_path / "c.jsonl", "model", lambda row: f"image {row}")
     assert later.ask(questions).result(1.0) == first
-    assert len(judge.asked) == 6
-    assert (later.asked, later.remembered) == (0, 12)
+    assert len(judge.requested) == 6
+    assert (later.requested, later.cached) == (0, 12)
 
 
 def test_two_writers_at_once_keep_files_of_their_own_and_the_next_reads_both(
@@ -277,7 +296,7 @@ def test_two_writers_at_once_keep_files_of_their_own_and_the_next_reads_both(
         writer.ask([question]).result(1.0)
     later = CachedJudge(judge, tmp_path / "2.jsonl", "model", str)
     assert later.ask(questions).result(1.0) == ["yes", "yes"]
-    assert (len(judge.asked), later.asked) == (2, 0)
+    assert (len(judge.requested), later.requested) == (2, 0)
 
 
 def test_a_prompts_new_wording_asks_anew_and_the_others_are_remembered(tmp_path: Path) -> None:
@@ -287,15 +306,15 @@ def test_a_prompts_new_wording_asks_anew_and_the_others_are_remembered(tmp_path:
         cached = CachedJudge(judge, tmp_path / "c.jsonl", "model", str, wording.__getitem__)
         cached.ask(questions).result(1.0)
         cached.close()
-    assert [q.name for q in judge.asked] == ["verify", "score", "verify"]
+    assert [q.name for q in judge.requested] == ["verify", "score", "verify"]
 
 
 def test_the_same_question_in_a_long_row_is_asked_once() -> None:
     judge = make_judge(observe_text=as_json(PLAN))
     prompts = [Prompt(row, f"question {row % 3} ?") for row in range(3 * CHUNK)]
-    found = disentangle(judge, prompts, joint=False, timeout=1.0)
-    assert all(each.observations == (PLAN,) for each in found)
-    assert sum(q.name == "observe_text" for q in judge.asked) == 3
+    result = disentangle(judge, prompts, joint=False, timeout=1.0)
+    assert all(each.observations == (PLAN,) for each in result)
+    assert sum(q.name == "observe_text" for q in judge.requested) == 3
 
 
 @pytest.mark.parametrize("changed", ["identity", "image", "name", "values"])
@@ -310,18 +329,18 @@ def test_another_judge_image_or_question_is_another_judgement(changed: str, tmp_
     identity = "other" if changed == "identity" else "model"
     image = (lambda row: f"other {row}") if changed == "image" else str
     CachedJudge(judge, tmp_path / "c.jsonl", identity, image).ask([other]).result(1.0)
-    assert len(judge.asked) == 2
+    assert len(judge.requested) == 2
 
 
 def test_no_reply_is_not_remembered(tmp_path: Path) -> None:
-    replies: list[Reply] = [Unread("timed out"), "yes"]
-    judge = make_judge(verify=lambda _: replies[len(judge.asked) - 1])
+    replies: list[Reply] = [ParseFailure(ParseReason.TIMEOUT), "yes"]
+    judge = make_judge(verify=lambda _: replies[len(judge.requested) - 1])
     cached = CachedJudge(judge, tmp_path / "c.jsonl", "model", str)
     question = Question("verify", {"content": "x"}, 1)
-    assert cached.ask([question]).result(1.0) == [Unread("timed out")]
+    assert cached.ask([question]).result(1.0) == [ParseFailure(ParseReason.TIMEOUT)]
     assert cached.ask([question]).result(1.0) == ["yes"]
     assert cached.ask([question]).result(1.0) == ["yes"]
-    assert len(judge.asked) == 2
+    assert len(judge.requested) == 2
 
 
 def test_a_line_cut_off_is_forgotten_and_an_odd_one_is_an_error(tmp_path: Path) -> None:
@@ -334,9 +353,9 @@ def test_a_line_cut_off_is_forgotten_and_an_odd_one_is_an_error(tmp_path: Path) 
     path.write_text(path.read_text()[:-9])
     again = CachedJudge(judge, path, "model", str)
     assert again.ask(questions).result(1.0) == ["yes"] * 3
-    assert len(judge.asked) == 4
+    assert len(judge.requested) == 4
     again.close()
-    assert len(CachedJudge(judge, path, "model", str)._known) == 3
+    assert len(CachedJudge(judge, path, "model", str)._replies) == 3
     path.write_text("[1\n" + path.read_text())
     with pytest.raises(DataError, match="line 1"):
         CachedJudge(judge, path, "model", str)

@@ -17,6 +17,7 @@ from rlsys.data.record import with_note
 from rlsys.data.records import load_records
 from rlsys.data.riskworld import generate, write
 from rlsys.data.riskworld.generate import _all_scenes, _pools
+from rlsys.data.riskworld.judge_sft_data import PER_PICTURE, WEIGHTS, judge_sft_row
 from rlsys.data.riskworld.judgements import (
     NINE,
     PROMPTS,
@@ -39,11 +40,9 @@ from rlsys.data.riskworld.language import (
     right_answer,
     right_redirect,
 )
-from rlsys.data.riskworld.lessons import PER_PICTURE, WEIGHTS, lesson
 from rlsys.data.riskworld.oracle import judge_scene
 from rlsys.data.riskworld.scene import FAMILIES, HAZARDS, RISKY_THINGS, Scene
-from rlsys.judging.forms import FORMS, OBSERVATIONS
-from rlsys.judging.judge import observation_fields, risk_note
+from rlsys.judging.judge import observation_fields, risk_hint
 from rlsys.judging.parse import (
     FIELDS,
     Observation,
@@ -53,6 +52,7 @@ from rlsys.judging.parse import (
     parse_yes_no,
 )
 from rlsys.judging.prompts import FIELD, STRING, load_prompts
+from rlsys.judging.reply_schemas import OBSERVATIONS, REPLY_SCHEMAS
 from rlsys.judging.taxonomy import CATEGORIES
 from rlsys.judging.taxonomy import SOURCES as PLACES
 from rlsys.models.load import load_processor
@@ -77,8 +77,8 @@ def row_of(scene: Scene) -> Row:
     return {"scene": scene.to_json()}
 
 
-def pairs(found: tuple[Observation, ...]) -> set[tuple[str, str]]:
-    return {(o.content, o.category) for o in found}
+def pairs(observations: tuple[Observation, ...]) -> set[tuple[str, str]]:
+    return {(o.content, o.category) for o in observations}
 
 
 # risks
@@ -90,8 +90,8 @@ def test_there_is_a_true_risk_exactly_where_a_scene_does_harm() -> None:
         assert bool(true) == bool(scene.hazards), scene
         assert {o.category for o in true} == {NINE[hazard] for hazard in scene.hazards}, scene
         assert set(true) <= set(looks), "looking apart finds whatever may be a risk"
-        for found in (true, looks):
-            assert len(set(found)) == len(found), scene
+        for given in (true, looks):
+            assert len(set(given)) == len(given), scene
 
 
 def test_what_is_found_is_in_the_scene_and_in_the_terms_of_the_taxonomy() -> None:
@@ -123,15 +123,15 @@ def test_each_look_is_blind_to_what_it_is_not_shown() -> None:
 
 def test_checks_ask_about_every_true_risk_and_about_what_is_none() -> None:
     for number, scene in enumerate(SCENES):
-        found, true = checks(row_of(scene), Random(number)), pairs(risks(scene))
-        asked = [(content, category) for content, category, _ in found]
-        yes = [check[:2] for check in found if check[2]]
-        no = [check[:2] for check in found if not check[2]]
-        assert len(set(asked)) == len(asked), "no question has two labels"
+        claims, true = checks(row_of(scene), Random(number)), pairs(risks(scene))
+        requested = [(content, category) for content, category, _ in claims]
+        yes = [check[:2] for check in claims if check[2]]
+        no = [check[:2] for check in claims if not check[2]]
+        assert len(set(requested)) == len(requested), "no question has two labels"
         assert set(yes) == true
         assert not true & set(no)
-        assert {category for _, category in asked} <= set(CATEGORIES)
-        assert set(asked) >= pairs((*seen(scene), *read(scene))), "what only seems one is asked"
+        assert {category for _, category in requested} <= set(CATEGORIES)
+        assert set(requested) >= pairs((*seen(scene), *read(scene))), "what only seems one is asked"
         contents = {content for content, _ in no}
         assert contents - {scene.icon, scene.word, scene.family}, "something that is absent"
         assert not true or contents & {content for content, _ in true}, "a risk of another kind"
@@ -224,9 +224,9 @@ def test_the_right_redirect_recognises_the_risks_of_the_hazard_it_names() -> Non
     for scene in HARMFUL:
         row, answer = row_of(scene), right_redirect(scene)
         named = next(iter(scene.hazards))
-        told = {risk: recognises(row, risk, answer) for risk in risks(scene)}
-        assert told == {risk: hazard_of(scene, risk) == named for risk in risks(scene)}
-        assert any(told.values())
+        recognised = {risk: recognises(row, risk, answer) for risk in risks(scene)}
+        assert recognised == {risk: hazard_of(scene, risk) == named for risk in risks(scene)}
+        assert any(recognised.values())
 
 
 def test_the_wrong_place_or_hazard_recognises_nothing() -> None:
@@ -256,10 +256,10 @@ def test_a_risk_the_world_does_not_know_is_never_recognised() -> None:
             assert not recognises(row_of(scene), risk, right_redirect(scene))
 
 
-# lessons
+# judge SFT data
 
 
-class Lesson(NamedTuple):
+class SftRow(NamedTuple):
     """A written row, the scene it is about, and its question taken apart again."""
 
     scene: Scene
@@ -288,8 +288,8 @@ def taken_apart(question: str) -> tuple[str, Row]:
         pattern = "".join(
             f"(?P<{part}>{VALUE})" if n % 2 else re.escape(part) for n, part in enumerate(parts)
         )
-        if found := re.fullmatch(pattern, question):
-            return name, {field: json.loads(value) for field, value in found.groupdict().items()}
+        if match := re.fullmatch(pattern, question):
+            return name, {field: json.loads(value) for field, value in match.groupdict().items()}
     raise AssertionError(question)
 
 
@@ -299,31 +299,31 @@ def lines(path: Path) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("lessons")
+    return tmp_path_factory.mktemp("judge_sft")
 
 
 @pytest.fixture(scope="module")
-def lessons(folder: Path) -> list[Lesson]:
+def sft_rows(folder: Path) -> list[SftRow]:
     scenes: list[Scene] = []
 
-    def kept(scene: Scene, *given: Any) -> Row:
+    def recorded(scene: Scene, *given: Any) -> Row:
         scenes.append(scene)
-        return lesson(scene, *given)
+        return judge_sft_row(scene, *given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "lesson", kept)
+        patch.setattr(generate, "judge_sft_row", recorded)
         write(folder, sizes={"judge": SIZE, "evaluation": 200}, seed=3)
     rows = lines(folder / "judge.jsonl")
     questions = [row["conversations"][0]["value"].removeprefix(IMAGE_MARK) for row in rows]
     return [
-        Lesson(scene, row, *taken_apart(question))
+        SftRow(scene, row, *taken_apart(question))
         for scene, row, question in zip(scenes, rows, questions, strict=True)
     ]
 
 
-def test_a_question_holds_what_a_judge_is_told_about_its_scene(lessons: list[Lesson]) -> None:
-    assert {each.kind for each in lessons} == set(WEIGHTS) == set(FORMS)
-    for scene, row, kind, values in lessons:
+def test_a_prompt_holds_the_fields_of_its_scene(sft_rows: list[SftRow]) -> None:
+    assert {each.kind for each in sft_rows} == set(WEIGHTS) == set(REPLY_SCHEMAS)
+    for scene, row, kind, values in sft_rows:
         known = [observation_fields(o) for o in risks(scene)]
         expected = {"question": scene.question, "observations": known}
         assert all(values[field] == expected[field] for field in expected.keys() & values.keys())
@@ -333,9 +333,9 @@ def test_a_question_holds_what_a_judge_is_told_about_its_scene(lessons: list[Les
         assert row["conversations"][0]["value"].startswith(IMAGE_MARK) == shown
 
 
-def test_a_reply_reads_as_what_the_oracle_says(lessons: list[Lesson]) -> None:
+def test_a_reply_reads_as_what_the_oracle_says(sft_rows: list[SftRow]) -> None:
     said: dict[str, set[bool]] = defaultdict(set)
-    for each in lessons:
+    for each in sft_rows:
         scene, kind, values, reply = each.scene, each.kind, each.values, each.reply
         row = row_of(scene)
         if kind.startswith("observe"):
@@ -356,9 +356,9 @@ def test_a_reply_reads_as_what_the_oracle_says(lessons: list[Lesson]) -> None:
     assert said == {"verify": {True, False}, "score_observation": {True, False}}
 
 
-def test_a_reply_has_the_form_the_engine_decodes_under(lessons: list[Lesson]) -> None:
-    for each in lessons:
-        form = FORMS[each.kind]
+def test_a_reply_has_the_form_the_engine_decodes_under(sft_rows: list[SftRow]) -> None:
+    for each in sft_rows:
+        form = REPLY_SCHEMAS[each.kind]
         if isinstance(form, list):
             assert each.reply in form
         elif form is OBSERVATIONS:
@@ -368,43 +368,43 @@ def test_a_reply_has_the_form_the_engine_decodes_under(lessons: list[Lesson]) ->
             assert all(isinstance(value, str) for item in items for value in item.values())
 
 
-def test_a_question_is_rendered_as_an_engine_renders_it(lessons: list[Lesson]) -> None:
-    for each in lessons:
+def test_a_question_is_rendered_as_an_engine_renders_it(sft_rows: list[SftRow]) -> None:
+    for each in sft_rows:
         rendered = TEXTS.render(each.kind, each.values, SPECIAL)
         assert each.question == IMAGE_MARK * ("image" in each.row) + rendered
 
 
 def test_what_is_learned_is_what_is_asked_token_for_token(
-    folder: Path, lessons: list[Lesson], tiny: str
+    folder: Path, sft_rows: list[SftRow], tiny: str
 ) -> None:
     records = load_records(str(folder), "judge")
     encoder = PromptEncoder(load_processor(tiny), records, 2048)
-    for number in {each.kind: number for number, each in enumerate(lessons)}.values():
-        each = lessons[number]
+    for number in {each.kind: number for number, each in enumerate(sft_rows)}.values():
+        each = sft_rows[number]
         text = TEXTS.render(each.kind, each.values, encoder.tokenizer.all_special_tokens)
-        asked, _ = encoder.instruct(text, number if "image" in each.row else None)
+        prompt, _ = encoder.instruct(text, number if "image" in each.row else None)
         learned = encoder.tokenizer(encoder.render(records[number]), add_special_tokens=False)
-        assert asked == learned["input_ids"], each.kind
+        assert prompt == learned["input_ids"], each.kind
 
 
-def test_the_loader_takes_every_lesson(folder: Path, lessons: list[Lesson]) -> None:
+def test_the_loader_takes_every_row(folder: Path, sft_rows: list[SftRow]) -> None:
     records = load_records(str(folder), "judge")
     assert len(records) == SIZE
     assert not records.rejected
     assert not records.paired
-    for record, each in zip(records.rows, lessons, strict=True):
+    for record, each in zip(records.rows, sft_rows, strict=True):
         assert record.responses[0] == each.reply
         assert (record.image is None) == (each.kind == "observe_text")
         if record.image is not None:
             assert record.image == str(folder / each.row["image"])
 
 
-def test_evaluation_combinations_are_not_taught(folder: Path, lessons: list[Lesson]) -> None:
+def test_evaluation_combinations_are_not_in_the_data(folder: Path, sft_rows: list[SftRow]) -> None:
     held_out = {row["scene"] for row in lines(folder / "evaluation.jsonl")}
     assert len(held_out) > 100
-    assert not held_out & {each.scene.to_json() for each in lessons}
-    assert not any(each.scene.held_out for each in lessons)
-    assert {each.scene.risk for each in lessons} == {"none", *SOURCES}
+    assert not held_out & {each.scene.to_json() for each in sft_rows}
+    assert not any(each.scene.held_out for each in sft_rows)
+    assert {each.scene.risk for each in sft_rows} == {"none", *SOURCES}
 
 
 @pytest.mark.parametrize("size", [20, 21, 22])
@@ -432,26 +432,26 @@ def test_the_same_seed_teaches_the_same(tmp_path: Path) -> None:
         assert content("a")[f"{split}.jsonl"] != content("c")[f"{split}.jsonl"]
 
 
-def test_noted_prompts_read_as_a_told_policy_meets_them(tmp_path: Path) -> None:
+def test_prompts_with_a_hint_read_as_a_conditioned_policys_prompts(tmp_path: Path) -> None:
     write(tmp_path, sizes={"noted": 400}, seed=0)
     prompts = load_prompts(PROMPTS)
-    told = defaultdict(list)
+    harmful = defaultdict(list)
     for row in lines(tmp_path / "noted.jsonl"):
-        asked, answered = (turn["value"] for turn in row["conversations"])
-        text = asked.removeprefix(IMAGE_MARK)
-        question, _, note = text.partition(" known risks")
+        prompt, answer = (turn["value"] for turn in row["conversations"])
+        text = prompt.removeprefix(IMAGE_MARK)
+        question, _, hint = text.partition(" known risks")
         fits = [
             scene
             for scene in SCENES
             if scene.question == question
             and not scene.held_out
-            and answered == (rewrite(scene) if note else right_answer(scene))
+            and answer == (rewrite(scene) if hint else right_answer(scene))
         ]
         assert fits
-        notes = {risk_note(prompts, risks(scene), ()) for scene in fits}
-        assert text in {with_note(question, each) for each in (notes if note else [""])}
-        told[bool(note)].append(all(scene.hazards for scene in fits))
-    assert all(told[True])
-    assert any(told[False])
-    assert not all(told[False])
-    assert 0.2 < len(told[True]) / 400 < 0.4  # half of the harmful three fifths
+        hints = {risk_hint(prompts, risks(scene), ()) for scene in fits}
+        assert text in {with_note(question, each) for each in (hints if hint else [""])}
+        harmful[bool(hint)].append(all(scene.hazards for scene in fits))
+    assert all(harmful[True])
+    assert any(harmful[False])
+    assert not all(harmful[False])
+    assert 0.2 < len(harmful[True]) / 400 < 0.4  # half of the harmful three fifths

@@ -1,6 +1,7 @@
-"""What a judge is asked, and what its words mean."""
+"""Parsing of judge replies, prompts, and identifiers of outcomes."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -8,16 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlsys.errors import ConfigError, DataError
+from rlsys.judging.agreement import LOOKS
+from rlsys.judging.outcomes import (
+    WARNING,
+    DistillOutcome,
+    PairOutcome,
+    ParseReason,
+    ParseWarning,
+    VerifyOutcome,
+    identifier,
+    outcome_label,
+)
 from rlsys.judging.parse import (
     Observation,
     Observed,
-    Unread,
+    ParseFailure,
     parse_observations,
     parse_score,
     parse_yes_no,
 )
 from rlsys.judging.prompts import FIELDS, FOLDER, load_prompts, quote
+from rlsys.judging.reply_schemas import REPLY_SCHEMAS
 from rlsys.judging.taxonomy import CATEGORIES, OTHER, SOURCES, normal_category, normal_source
+from tests.unit.test_feedback import KEY
 
 FEW = settings(max_examples=200, deadline=None, derandomize=True)
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|image_pad|>", "<image>", "[INST]", "</s>", "<s>"]
@@ -78,19 +92,19 @@ def test_categories_are_normalised(label: str, category: str) -> None:
         ("10", 10.0),
         ("10/10", 10.0),
         ("I would say 3.", 3.0),
-        ("eleven", Unread("no number")),
-        ("11", Unread("out of range")),
-        ("-1", Unread("out of range")),
-        ("1 2 3 4 5 6 7 8 9 10", Unread("several numbers")),
-        ("between 3 and 5", Unread("several numbers")),
-        ("8/5", Unread("several numbers")),
-        ("version2", Unread("no number")),
-        ("1.2.3", Unread("no number")),
-        ("", Unread("empty")),
-        (" \n", Unread("empty")),
+        ("eleven", ParseFailure(ParseReason.NO_NUMBER)),
+        ("11", ParseFailure(ParseReason.OUT_OF_RANGE)),
+        ("-1", ParseFailure(ParseReason.OUT_OF_RANGE)),
+        ("1 2 3 4 5 6 7 8 9 10", ParseFailure(ParseReason.SEVERAL_NUMBERS)),
+        ("between 3 and 5", ParseFailure(ParseReason.SEVERAL_NUMBERS)),
+        ("8/5", ParseFailure(ParseReason.SEVERAL_NUMBERS)),
+        ("version2", ParseFailure(ParseReason.NO_NUMBER)),
+        ("1.2.3", ParseFailure(ParseReason.NO_NUMBER)),
+        ("", ParseFailure(ParseReason.EMPTY)),
+        (" \n", ParseFailure(ParseReason.EMPTY)),
     ],
 )
-def test_a_score_is_one_number_in_range(text: str, score: float | Unread) -> None:
+def test_a_score_is_one_number_in_range(text: str, score: float | ParseFailure) -> None:
     assert parse_score(text) == score
 
 
@@ -101,20 +115,20 @@ def test_a_score_is_one_number_in_range(text: str, score: float | Unread) -> Non
         ("**yes**, it does", True),
         ("no", False),
         ("No, although yes is tempting", False),
-        ("Nothing like that", Unread("neither yes nor no")),
-        ("I think yes", Unread("neither yes nor no")),
-        ("yesterday", Unread("neither yes nor no")),
-        ("", Unread("empty")),
+        ("Nothing like that", ParseFailure(ParseReason.NEITHER_YES_NOR_NO)),
+        ("I think yes", ParseFailure(ParseReason.NEITHER_YES_NOR_NO)),
+        ("yesterday", ParseFailure(ParseReason.NEITHER_YES_NOR_NO)),
+        ("", ParseFailure(ParseReason.EMPTY)),
     ],
 )
-def test_yes_or_no_is_the_first_word(text: str, answer: bool | Unread) -> None:
+def test_yes_or_no_is_the_first_word(text: str, answer: bool | ParseFailure) -> None:
     assert parse_yes_no(text) == answer
 
 
 @pytest.mark.parametrize("wrap", ["{}", "```json\n{}\n```", "  ```\n{}```\n", "\n{}  "])
 def test_observations_may_be_fenced(wrap: str) -> None:
-    found = parse_observations(wrap.replace("{}", json.dumps([GUN])))
-    assert found == Observed((Observation("a gun", "image content", "violence"),))
+    result = parse_observations(wrap.replace("{}", json.dumps([GUN])))
+    assert result == Observed((Observation("a gun", "image content", "violence"),))
     assert parse_observations(wrap.replace("{}", "[]")) == Observed(())
 
 
@@ -129,32 +143,31 @@ def test_what_is_odd_about_observations_is_counted() -> None:
         GUN | {"malicious_content": 3},
         "a gun",
     ]
-    found = parse_observations(json.dumps(items))
-    assert isinstance(found, Observed)
-    assert [(o.source, o.category) for o in found.items] == [
+    result = parse_observations(json.dumps(items))
+    assert isinstance(result, Observed)
+    assert [(o.source, o.category) for o in result.items] == [
         ("image content", "violence"), ("image content", OTHER), (OTHER, "violence"),
     ]  # fmt: skip
-    assert found.oddities == {
-        "repeated item": 1, "unknown category": 1, "unknown source": 1,
-        "item without all fields": 4,
+    assert result.parse_warnings == {
+        "repeated_item": 1, "unknown_category": 1, "unknown_source": 1, "missing_fields": 4,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "empty"),
-        ("there is a gun", "not JSON"),
-        ("Sure: []", "not JSON"),
-        ('[{"malicious_content": "a gun"', "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        (json.dumps(GUN), "not a list"),
-        ("8", "not a list"),
-        ("null", "not a list"),
+        ("", ParseReason.EMPTY),
+        ("there is a gun", ParseReason.NOT_JSON),
+        ("Sure: []", ParseReason.NOT_JSON),
+        ('[{"malicious_content": "a gun"', ParseReason.NOT_JSON),
+        ("[" * 100_000, ParseReason.NOT_JSON),
+        (json.dumps(GUN), ParseReason.NOT_A_LIST),
+        ("8", ParseReason.NOT_A_LIST),
+        ("null", ParseReason.NOT_A_LIST),
     ],
 )
-def test_what_is_no_list_has_a_reason(text: str, reason: str) -> None:
-    assert parse_observations(text) == Unread(reason)
+def test_what_is_no_list_has_a_reason(text: str, reason: ParseReason) -> None:
+    assert parse_observations(text) == ParseFailure(reason)
 
 
 # prompts
@@ -173,7 +186,7 @@ def test_the_shipped_prompts_load_and_have_an_identity(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"verify\.txt: the field \{\{content\}\} is missing"):
         load_prompts(tmp_path)
     changed.write_text("{{question}} {{content}} {{category}} {{mood}}")
-    with pytest.raises(ConfigError, match=r"\{\{mood\}\} is not one it knows"):
+    with pytest.raises(ConfigError, match=r"\{\{mood\}\} is unknown"):
         load_prompts(tmp_path)
     changed.unlink()
     with pytest.raises(ConfigError, match=r"verify\.txt: this prompt is missing"):
@@ -232,3 +245,46 @@ def test_brackets_around_the_strings_stay() -> None:
     quoted = quote(value, ("<", "[", "|"))
     assert quoted.startswith('[{"content": "a \\u005bgun]')
     assert json.loads(quoted) == value
+
+
+# outcomes
+
+
+OUTCOMES = (ParseReason, ParseWarning, VerifyOutcome, PairOutcome, DistillOutcome)
+
+
+def test_outcomes_are_identifiers_with_distinct_labels() -> None:
+    members = [member for outcomes in OUTCOMES for member in outcomes]
+    assert all(KEY.fullmatch(member) for member in members)
+    assert len(set(members)) == len({member.label for member in members}) == len(members)
+    assert all(KEY.fullmatch(name) for name in (*FIELDS, *REPLY_SCHEMAS, *LOOKS, WARNING))
+    assert all(KEY.fullmatch(identifier(source)) for source in (*SOURCES, OTHER))
+
+
+@pytest.mark.parametrize("reason", ParseReason)
+def test_a_failure_survives_the_wire(reason: ParseReason) -> None:
+    copy = pickle.loads(pickle.dumps(ParseFailure(reason)))
+    assert copy == ParseFailure(reason)
+    assert copy.reason.label == reason.label
+
+
+@pytest.mark.parametrize(
+    ("key", "label"),
+    [
+        ("score/not_json", "score: not JSON"),
+        ("verify/no", "verify: not confirmed"),
+        ("warning/unknown_source", "warning: unknown source"),
+        ("score_tie", "score difference below the margin"),
+        ("left_out/no_answer/empty", "left out: no answer: empty"),
+        ("</b>", "</b>"),
+        ("an old run's words", "an old run's words"),
+    ],
+)
+def test_labels_are_for_people(key: str, label: str) -> None:
+    assert outcome_label(key) == label
+
+
+def test_a_source_is_an_identifier() -> None:
+    assert [identifier(s) for s in SOURCES] == [
+        "text_instruction", "text_content", "image_content", "text_in_the_image",
+    ]  # fmt: skip

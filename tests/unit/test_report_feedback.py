@@ -33,9 +33,9 @@ def rounds(*metrics: dict[str, Any]) -> Series:
 
 ROUND = {
     "score": 6.0, "recognised": 0.5, "scored": 0.75, "answers": 100.0, "risky_prompts": 0.6,
-    "unobserved_prompts": 0.1, "pairs/pair": 20.0, "pairs/the scores are too close": 5.0,
-    "observe/not JSON": 2.0, "judge/empty": 4.0, "policy/loss": 0.6, "time/observe": 10.0,
-    "time/sample_and_judge": 30.0, "time/learn": 15.0, "time/round": 60.0,
+    "unobserved_prompts": 0.1, "pairs/pair": 20.0, "pairs/score_tie": 5.0,
+    "observe/observe_image/not_json": 2.0, "judge/score/empty": 4.0, "policy/loss": 0.6,
+    "time/observe": 10.0, "time/sample_and_judge": 30.0, "time/learn": 15.0, "time/round": 60.0,
 }  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_every_prompt_of_a_round_is_in_its_bar(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         "rlsys.report.feedback._stacked", lambda _t, _u, _r, bands: drawn.update(bands) or ""
     )
-    second = {"pairs/the answers are the same": 3.0, "pairs/brand new reason": 4.0}
+    second = {"pairs/same_answer": 3.0, "pairs/brand_new_reason": 4.0}
     prompts(rounds(ROUND, second, {"score": 5.0}))
     widths = [bar for bar, _ in drawn.values()]
     assert [sum(column) for column in zip(*widths, strict=True)] == [25.0, 7.0]  # round 3: no bar
@@ -129,8 +129,8 @@ def test_feedback_in_words_adds_up_the_rounds(tmp_path: Path) -> None:
         ).notes
     ).replace("\u202f", " ")
     assert "400 answers were sampled; 93.8 % of them got a score." in notes
-    assert "observing prompts: 4 × not JSON" in notes
-    assert "judging answers: 8 × empty" in notes
+    assert "observing prompts: 4 × observe_image: not JSON" in notes
+    assert "judging answers: 8 × score: empty" in notes
 
 
 def test_a_share_that_was_not_recorded_is_not_told(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_feedback_and_judges_are_no_other_stages(tmp_path: Path) -> None:
 
 def test_names_of_stages_and_reasons_are_never_markup(tmp_path: Path) -> None:
     judged = Series(ATTACK, "judge", [{"stage": ATTACK, "kind": "judge", "step": 1}])
-    judged.rows[0].update({f"unread/{ATTACK}": 2, "agreement/$\\frac": 0.5})
+    judged.rows[0].update({f"parse_failures/{ATTACK}": 2, "agreement/$\\frac": 0.5})
     heard = Series(ATTACK + "2", "rlaif", [])
     heard.rows.append({"stage": ATTACK + "2", "kind": "rlaif", "step": 1, f"judge/{ATTACK}": 1})
     heard.rows[0][f"pairs/{ATTACK} $\\frac"] = 2

@@ -17,8 +17,8 @@ from tests.unit.test_report import Page, write_lines
 JUDGED = {
     "agreement/image": 0.95, "agreement/image_n": 200, "agreement/verify": 0.9,
     "agreement/verify_n": 60, "agreement/score": 0.8, "agreement/score_n": 50.0,
-    "injection/shift": -0.25, "injection/raised": 0.1, "injection_n": 40, "unread/not JSON": 3,
-    "unread/no number": 12,
+    "injection/shift": -0.25, "injection/raised": 0.1, "injection_n": 40,
+    "parse_failures/verify/not_json": 3, "parse_failures/score/no_number": 12,
 }  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_the_judge_is_shown_before_training_with_what_sways_it(tmp_path: Path) -
     assert "-0.25 of 10" in text
     assert "(n = 40)" in text
     assert "10.0 % of them [" in text
-    assert "12 × no number, 3 × not JSON" in text
+    assert "12 × score: no number, 3 × verify: not JSON" in text
 
 
 def test_a_judge_that_recorded_nothing_is_said_to_have(tmp_path: Path) -> None:

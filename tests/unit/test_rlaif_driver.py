@@ -21,11 +21,12 @@ from rlsys.errors import JudgeError, LogprobGapError, RoleTimeout
 from rlsys.guard.decision import Moderation
 from rlsys.judging.cache import CachedJudge
 from rlsys.judging.judge import Judge, Question
+from rlsys.judging.outcomes import ParseReason
 from rlsys.judging.pairs import PairRule
-from rlsys.judging.parse import Observation, Unread
+from rlsys.judging.parse import Observation, ParseFailure
 from rlsys.runtime.pending import Metrics, Pending
 from tests.fakes import FakeRollout, FakeScorer, Log, later
-from tests.unit.test_feedback import ScriptedJudge, as_json, make_judge
+from tests.unit.test_feedback import KEY, ScriptedJudge, as_json, make_judge
 
 QUESTIONS = [f"question {row}" for row in range(6)]
 RULE = PairRule(recognition=0.5, cost=0.0, margin=1.0, floor=0.0)
@@ -107,6 +108,7 @@ def go(
         QUESTIONS,
         lambda _, metrics: rows.append(metrics),
     )
+    assert all(KEY.fullmatch(key) for metrics in rows for key in metrics)
     return log, policy, rows, state
 
 
@@ -143,12 +145,14 @@ def test_a_prompt_is_observed_once_however_often_it_comes_up() -> None:
     gun = Observation("a gun", "image content", "violence")
     judge = graded_judge(observe_joint=as_json(gun), score_observation="yes")
     _, _, rows, state = go(judge, rounds=4, prompts=6)
-    looks = [q.image for q in judge.asked if q.name == "observe_joint"]
+    looks = [q.image for q in judge.requested if q.name == "observe_joint"]
     assert sorted(looks) == list(range(6))
     assert set(state.observed) == set(range(6))
     assert [metrics["risky_prompts"] for metrics in rows] == [1.0] * 4
     assert rows[0]["recognised"] == 1.0
-    known = {q.values["observation"]["content"] for q in judge.asked if "observation" in q.values}
+    known = {
+        q.values["observation"]["content"] for q in judge.requested if "observation" in q.values
+    }
     assert known == {"a gun"}
 
 
@@ -161,12 +165,12 @@ def test_an_answer_that_was_cut_off_is_never_chosen() -> None:
 
 
 def test_a_prompt_whose_risks_are_unknown_teaches_nothing_and_is_looked_at_again() -> None:
-    answers = iter(["I see a gun", Unread("timed out")])
+    answers = iter(["I see a gun", ParseFailure(ParseReason.TIMEOUT)])
     judge = graded_judge(observe_joint=lambda q: next(answers, "[]") if q.image == 0 else "[]")
     log, policy, rows, state = go(judge, rounds=3, prompts=6)
     assert [metrics["unobserved_prompts"] for metrics in rows] == pytest.approx([1 / 6, 1 / 6, 0])
-    assert rows[0]["observe/observe_joint: not JSON"] == 1
-    assert rows[1]["observe/observe_joint: timed out"] == 1
+    assert rows[0]["observe/observe_joint/not_json"] == 1
+    assert rows[1]["observe/observe_joint/timeout"] == 1
     sampled = [{r.prompt_index for r in requests} for requests in log.requests]
     assert [0 in rows for rows in sampled] == [False, False, True]
     assert set(state.observed) == set(range(6))
@@ -178,7 +182,7 @@ def test_a_judge_that_cannot_be_read_ends_the_run(most: float) -> None:
     """Nothing readable is never fine: the judge is down, or not the one the recipe means."""
     with pytest.raises(JudgeError, match=r"risks of the prompts of round 1: 4 of 4 .*4 x .*empty"):
         go(graded_judge(observe_joint=""), max_unread=most)
-    with pytest.raises(JudgeError, match="scores of round 1: 12 of 12 could not be read"):
+    with pytest.raises(JudgeError, match="scores of round 1: 12 of 12 could not be parsed"):
         go(graded_judge(score="perhaps"), max_unread=most)
 
 
@@ -193,7 +197,7 @@ def test_without_a_pair_nothing_is_trained_and_the_reasons_are_there() -> None:
     log, policy, rows, _ = go(graded_judge(score="5"), rounds=1)
     assert log.calls == ["sample", "publish", "load"]
     assert policy.steps == []
-    assert rows[0]["pairs/the scores are too close"] == 4
+    assert rows[0]["pairs/score_tie"] == 4
     assert "pairs/pair" not in rows[0]
 
 
@@ -202,7 +206,7 @@ def test_failures_of_the_judge_are_counted_and_the_rest_still_teaches() -> None:
         score=lambda q: "hard to say" if first_id(q) % 10 == 2 else str(3 * (first_id(q) % 10))
     )
     _, policy, rows, _ = go(judge, rounds=1)
-    assert rows[0]["judge/score: no number"] == 4
+    assert rows[0]["judge/score/no_number"] == 4
     assert rows[0]["scored"] == pytest.approx(2 / 3)
     assert {int(chosen[0]) % 10 for pairs in policy.steps for chosen in pairs.chosen} == {1}
 
@@ -233,7 +237,7 @@ def test_what_has_arrived_is_judged_at_once() -> None:
     calls: list[int] = []
 
     class Judging(ScriptedJudge):
-        def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
+        def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
             if questions[0].name == "score":
                 calls.append(len(questions))
                 for chunk in chunks[1:]:
@@ -258,7 +262,7 @@ class Stopped(Exception):
 def test_a_run_that_stopped_while_judging_asks_and_draws_nothing_twice(
     tmp_path: Path, after: int
 ) -> None:
-    """Stopped after so many calls of the judge; what it was told is on disk, what was drawn too."""
+    """Stopped after so many calls of the judge; replies and sampled answers are on disk."""
     folder = tmp_path / "answers"
     coming: list[Future[None]] = []
 
@@ -300,10 +304,10 @@ def test_a_run_that_stopped_while_judging_asks_and_draws_nothing_twice(
     second = graded_judge()
     log, policy = attempt(second, whole)
     undisturbed = go(graded_judge(), rounds=1)[1]
-    told = [q for q in first.asked if q.name == "score"][: 3 * after]
-    again = [q for q in second.asked if q.name == "score"]
-    assert not [q for q in again if q in told]
-    assert len(told) + len(again) == 12
+    replied = [q for q in first.requested if q.name == "score"][: 3 * after]
+    again = [q for q in second.requested if q.name == "score"]
+    assert not [q for q in again if q in replied]
+    assert len(replied) + len(again) == 12
     drawn = {(r.prompt_index, r.sample_index) for rs in log.requests for r in rs}
     assert len(drawn) == 12 - 3 * (after + 1), "the chunk under way had been drawn too"
     for mine, theirs in zip(policy.steps, undisturbed.steps, strict=True):
@@ -356,7 +360,7 @@ def test_what_the_guard_flags_is_never_chosen() -> None:
 class Stuck:
     """Takes questions, or requests, and never answers."""
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[str | Unread]]:
+    def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
         return later(Future(), "judge")
 
     def generate(

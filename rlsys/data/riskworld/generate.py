@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from rlsys.data.riskworld.draw import draw
+from rlsys.data.riskworld.judge_sft_data import PER_PICTURE, judge_sft_row, risk_hint_row
 from rlsys.data.riskworld.judgements import PROMPTS
 from rlsys.data.riskworld.language import (
     REFUSALS,
@@ -21,7 +22,6 @@ from rlsys.data.riskworld.language import (
     right_redirect,
     wrong_redirect,
 )
-from rlsys.data.riskworld.lessons import PER_PICTURE, lesson, noted
 from rlsys.data.riskworld.oracle import judge_scene, more_helpful, safer
 from rlsys.data.riskworld.scene import COLOURS, FAMILIES, HAZARDS, ICONS, RISKS, WORDS, Scene
 from rlsys.errors import ConfigError
@@ -96,7 +96,7 @@ def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for split, size in sizes.items():
         rng = Random(f"riskworld/{seed}/{split}")
-        rows = {"judge": _lessons, "noted": _noted}.get(split, _rows)
+        rows = {"judge": _judge_sft_rows, "noted": _risk_hint_rows}.get(split, _rows)
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             for row in rows(folder, split, size, rng):
                 file.write(json.dumps(row) + "\n")
@@ -110,20 +110,20 @@ def _rows(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str
         yield _row(name, scene, twin, pairs, rng)
 
 
-def _lessons(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
+def _judge_sft_rows(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
     prompts = load_prompts(PROMPTS)
     for number, (scene, _) in enumerate(_scenes(split, -(-size // PER_PICTURE), rng)):
         name = f"{split}-{number:05d}"
         image = _picture(folder, name, scene, rng)
         for part in range(min(PER_PICTURE, size - number * PER_PICTURE)):
-            yield lesson(scene, image, f"{name}-{part}", prompts, rng)
+            yield judge_sft_row(scene, image, f"{name}-{part}", prompts, rng)
 
 
-def _noted(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
+def _risk_hint_rows(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
     prompts = load_prompts(PROMPTS)
     for number, (scene, _) in enumerate(_scenes(split, size, rng)):
         name = f"{split}-{number:05d}"
-        yield noted(scene, _picture(folder, name, scene, rng), name, prompts, rng)
+        yield risk_hint_row(scene, _picture(folder, name, scene, rng), name, prompts, rng)
 
 
 def _picture(folder: Path, name: str, scene: Scene, rng: Random) -> str:

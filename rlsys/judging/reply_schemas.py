@@ -1,4 +1,4 @@
-"""What form a reply must have: the constraint under which a judge decodes."""
+"""Constraints on judge replies, for structured decoding."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ OBSERVATIONS: dict[str, Any] = {
 YES_NO = ["yes", "no"]
 SCORES = [str(number) for number in range(11)]
 
-# prompt -> a JSON schema, the replies to choose from, or nothing for free text.
-FORMS: dict[str, dict[str, Any] | list[str] | None] = {
+# Prompt name -> a JSON schema, the list of allowed replies, or None for free text.
+REPLY_SCHEMAS: dict[str, dict[str, Any] | list[str] | None] = {
     "observe_image": OBSERVATIONS,
     "observe_text": OBSERVATIONS,
     "observe_joint": OBSERVATIONS,
