@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from rlsys.evaluation.stats import Cell, Table
-from rlsys.report.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, styled, uri
-from rlsys.report.front import Standing
+from rlsys.report.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    new_figure,
+    percent_ticks,
+    styled,
+    uri,
+)
+from rlsys.report.pareto import PolicyRank
+from rlsys.report.section import INK
+from rlsys.report.sections import SECTIONS, kind_report
+from rlsys.report.text import shortened
 
 FEW_COLOURS = (ORANGE, GREEN, PURPLE, SKY, RED)
 
@@ -19,19 +32,11 @@ METRIC_LABELS = {
     "helpful": "helpful\n(higher is better)",
     "safe_and_helpful": "safe and helpful\n(higher is better)",
 }
-PLACES = {
+RISK_LOCATIONS = {
     "image": "in the\nimage",
     "text": "in the\ntext",
     "both": "in\nboth",
     "joint": "only\njointly",
-}
-KIND_COLOURS = {
-    "sft": "#7A8691",
-    "dpo": ORANGE,
-    "safe_rlhf": BLUE,
-    "rlaif": GREEN,
-    "guarded": PURPLE,
-    "disentangled": SKY,
 }
 
 
@@ -46,37 +51,34 @@ def policy_colours(policies: list[str]) -> dict[str, str]:
 
 def kind_colour(kind: str | None) -> str:
     """The colour of what a kind of stage made, ink for kinds without one and for no stage."""
-    return KIND_COLOURS.get(kind or "", INK)
+    return INK if kind is None else kind_report(kind).colour
 
 
 def kind_legend(kinds: list[str | None]) -> dict[str, str]:
     """Label -> colour of the kinds there are, those that share the colour of ink together."""
-    named = {kind: colour for kind, colour in KIND_COLOURS.items() if kind in kinds}
-    others = [kind or "folder or not known" for kind in kinds if kind not in KIND_COLOURS]
-    return named | ({", ".join(dict.fromkeys(others)): INK} if others else {})
-
-
-def shortened(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    named = {kind: kind_colour(kind) for kind in SECTIONS if kind in kinds}
+    coloured = {kind: colour for kind, colour in named.items() if colour != INK}
+    others = [kind or "folder or not known" for kind in kinds if kind not in coloured]
+    return coloured | ({", ".join(dict.fromkeys(others)): INK} if others else {})
 
 
 @styled
 def headline(tables: dict[str, Table]) -> str:
     """The four rates over all prompts, and the unsafe rate by place of the risk."""
-    figure = Figure(figsize=(11.4, 3.9))
+    figure = new_figure(11.4, 3.9)
     left, right = figure.subplots(1, 2)
     overall = {
         label: {name: table.get("all", {}).get(metric) for name, table in tables.items()}
         for metric, label in METRIC_LABELS.items()
     }
-    by_place = {
-        label: {name: table.get(place, {}).get("unsafe") for name, table in tables.items()}
-        for place, label in PLACES.items()
+    by_risk = {
+        label: {name: table.get(risk, {}).get("unsafe") for name, table in tables.items()}
+        for risk, label in RISK_LOCATIONS.items()
     }
     left.set_title("All held-out prompts")
     _bars(left, overall, list(tables))
     right.set_title("Unsafe answers by place of the risk")
-    _bars(right, by_place, list(tables))
+    _bars(right, by_risk, list(tables))
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=len(tables))
     return uri(figure)
 
@@ -104,30 +106,31 @@ def _bars(axes: Axes, groups: dict[str, dict[str, Cell | None]], policies: list[
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylim(0, 1.09)
     axes.set_yticks(np.linspace(0, 1, 6))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    percent_ticks(axes.yaxis)
     axes.grid(axis="x", visible=False)
 
 
 @styled
-def places(rows: list[Standing], tables: dict[str, Table]) -> str | None:
+def unsafe_by_risk(rows: list[PolicyRank], tables: dict[str, Table]) -> str | None:
     """One line per policy and one panel per place of the risk: the unsafe rate with its interval,
     on one scale; None where no prompt says where its risk is.
     """
     cells = {
-        place: [tables[row.policy].get(place, {}).get("unsafe") for row in rows] for place in PLACES
+        risk: [tables[row.policy].get(risk, {}).get("unsafe") for row in rows]
+        for risk in RISK_LOCATIONS
     }
-    shown = {place: column for place, column in cells.items() if any(column)}
+    shown = {risk: column for risk, column in cells.items() if any(column)}
     if not shown:
         return None
-    figure = Figure(figsize=(11.4, 0.95 + 0.2 * len(rows)))
+    figure = new_figure(11.4, 0.95 + 0.2 * len(rows))
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    for axes, (place, column) in zip(panels, shown.items(), strict=True):
-        axes.set_title(f"risk {PLACES[place]}".replace("\n", " "))
+    for axes, (risk, column) in zip(panels, shown.items(), strict=True):
+        axes.set_title(f"risk {RISK_LOCATIONS[risk]}".replace("\n", " "))
         for y, (row, cell) in enumerate(zip(rows, column, strict=True)):
-            _interval(axes, y, cell, kind_colour(row.kind), f"{place}-{row.number}")
+            _interval(axes, y, cell, kind_colour(row.kind), f"{risk}-{row.number}")
         axes.set_xlim(-0.02, 1.15)
         axes.set_xticks(np.linspace(0, 1, 5))
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        percent_ticks(axes.xaxis)
         axes.tick_params(axis="y", pad=8)
     names = [f"{shortened(row.policy, 30)}  {row.number:>2}" for row in rows]
     panels[0].set_yticks(range(len(rows)), names, color=INK)

@@ -1,4 +1,7 @@
-"""What every picture of the report shares: colours, style, and how it becomes a data URI."""
+"""What every picture of the report shares: colours, style, and how it becomes a data URI.
+
+matplotlib is imported where something is drawn: what a stage shows can be named without it.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,21 @@ import base64
 import functools
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from rlsys.report.data import Array
+from rlsys.report.section import INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which stays apart for the common kinds of colour blindness.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#A9B2BC", "#27313B"
+PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#A9B2BC"
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "path",
@@ -56,18 +60,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One plot; `image` is a data URI, `caption` says what to look for."""
-
-    image: str
-    title: str
-    caption: str
-
-
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> R:
+        import matplotlib
+
         with matplotlib.rc_context(STYLE):
             return draw(*args, **kwargs)
 
@@ -91,8 +88,15 @@ def running_mean(values: Array) -> Array:
     return np.asarray((total[end] - total[start]) / (end - start), dtype=np.float64)
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure; inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
 def panel(title: str, unit: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.6, 2.75))
+    figure = new_figure(5.6, 2.75)
     axes = figure.subplots()
     axes.set_title(title)
     name_axes(axes, unit)
@@ -102,7 +106,19 @@ def panel(title: str, unit: str) -> tuple[Figure, Axes]:
 def name_axes(axes: Axes, unit: str, steps: str = "iteration", ticks: int = 7) -> None:
     axes.set_ylabel(unit)
     axes.set_xlabel(steps)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
+    integer_ticks(axes.xaxis, ticks)
+
+
+def integer_ticks(axis: Axis, most: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=most, integer=True))
+
+
+def percent_ticks(axis: Axis, decimals: int | None = None) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=decimals))
 
 
 def line(

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlsys.evaluation.stats import Cell
 from rlsys.judging.outcomes import PairOutcome, outcome_label
-from rlsys.report.compare import shortened
 from rlsys.report.data import Array, RunData, Series
 from rlsys.report.drawing import (
     BLUE,
     GREEN,
-    INK,
     ORANGE,
     PURPLE,
     RED,
     SKY,
-    Picture,
+    integer_ticks,
     name_axes,
+    new_figure,
     panel,
+    percent_ticks,
     styled,
     uri,
 )
-from rlsys.report.judge import in_words
-from rlsys.report.summary import percent
+from rlsys.report.section import INK, Picture, Section
+from rlsys.report.text import counted, percent, shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RATES = {
     "unsafe": ("all", "unsafe", RED),
@@ -53,22 +52,19 @@ Curves = dict[str, dict[int, Cell]]  # rate -> round -> cell
 Bands = dict[str, tuple[list[float], str]]  # label -> (one width a round, colour)
 
 
-@dataclass(frozen=True)
-class FeedbackSection:
-    """One rlaif stage: its pictures and, in sentences, what cannot be drawn."""
-
-    stage: str
-    pictures: list[Picture]
-    notes: list[str]
-
-
-def feedback_section(run: RunData, series: Series) -> FeedbackSection:
+def feedback_section(run: RunData, series: Series) -> Section:
+    """The pictures and, in sentences, what cannot be drawn."""
     curves = evaluated_rounds(run, series)
     drawn = [_rates(series.stage, curves), _scores(series), _prompts(series), _times(series)]
     notes = _notes(series)
     if drawn[0] is None:
         notes.insert(0, "No round of this stage was evaluated: there are no held-out rates.")
-    return FeedbackSection(series.stage, [each for each in drawn if each], notes)
+    return Section(
+        series.stage,
+        [each for each in drawn if each],
+        [" ".join(notes)] if notes else [],
+        missing=f"The stage {series.stage} recorded nothing that can be drawn in metrics.jsonl.",
+    )
 
 
 def evaluated_rounds(run: RunData, series: Series) -> Curves:
@@ -143,7 +139,7 @@ def _notes(series: Series) -> list[str]:
         if len(values := series.column(key)[1]):
             notes.append(f"On average over the rounds, {percent(float(values.mean()))} {text}.")
     for prefix, what in (("observe/", "observing prompts"), ("judge/", "judging answers")):
-        if words := in_words(series, prefix):
+        if words := counted(series, prefix):
             notes.append(f"Could not be used when {what}: {words}.")
     return notes
 
@@ -168,7 +164,7 @@ def rates(stage: str, curves: Curves) -> str:
         bars.lines[2][0].set_gid(f"interval-{metric}-{split}")
     top = axes.get_ylim()[1]
     axes.set_ylim(-0.02 * top, top)  # a rate of zero is seen whole, and nothing is below
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    percent_ticks(axes.yaxis)
     figure.legend(loc="outside lower left", ncols=3)
     return uri(figure)
 
@@ -182,7 +178,7 @@ def scores(series: Series) -> str:
     right = left.twinx()
     right.set_ylim(0, 1)
     right.set_ylabel("recognised share of known risks")
-    right.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
+    percent_ticks(right.yaxis, decimals=0)
     right.grid(visible=False)
     for axes, key, colour, marker in (
         (left, "score", BLUE, "o"),
@@ -205,9 +201,9 @@ def prompts(series: Series) -> str:
     bands: Bands = {}
     for name, colour in (REASONS | colours).items():
         if name in names:
-            counted = dict(zip(*series.column(f"pairs/{name}"), strict=True))
+            counts = dict(zip(*series.column(f"pairs/{name}"), strict=True))
             # In a round that counted, a reason without a count did not occur.
-            widths = [float(counted.get(row["step"], 0)) for row in rows]
+            widths = [float(counts.get(row["step"], 0)) for row in rows]
             bands[outcome_label(name)] = widths, colour
     return _stacked(f"{series.stage}: what became of the prompts", "prompts", rows, bands)
 
@@ -238,7 +234,7 @@ def times(series: Series) -> str:
 
 def _stacked(title: str, unit: str, rows: list[dict[str, Any]], bands: Bands) -> str:
     lines = (len(bands) + 1) // 2
-    figure = Figure(figsize=(5.6, 1.0 + 0.3 * len(rows) + 0.19 * lines))
+    figure = new_figure(5.6, 1.0 + 0.3 * len(rows) + 0.19 * lines)
     axes = figure.subplots()
     axes.set_title(title)
     left = np.zeros(len(rows))
@@ -253,7 +249,7 @@ def _stacked(title: str, unit: str, rows: list[dict[str, Any]], bands: Bands) ->
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(unit)
     axes.set_xlim(0, 1.02 * longest or 1)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    integer_ticks(axes.xaxis, 7)
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower left", ncols=2)
     return uri(figure)

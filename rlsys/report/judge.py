@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from rlsys.errors import DataError
 from rlsys.evaluation.stats import Rate, wilson
-from rlsys.judging.outcomes import outcome_label
-from rlsys.report.compare import shortened
-from rlsys.report.data import Series
-from rlsys.report.drawing import BLUE, INK, RED, Picture, styled, uri
-from rlsys.report.summary import percent
+from rlsys.report.data import RunData, Series
+from rlsys.report.drawing import BLUE, RED, new_figure, percent_ticks, styled, uri
+from rlsys.report.section import INK, Highlight, Picture, Section
+from rlsys.report.text import counted, percent, shortened
 
 AGREEMENTS = {
     "image": "risks seen in the image alone",
@@ -49,19 +46,22 @@ class Injection:
     n: int | None
 
 
-@dataclass(frozen=True)
-class JudgeSection:
-    """What one judge stage recorded; `picture` is None without any agreement."""
-
-    stage: str
-    picture: Picture | None
-    injection: Injection | None
-    unread: str
-
-
-def judge_section(series: Series) -> JudgeSection:
+def judge_section(run: RunData, series: Series) -> Section:
     """Raises DataError for a share outside 0..1 or a number of items below zero."""
     found = agreements(series)
+    failures = counted(series, "parse_failures/") or "None is recorded."
+    return Section(
+        series.stage,
+        [_agreement_picture(series, found)] if found else [],
+        highlights=[
+            _injection_highlight(injection(series)),
+            Highlight("Replies of the judge that could not be parsed", [failures]),
+        ],
+        missing=f"The stage {series.stage} recorded no agreement in metrics.jsonl.",
+    )
+
+
+def _agreement_picture(series: Series, found: list[Agreement]) -> Picture:
     absent = [
         label for name, label in AGREEMENTS.items() if series.last(f"agreement/{name}") is None
     ]
@@ -73,12 +73,27 @@ def judge_section(series: Series) -> JudgeSection:
         caption += f" Without an interval, as the number of items is missing: {', '.join(bare)}."
     if absent:
         caption += f" Not measured: {', '.join(absent)}."
-    return JudgeSection(
-        series.stage,
-        Picture(bars(series.stage, found), series.stage, caption) if found else None,
-        injection(series),
-        in_words(series, "parse_failures/"),
-    )
+    return Picture(bars(series.stage, found), series.stage, caption)
+
+
+def _injection_highlight(found: Injection | None) -> Highlight:
+    title, value = "Text that tries to steer the judge", ""
+    if found is None:
+        absent = "Not measured: the stage recorded no injection/shift and no injection/raised."
+        return Highlight(title, [absent])
+    shift = "The mean change of the score is not recorded."
+    if found.shift is not None:
+        value = f"{found.shift:+.2f} of 10"
+        items = "" if found.n is None else f" (n\u00a0=\u00a0{found.n})"
+        shift = "mean change of the score of unsafe answers when such text is added"
+        shift += f"{items}; near zero is best."
+    raised = "How many rise by 2 points or more is not recorded."
+    if found.raised is not None:
+        between = ""
+        if found.interval:
+            between = f" [{100 * found.interval.low:.1f}, {100 * found.interval.high:.1f}]"
+        raised = f"{percent(found.raised)} of them{between} rise by 2 points or more."
+    return Highlight(title, [shift, raised], value)
 
 
 def agreements(series: Series) -> list[Agreement]:
@@ -114,17 +129,10 @@ def injection(series: Series) -> Injection | None:
     return Injection(shift, raised, interval, None if n is None else round(n))
 
 
-def in_words(series: Series, prefix: str) -> str:
-    """Counts under a prefix summed over the rows, as "12 × score: not JSON"; "" for none."""
-    counts = {name: float(series.column(prefix + name)[1].sum()) for name in series.names(prefix)}
-    falling = sorted(counts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{count:g} × {outcome_label(name)}" for name, count in falling)
-
-
 @styled
 def bars(stage: str, found: list[Agreement]) -> str:
     """One horizontal bar for each agreement, with its interval and a line at the goal."""
-    figure = Figure(figsize=(5.6, 0.9 + 0.3 * len(found)))
+    figure = new_figure(5.6, 0.9 + 0.3 * len(found))
     axes = figure.subplots()
     axes.set_title(f"{stage}: agreement with what is known")
     for y, each in enumerate(found):
@@ -141,6 +149,6 @@ def bars(stage: str, found: list[Agreement]) -> str:
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.set_xlim(0, 1.42)
     axes.set_xticks(np.linspace(0, 1, 6))
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    percent_ticks(axes.xaxis)
     axes.grid(axis="y", visible=False)
     return uri(figure)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from rlsys.report.data import Series, Stage
 from rlsys.report.drawing import (
     BLUE,
     GREEN,
     GREY,
-    INK,
     ORANGE,
     PURPLE,
     RED,
@@ -20,11 +16,14 @@ from rlsys.report.drawing import (
     finish,
     line,
     name_axes,
+    new_figure,
     note_if_empty,
     panel,
+    percent_ticks,
     styled,
     uri,
 )
+from rlsys.report.section import INK
 
 TIMES = {"sample": BLUE, "score": ORANGE, "update": GREEN, "sync": PURPLE}
 MAX_BINS = 400
@@ -61,6 +60,8 @@ def cost(series: Series) -> str:
 @styled
 def gap(series: Series) -> str:
     """Gap between engine and trainer log-probabilities, on a log axis, with its limit."""
+    import matplotlib
+
     matplotlib.rcParams["text.parse_math"] = True  # until `styled` ends: the ticks are powers
     figure, axes = panel("Engine–trainer gap", "nats per token (log)")
     axes.set_yscale("log")
@@ -86,7 +87,7 @@ def critics(series: Series) -> str:
 @styled
 def updates(series: Series) -> str:
     """Clipped share of tokens and gradient norm of the policy's update, side by side."""
-    figure = Figure(figsize=(5.6, 2.75))
+    figure = new_figure(5.6, 2.75)
     left, right = figure.subplots(1, 2)
     for axes, key, title in (
         (left, "policy/clip_fraction", "Clipped share"),
@@ -102,7 +103,7 @@ def updates(series: Series) -> str:
 @styled
 def time_split(series: Series, steady: float | None) -> str:
     """Seconds of each iteration by phase, and samples per second with the steady-state value."""
-    figure = Figure(figsize=(11.4, 2.9))
+    figure = new_figure(11.4, 2.9)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     left.set_title("Where an iteration's time goes")
     name_axes(left, "seconds")
@@ -145,7 +146,7 @@ def rounds(series: Series) -> str:
             low, high = (series.column(f"{end}/{metric}")[1] for end in ("low", "high"))
             axes.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
     axes.set_ylim(-0.02, 1.02)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
+    percent_ticks(axes.yaxis, decimals=0)
     return finish(figure, axes)
 
 
@@ -153,7 +154,7 @@ def rounds(series: Series) -> str:
 def learning(series: Series, stage: Stage | None) -> str:
     """Loss of a supervised stage and, for a scorer, its accuracy with the held-out numbers."""
     scored = len(series.column("accuracy")[0]) > 0
-    figure = Figure(figsize=(3.9, 3.9))
+    figure = new_figure(3.9, 3.9)
     axes = figure.subplots(2 if scored else 1, 1, squeeze=False)[:, 0]
     axes[0].set_title(f"{series.stage} loss")
     name_axes(axes[0], "loss", "step")
@@ -169,5 +170,5 @@ def learning(series: Series, stage: Stage | None) -> str:
     ):  # fmt: skip
         if key in held_out:
             axes[1].axhline(held_out[key], color=INK, ls=style, lw=1.2, label=label)
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
+    percent_ticks(axes[1].yaxis, decimals=0)
     return finish(figure, axes[1])

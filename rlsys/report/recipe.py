@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-# These stages answer themselves and name what they evaluate after themselves.
-SELF_EVALUATED = ("guarded", "disentangled")
 ROUND = re.compile(r"(?P<stage>.+)/round-(?P<round>\d+)")
 
 
@@ -44,8 +43,11 @@ class Recipe:
         return dict(sorted(found.items()))
 
 
-def read_recipe(tree: object) -> Recipe:
-    """The recipe in a parsed config.yaml; whatever is not as expected is left out."""
+def read_recipe(tree: object, self_evaluated: Collection[str]) -> Recipe:
+    """The recipe in a parsed config.yaml; whatever is not as expected is left out.
+
+    self_evaluated: kinds whose stages answer themselves, as policies of their own names.
+    """
     named = tree.get("stages") if isinstance(tree, dict) else None
     stages = {
         str(name): keys
@@ -57,6 +59,6 @@ def read_recipe(tree: object) -> Recipe:
         policies = keys.get("policies")
         if isinstance(policies, dict):
             sources |= {str(policy): str(source) for policy, source in policies.items()}
-        if keys.get("kind") in SELF_EVALUATED:
+        if keys.get("kind") in self_evaluated:
             sources |= {name: name, f"{name} + refusal": name}
     return Recipe(stages, sources)

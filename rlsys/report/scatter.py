@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from rlsys.report.compare import kind_colour, kind_legend, shortened
-from rlsys.report.drawing import GREY, INK, styled, uri
-from rlsys.report.front import Point, Standing, front
+from rlsys.report.compare import kind_colour, kind_legend
+from rlsys.report.drawing import GREY, styled, uri
+from rlsys.report.pareto import Point, PolicyRank, pareto_front
+from rlsys.report.section import INK
+from rlsys.report.text import shortened
 
 WIDTH, LINE = 11.4, 0.19  # of the picture, and from name to name; inches
 CROWD = 0.5  # the share of points that the second panel shows
@@ -32,35 +34,35 @@ class View:
     bottom: float
     top: float
 
-    def holds(self, row: Standing) -> bool:
-        x, y = place(row)
+    def holds(self, row: PolicyRank) -> bool:
+        x, y = coordinates(row)
         return self.left <= x <= self.right and self.bottom <= y <= self.top
 
 
-def place(row: Standing) -> tuple[float, float]:
+def coordinates(row: PolicyRank) -> tuple[float, float]:
     """(helpful, safe) of a row that has both."""
     assert row.point is not None
     return float(row.point.helpful["rate"]), float(row.point.safe["rate"])
 
 
 @styled
-def safe_against_helpful(rows: list[Standing]) -> str | None:
-    """Every policy with both rates as a numbered point with its two 95 % intervals, the front as
-    a step line, names beside it; None where no policy has both.
+def safe_against_helpful(rows: list[PolicyRank]) -> str | None:
+    """Every policy with both rates as a numbered point with its two 95 % intervals, the Pareto
+    front as a step line, names beside it; None where no policy has both.
     """
-    placed = [row for row in rows if row.point]
-    if not placed:
+    ranked = [row for row in rows if row.point]
+    if not ranked:
         return None
     height = max(4.7, LINE * (len(rows) + len({row.kind for row in rows})) + 1.5)
     figure = Figure(figsize=(WIDTH, height), layout="none")
     bottom, tall = 0.5 / height, 1 - 0.9 / height
-    whole, crowd = overview(placed), zoom(placed)
+    whole, crowd = overview(ranked), zoom(ranked)
     # The panels stand still, unlike constrained ones: numbers are placed by their pixels.
     left = figure.add_axes((0.055, bottom, 0.335 if crowd else 0.7, tall))
     left.set_gid("whole")
     left.set_title("Safe against helpful, all held-out prompts")
-    line, inside = front(rows), [row for row in placed if crowd and crowd.holds(row)]
-    _panel(left, whole, placed, line, [row for row in placed if row not in inside])
+    line, inside = pareto_front(rows), [row for row in ranked if crowd and crowd.holds(row)]
+    _panel(left, whole, ranked, line, [row for row in ranked if row not in inside])
     if crowd:
         size = crowd.right - crowd.left, crowd.top - crowd.bottom
         corner = (crowd.left, crowd.bottom)
@@ -73,7 +75,7 @@ def safe_against_helpful(rows: list[Standing]) -> str | None:
     return uri(figure)
 
 
-def overview(rows: list[Standing]) -> View:
+def overview(rows: list[PolicyRank]) -> View:
     """All points with their intervals."""
     points = [row.point for row in rows if row.point]
     x = [float(point.helpful[end]) for point in points for end in ("low", "high")]
@@ -81,17 +83,17 @@ def overview(rows: list[Standing]) -> View:
     return _around(x, y, 0.05)
 
 
-def zoom(rows: list[Standing]) -> View | None:
+def zoom(rows: list[PolicyRank]) -> View | None:
     """The points nearest to the upper right, None where they take much of the range anyway."""
-    places = np.array([place(row) for row in rows], dtype=np.float64)
-    extent = np.ptp(places, axis=0)
+    points = np.array([coordinates(row) for row in rows], dtype=np.float64)
+    extent = np.ptp(points, axis=0)
     if len(rows) < 3 or not extent.any():
         return None
-    distance = ((places.max(axis=0) - places) / np.where(extent > 0, extent, 1)).max(axis=1)
+    distance = ((points.max(axis=0) - points) / np.where(extent > 0, extent, 1)).max(axis=1)
     near = np.sort(distance)[math.ceil(CROWD * len(rows)) - 1]
     if near > SPREAD:
         return None
-    crowd = places[distance <= near]
+    crowd = points[distance <= near]
     return _around(crowd[:, 0].tolist(), crowd[:, 1].tolist(), 0.18)
 
 
@@ -108,7 +110,7 @@ def _limits(values: list[float], margin: float) -> tuple[float, float]:
 
 
 def _panel(
-    axes: Axes, view: View, rows: list[Standing], line: list[Point], numbered: list[Standing]
+    axes: Axes, view: View, rows: list[PolicyRank], line: list[Point], numbered: list[PolicyRank]
 ) -> None:
     axes.set_xlim(view.left, view.right)
     axes.set_ylim(view.bottom, view.top)
@@ -127,27 +129,27 @@ def _panel(
     _number(axes, rows, numbered)
 
 
-def _cross(axes: Axes, row: Standing) -> None:
+def _cross(axes: Axes, row: PolicyRank) -> None:
     assert row.point is not None
     helpful, safe = row.point.helpful, row.point.safe
     colour, panel = kind_colour(row.kind), axes.get_gid()
-    x, y = place(row)
+    x, y = coordinates(row)
     thin = {"color": colour, "lw": 0.9, "alpha": 0.55, "zorder": 2}
     axes.plot(
         [helpful["low"], helpful["high"]], [y, y], **thin, gid=f"{panel}-helpful-{row.number}"
     )
     axes.plot([x, x], [safe["low"], safe["high"]], **thin, gid=f"{panel}-safe-{row.number}")
-    face = colour if row.on_front else "white"
+    face = colour if row.on_pareto_front else "white"
     axes.plot(
         [x], [y], marker="o", ms=6, mfc=face, mec=colour, mew=1.4, ls="none", zorder=3,
         gid=f"{panel}-point-{row.number}", clip_on=False,  # whole, even on the frame
     )  # fmt: skip
 
 
-def _number(axes: Axes, rows: list[Standing], numbered: list[Standing]) -> None:
+def _number(axes: Axes, rows: list[PolicyRank], numbered: list[PolicyRank]) -> None:
     """Each number beside its point, where it covers neither a point nor another number."""
     print_points = 72 / axes.figure.dpi
-    at = {row.number: axes.transData.transform(place(row)) * print_points for row in rows}
+    at = {row.number: axes.transData.transform(coordinates(row)) * print_points for row in rows}
     frame = axes.bbox.extents * print_points
     markers = [(x - 4, y - 4, x + 4, y + 4) for x, y in at.values()]
     taken: list[Box] = []
@@ -158,7 +160,7 @@ def _number(axes: Axes, rows: list[Standing], numbered: list[Standing]) -> None:
         taken.append(box)
         far = math.hypot(*best) > 13
         axes.annotate(
-            str(row.number), place(row), xytext=best, textcoords="offset points", ha="center",
+            str(row.number), coordinates(row), xytext=best, textcoords="offset points", ha="center",
             va="center", fontsize=8, color=kind_colour(row.kind), weight="bold", zorder=5,
             arrowprops={"arrowstyle": "-", "lw": 0.5, "color": GREY} if far else None,
         )  # fmt: skip
@@ -189,8 +191,8 @@ def _shared(one: Box, other: Box) -> float:
     return max(width, 0.0) * max(height, 0.0)
 
 
-def _names(axes: Axes, rows: list[Standing]) -> None:
-    """Number and name of every policy; grey without a place. Below, the colours of the kinds."""
+def _names(axes: Axes, rows: list[PolicyRank]) -> None:
+    """Number and name of every policy, grey if it is not ranked; below, the colours of kinds."""
     axes.axis("off")
     kinds = kind_legend([row.kind for row in rows])
     lines = axes.bbox.height / axes.figure.dpi / LINE
@@ -199,8 +201,8 @@ def _names(axes: Axes, rows: list[Standing]) -> None:
     for y, row in enumerate(rows):
         colour = kind_colour(row.kind) if row.point else GREY
         axes.text(0.08, y, str(row.number), ha="right", va="center", color=colour, weight="bold")
-        weight = "bold" if row.on_front else "normal"
-        name = shortened(row.policy, 27) + ("" if row.point else " (no place)")
+        weight = "bold" if row.on_pareto_front else "normal"
+        name = shortened(row.policy, 27) + ("" if row.point else " (not ranked)")
         axes.text(0.12, y, name, va="center", color=INK if row.point else GREY, weight=weight)
     axes.text(0.0, len(rows) + 0.6, "made by a stage of kind", va="center", color="#55616D")
     for y, (label, colour) in enumerate(kinds.items(), start=len(rows) + 2):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from rlsys.evaluation.stats import Cell, Table
-from rlsys.report.data import RunData, Series
-from rlsys.report.front import FEW, front_sentences, standings
+from rlsys.report.data import RunData
+from rlsys.report.pareto import MAX_BARS, pareto_sentences, rank_policies
+from rlsys.report.sections import SECTIONS, kind_report
+from rlsys.report.text import percent
 
 # metric -> (label, what it is a share of, whether lower is better)
 HEADLINES = {
@@ -32,11 +32,6 @@ class Change:
     before: Cell | None
     after: Cell
     tone: str
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """A share in 0..1 as a percentage; a narrow no-break space keeps number and sign together."""
-    return f"{100 * share:.{digits}f}\u202f%"
 
 
 def pair(policies: list[str]) -> tuple[str | None, str]:
@@ -71,10 +66,15 @@ def _tone(before: Cell | None, after: Cell, lower_is_better: bool) -> str:
 def paragraph(run: RunData) -> str:
     """The report's opening paragraph."""
     sentences = [_evaluated(run)]
-    if len(run.evaluation or {}) > FEW:
-        sentences += front_sentences(standings(run.evaluation or {}, run.recipe))
-    trained = [trained_sentence(s) for s in run.series or [] if s.kind == "safe_rlhf"]
-    sentences += trained if len(trained) <= 2 else []  # each one's section begins with its own
+    if len(run.evaluation or {}) > MAX_BARS:
+        rows = rank_policies(run.evaluation or {}, run.recipe)
+        for kind, report in SECTIONS.items():
+            sentences += pareto_sentences(rows, kind) if report.aligns else []
+    ended = []
+    for series in run.series or []:
+        if sentence := kind_report(series.kind).ended:
+            ended.append(sentence(series))
+    sentences += ended if len(ended) <= 2 else []  # each one's section begins with its own
     return " ".join(sentences)
 
 
@@ -86,7 +86,7 @@ def _evaluated(run: RunData) -> str:
     if not found:
         return f"The evaluation of {after} holds no prompt that counts."
     who = f"From {before} to {after}" if before else f"For {after}"
-    if len(run.evaluation) > FEW:
+    if len(run.evaluation) > MAX_BARS:
         who = f"{len(run.evaluation)} policies were evaluated. {who}"
     parts = []
     for change in found:
@@ -101,29 +101,3 @@ def _evaluated(run: RunData) -> str:
     if judge := run.evaluation_meta.get("judged_by"):
         text += f" Judged by {judge}."
     return text
-
-
-def trained_sentence(series: Series) -> str:
-    """How a safe_rlhf stage ended: cost, threshold and multiplier."""
-    steps, _ = series.column("step")
-    plural = "" if len(steps) == 1 else "s"
-    text = f"The safe_rlhf stage “{series.stage}” ran {len(steps)} iteration{plural}"
-    key = "cost_window" if len(series.column("cost_window")[0]) else "cost"
-    costs, thresholds = series.column(key)[1], series.column("threshold")[1]
-    if len(costs) and len(thresholds):
-        side = "at or under" if costs[-1] <= thresholds[-1] else "above"
-        text += f" and ended with a mean cost of {costs[-1]:.3g}, {side} its threshold"
-        text += f" of {thresholds[-1]:.3g}"
-    multiplier = series.column("lambda")[1]
-    if len(multiplier):
-        text += f", with λ = {multiplier[-1]:.3g}"
-    return text + "."
-
-
-def steady_state(run: RunData, series: Series) -> float | None:
-    """Samples per second of a stage: its recorded value, else the median of the later half."""
-    for stage in run.stages or []:
-        if stage.name == series.stage and "samples_per_s" in stage.metrics:
-            return stage.metrics["samples_per_s"]
-    values = series.column("samples_per_s")[1]
-    return float(np.median(values[len(values) // 2 :])) if len(values) else None

@@ -15,7 +15,7 @@ from PIL import Image
 from rlsys.errors import ConfigError, DataError
 from rlsys.evaluation.stats import Outcome, save_evaluation, tabulate
 from rlsys.report.build import build_report
-from rlsys.report.data import load_run
+from rlsys.report.load import load_run
 
 RISKS = ("image", "text", "both", "joint", "none")
 ATTACK = "<script>alert('x')</script><img src=x onerror=alert(1)>"

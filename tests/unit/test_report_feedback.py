@@ -8,8 +8,9 @@ import yaml
 
 from rlsys.evaluation.stats import Outcome, Table, save_evaluation, tabulate
 from rlsys.report.build import build_report
-from rlsys.report.data import Series, load_run
+from rlsys.report.data import Series
 from rlsys.report.feedback import evaluated_rounds, feedback_section, prompts, rates, times
+from rlsys.report.load import load_run
 from tests.unit.test_report import ATTACK, Page, make_bare_run, write_lines
 from tests.unit.test_report_judge import JUDGED, judge, marks
 
@@ -85,7 +86,7 @@ def test_without_an_evaluated_round_that_is_said(tmp_path: Path, tables: Any) ->
     run = load_run(make_run(tmp_path, tables=tables))
     section = feedback_section(run, rounds(ROUND))
     assert "rates after each round" not in [picture.title for picture in section.pictures]
-    assert "No round of this stage was evaluated" in section.notes[0]
+    assert "No round of this stage was evaluated" in section.paragraphs[0]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_feedback_in_words_adds_up_the_rounds(tmp_path: Path) -> None:
     notes = " ".join(
         feedback_section(
             load_run(make_run(tmp_path)), rounds(ROUND, ROUND | {"answers": 300.0, "scored": 1.0})
-        ).notes
+        ).paragraphs
     ).replace("\u202f", " ")
     assert "400 answers were sampled; 93.8 % of them got a score." in notes
     assert "observing prompts: 4 × observe_image: not JSON" in notes
@@ -136,7 +137,7 @@ def test_feedback_in_words_adds_up_the_rounds(tmp_path: Path) -> None:
 def test_a_share_that_was_not_recorded_is_not_told(tmp_path: Path) -> None:
     section = feedback_section(load_run(make_run(tmp_path)), rounds({"answers": 10.0}))
     assert section.pictures == []
-    assert not any("%" in note for note in section.notes)
+    assert not any("%" in note for note in section.paragraphs)
 
 
 def test_feedback_and_judges_are_no_other_stages(tmp_path: Path) -> None:

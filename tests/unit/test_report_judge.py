@@ -10,8 +10,9 @@ import pytest
 from rlsys.errors import DataError
 from rlsys.evaluation.stats import wilson
 from rlsys.report.build import build_report
-from rlsys.report.data import Series
+from rlsys.report.data import RunData, Series
 from rlsys.report.judge import agreements, bars, judge_section
+from rlsys.report.recipe import Recipe
 from tests.unit.test_report import Page, write_lines
 
 JUDGED = {
@@ -20,6 +21,7 @@ JUDGED = {
     "injection/shift": -0.25, "injection/raised": 0.1, "injection_n": 40,
     "parse_failures/verify/not_json": 3, "parse_failures/score/no_number": 12,
 }  # fmt: skip
+NO_RUN = RunData(Path(), "judges", "", Recipe(), None, None, None, {}, None)
 
 
 def judge(**metrics: Any) -> Series:
@@ -52,16 +54,15 @@ def test_every_measured_agreement_is_a_bar_and_the_goal_a_line() -> None:
 def test_an_agreement_without_items_has_no_interval_and_says_so() -> None:
     series = judge(**{"agreement/score": 0.7, "agreement/image": 0.7, "agreement/image_n": 0})
     assert [each.interval for each in agreements(series)] == [None, None]
-    section = judge_section(series)
-    assert section.picture is not None
-    assert "Without an interval" in section.picture.caption
+    section = judge_section(NO_RUN, series)
+    assert "Without an interval" in section.pictures[0].caption
 
 
 def test_an_agreement_that_was_not_measured_is_named_and_no_bar() -> None:
-    section = judge_section(judge(**JUDGED))
-    assert section.picture is not None
-    assert "Not measured: risks seen in the text alone" in section.picture.caption
-    assert "approximate" in section.picture.caption  # verify is a balanced accuracy
+    section = judge_section(NO_RUN, judge(**JUDGED))
+    caption = section.pictures[0].caption
+    assert "Not measured: risks seen in the text alone" in caption
+    assert "approximate" in caption  # verify is a balanced accuracy
 
 
 def test_an_agreement_no_one_knows_of_is_shown_by_its_own_name() -> None:
@@ -74,7 +75,7 @@ def test_an_agreement_no_one_knows_of_is_shown_by_its_own_name() -> None:
 )
 def test_what_is_no_share_is_named(key: str, value: Any) -> None:
     with pytest.raises(DataError, match=key):
-        judge_section(judge(**JUDGED | {key: value}))
+        judge_section(NO_RUN, judge(**JUDGED | {key: value}))
 
 
 def test_the_judge_is_shown_before_training_with_what_sways_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report on many policies: who stands where, and who is dominated."""
+"""The report on many policies: how they rank, and which is dominated."""
 
 import base64
 import random
@@ -11,9 +11,9 @@ import yaml
 
 from rlsys.evaluation.stats import Outcome, Table, save_evaluation, tabulate, wilson
 from rlsys.report.build import build_report
-from rlsys.report.compare import places
-from rlsys.report.data import load_run
-from rlsys.report.front import Standing, dominates, front, standings
+from rlsys.report.compare import unsafe_by_risk
+from rlsys.report.load import load_run
+from rlsys.report.pareto import PolicyRank, dominates, pareto_front, rank_policies
 from rlsys.report.recipe import Recipe
 from rlsys.report.scatter import free_offset, overview, safe_against_helpful, zoom
 from tests.unit.test_report import ATTACK, Page, make_bare_run, sample_rows, write_lines
@@ -48,8 +48,8 @@ def make_many(run: Path, tables: dict[str, Table], recipe: dict[str, Any] | None
     return run
 
 
-def standing(tables: dict[str, Table]) -> dict[str, Standing]:
-    return {row.policy: row for row in standings(tables, Recipe())}
+def ranks(tables: dict[str, Table]) -> dict[str, PolicyRank]:
+    return {row.policy: row for row in rank_policies(tables, Recipe())}
 
 
 def drawing(uri: str | None) -> str:
@@ -63,38 +63,38 @@ def marks(uri: str | None, name: str) -> list[str]:
 
 
 def test_dominance_on_a_case_made_by_hand() -> None:
-    rows = standing(HAND)
-    assert [name for name, row in rows.items() if row.on_front] == ["a", "b", "e"]
+    rows = ranks(HAND)
+    assert [name for name, row in rows.items() if row.on_pareto_front] == ["a", "b", "e"]
     assert (rows["c"].dominated_by, rows["c"].overlap) == ("a", False)
     assert (rows["d"].dominated_by, rows["d"].overlap) == ("a", True)
-    assert [p.helpful["rate"] for p in front(list(rows.values()))] == [0.1, 0.8, 0.9]
+    assert [p.helpful["rate"] for p in pareto_front(list(rows.values()))] == [0.1, 0.8, 0.9]
 
 
 def test_equal_policies_do_not_dominate_each_other() -> None:
-    rows = standing({"one": table(5, 80), "two": table(5, 80)})
-    assert rows["one"].on_front
-    assert rows["two"].on_front
+    rows = ranks({"one": table(5, 80), "two": table(5, 80)})
+    assert rows["one"].on_pareto_front
+    assert rows["two"].on_pareto_front
 
 
 def test_better_in_one_rate_alone_is_enough_if_the_other_is_equal() -> None:
-    assert standing({"one": table(5, 80), "two": table(5, 81)})["one"].dominated_by == "two"
+    assert ranks({"one": table(5, 80), "two": table(5, 81)})["one"].dominated_by == "two"
 
 
 def test_front_and_dominated_policies_make_up_all_of_them() -> None:
     rng = random.Random(0)
     tables = {f"p{i}": table(rng.randint(0, 20), rng.randint(0, 20), 20) for i in range(40)}
-    rows = standing(tables)
+    rows = ranks(tables)
     points = {name: row.point for name, row in rows.items() if row.point}
     for name, row in rows.items():
         beaten = [other for other in points if dominates(points[other], points[name])]
-        assert row.on_front == (not beaten)
-        assert row.on_front or row.dominated_by in beaten
+        assert row.on_pareto_front == (not beaten)
+        assert row.on_pareto_front or row.dominated_by in beaten
         # A policy that is dominated is dominated by one of the front.
-        assert row.on_front or any(rows[other].on_front for other in beaten)
+        assert row.on_pareto_front or any(rows[other].on_pareto_front for other in beaten)
 
 
 def test_safe_is_the_rest_of_unsafe_and_so_is_its_interval() -> None:
-    safe = standing({"p": table(unsafe=5, right=80)})["p"].cells["safe"]
+    safe = ranks({"p": table(unsafe=5, right=80)})["p"].cells["safe"]
     whole = wilson(95, 100)
     assert safe is not None
     assert [safe[key] for key in ("rate", "low", "high")] == pytest.approx(
@@ -102,19 +102,19 @@ def test_safe_is_the_rest_of_unsafe_and_so_is_its_interval() -> None:
     )
 
 
-def test_a_policy_without_a_rate_has_no_place_and_is_named() -> None:
+def test_a_policy_without_a_rate_is_not_ranked_and_is_named() -> None:
     only_harmful = tabulate([Outcome("text", True, False, True, False, False)])
-    rows = standing(HAND | {"f": only_harmful})
-    assert rows["f"].lacking == "helpful"
-    assert not rows["f"].on_front
+    rows = ranks(HAND | {"f": only_harmful})
+    assert rows["f"].missing_rates == "helpful"
+    assert not rows["f"].on_pareto_front
     assert {row.dominated_by for row in rows.values()} == {"a", None}
     picture = safe_against_helpful(list(rows.values()))
     assert len(marks(picture, "whole-point")) == len(HAND)
     assert "whole-point-6" not in marks(picture, "whole-point")
 
 
-def test_every_placed_policy_is_a_point_with_two_intervals_and_there_is_one_front() -> None:
-    picture = safe_against_helpful(standings(HAND, Recipe()))
+def test_every_ranked_policy_is_a_point_with_two_intervals_and_there_is_one_front() -> None:
+    picture = safe_against_helpful(rank_policies(HAND, Recipe()))
     numbers = {"1", "2", "3", "4", "5"}
     for name in ("whole-point-", "whole-safe-", "whole-helpful-"):
         assert {mark.removeprefix(name) for mark in marks(picture, name)} == numbers
@@ -123,14 +123,14 @@ def test_every_placed_policy_is_a_point_with_two_intervals_and_there_is_one_fron
 
 def test_a_wider_interval_is_drawn_wider() -> None:
     def view(n: int) -> tuple[float, float]:
-        limits = overview(standings({"p": table(n // 20, n * 8 // 10, n)}, Recipe()))
+        limits = overview(rank_policies({"p": table(n // 20, n * 8 // 10, n)}, Recipe()))
         return limits.right - limits.left, limits.top - limits.bottom
 
     assert view(20) > view(2000)
 
 
 def test_no_axis_reaches_far_beyond_all_prompts() -> None:
-    perfect = standings({"p": table(0, 1000, 1000), "q": table(5, 995, 1000)}, Recipe())
+    perfect = rank_policies({"p": table(0, 1000, 1000), "q": table(5, 995, 1000)}, Recipe())
     limits = overview(perfect)
     assert 0 < limits.right - 1 < 0.1 * (limits.right - limits.left)
     assert 0 < limits.top - 1 < 0.1 * (limits.top - limits.bottom)
@@ -139,8 +139,8 @@ def test_no_axis_reaches_far_beyond_all_prompts() -> None:
 
 def test_the_corner_is_drawn_again_only_where_the_points_are_spread() -> None:
     crowd = {f"p{i}": table(i, 90 - i) for i in range(6)}
-    assert zoom(standings(crowd, Recipe())) is None
-    spread = standings(crowd | {"far": table(95, 5)}, Recipe())
+    assert zoom(rank_policies(crowd, Recipe())) is None
+    spread = rank_policies(crowd | {"far": table(95, 5)}, Recipe())
     view = zoom(spread)
     assert view is not None
     assert sum(view.holds(row) for row in spread) >= 4
@@ -171,7 +171,7 @@ def test_few_policies_keep_the_bars_and_many_get_points(tmp_path: Path) -> None:
 
 def test_the_table_of_policies_keeps_their_order_and_says_who_dominates(tmp_path: Path) -> None:
     page = Page(build_report(make_many(tmp_path, HAND)))
-    body = page.source[page.source.index('standings">') :].partition("<tbody>")[2]
+    body = page.source[page.source.index('ranks">') :].partition("<tbody>")[2]
     lines = body.partition("</tbody>")[0].split("</tr>")[:-1]
     rows = [" ".join(re.sub(r"<[^>]*>", " ", line).split()) for line in lines]
     assert [row.split()[1] for row in rows] == list(HAND)
@@ -197,14 +197,14 @@ def test_the_summary_counts_every_policy_of_safe_rlhf_once(tmp_path: Path) -> No
     overlap = "“d” is dominated by “a” (the intervals of both rates overlap)"
     peer = "and among its own kind by “b”"
     assert f"“c” is dominated by “a”, {peer}; {overlap}: the other" in text
-    assert "“b”, trained with safe_rlhf, is on the front" in text
-    assert "“f”, trained with safe_rlhf, has no place: it lacks the rate of helpful." in text
+    assert "“b”, trained with safe_rlhf, is on the Pareto front" in text
+    assert "“f”, trained with safe_rlhf, is not ranked: it lacks the rate of helpful." in text
 
 
 def test_the_summary_says_when_safe_rlhf_is_on_the_front(tmp_path: Path) -> None:
     recipe = RECIPE | {"evaluation": {"kind": "evaluate", "policies": {"a": "ppo", "b": "ppo"}}}
     text = Page(build_report(make_many(tmp_path, HAND, recipe))).text
-    assert "“a” and “b”, trained with safe_rlhf, are on the front" in text
+    assert "“a” and “b”, trained with safe_rlhf, are on the Pareto front" in text
     assert "dominated by" not in text.partition("Results")[0]
 
 
@@ -247,12 +247,12 @@ def test_the_gallery_takes_its_own_pair_where_the_compared_gave_no_answers(tmp_p
 
 
 def test_each_place_of_risk_has_a_line_a_policy_only_where_it_was_measured() -> None:
-    rows = standings(HAND, Recipe())
-    picture = places(rows, HAND)
+    rows = rank_policies(HAND, Recipe())
+    picture = unsafe_by_risk(rows, HAND)
     assert len(marks(picture, "text-")) == len(HAND)
     assert not marks(picture, "joint-")
     nothing = {name: tabulate([]) for name in HAND}
-    assert places(standings(nothing, Recipe()), nothing) is None
+    assert unsafe_by_risk(rank_policies(nothing, Recipe()), nothing) is None
 
 
 def test_without_rates_many_policies_are_said_to_have_none(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_without_rates_many_policies_are_said_to_have_none(tmp_path: Path) -> No
     page = Page(build_report(run))
     assert "cannot be drawn: no policy has both rates" in page.text
     assert "No evaluated prompt says where its risk is" in page.text
-    assert "no place: safe and helpful not measured" in page.text
+    assert "not ranked: safe and helpful not measured" in page.text
     assert "0.0" not in page.text.partition("Answers on held-out")[0]
     assert "img" not in page.tags
 
@@ -280,5 +280,5 @@ def test_a_bare_run_has_no_places_and_no_points(tmp_path: Path) -> None:
 
 
 def test_the_start_policy_comes_first_whatever_was_evaluated_before_it(tmp_path: Path) -> None:
-    run = make_many(tmp_path, {"told": HAND["a"], "start": HAND["b"], "final": HAND["c"]})
-    assert list(load_run(run).evaluation or {}) == ["start", "told", "final"]
+    run = make_many(tmp_path, {"other": HAND["a"], "start": HAND["b"], "final": HAND["c"]})
+    assert list(load_run(run).evaluation or {}) == ["start", "other", "final"]

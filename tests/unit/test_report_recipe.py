@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rlsys.report.build import build_report
-from rlsys.report.data import load_run
+from rlsys.report.load import load_run
 from rlsys.report.recipe import read_recipe
 
 
@@ -25,7 +25,8 @@ def test_a_recipe_tells_which_stage_made_a_policy() -> None:
                     "policies": {"s": "start", "one": "ai/round-1", "end": "ai", "x": "/m/round-1"},
                 },
             }
-        }
+        },
+        self_evaluated=("guarded", "disentangled"),
     )
     kinds = {"s": "sft", "one": "rlaif", "end": "rlaif", "x": None, "unheard of": None}
     kinds |= {"guarded": "guarded", "guarded + refusal": "guarded"}
@@ -47,7 +48,7 @@ def test_a_recipe_tells_which_stage_made_a_policy() -> None:
     ],
 )
 def test_a_recipe_that_lacks_parts_makes_no_claim(tmp_path: Path, tree: dict[str, Any]) -> None:
-    recipe = read_recipe(tree)
+    recipe = read_recipe(tree, self_evaluated=())
     assert recipe.kind("p") is None
     assert recipe.rounds("sft", 1) in ({}, {1: "p"})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree | {"name": "odd"}))

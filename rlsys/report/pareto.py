@@ -1,4 +1,4 @@
-"""Where many policies stand: how safe against how helpful, and who is better in both."""
+"""Ranks many policies by how safe and how helpful they are: the Pareto front and the rest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rlsys.evaluation.stats import Cell, Table
 from rlsys.report.recipe import Recipe
 
-FEW = 4  # policies; up to so many, grouped bars can be read
+MAX_BARS = 4  # policies; up to so many, grouped bars can be read
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Standing:
+class PolicyRank:
     """One row of the table; `number` counts from 1 in the order of the tables.
 
     `point` is None without both rates; `dominated_by` is then None as well, and `overlap` says
@@ -35,12 +35,12 @@ class Standing:
     overlap: bool
 
     @property
-    def on_front(self) -> bool:
+    def on_pareto_front(self) -> bool:
         return self.point is not None and self.dominated_by is None
 
     @property
-    def lacking(self) -> str:
-        """The rates without which a policy has no place."""
+    def missing_rates(self) -> str:
+        """The rates without which a policy cannot be ranked."""
         return " and ".join(name for name in ("safe", "helpful") if self.cells[name] is None)
 
 
@@ -55,7 +55,7 @@ def intervals_overlap(one: Cell, other: Cell) -> bool:
     return one["low"] <= other["high"] and other["low"] <= one["high"]
 
 
-def standings(tables: dict[str, Table], recipe: Recipe) -> list[Standing]:
+def rank_policies(tables: dict[str, Table], recipe: Recipe) -> list[PolicyRank]:
     """Every policy in the order of the tables."""
     found = {policy: _cells(table) for policy, table in tables.items()}
     points = {
@@ -64,7 +64,7 @@ def standings(tables: dict[str, Table], recipe: Recipe) -> list[Standing]:
         if cells["safe"] and cells["helpful"]
     }
     return [
-        Standing(
+        PolicyRank(
             number,
             policy,
             recipe.kind(policy),
@@ -99,26 +99,26 @@ def _complement(cell: Cell) -> Cell:
 
 def _dominator(policy: str, points: dict[str, Point]) -> tuple[str | None, bool]:
     """The policy to name beside a dominated one: a clearly better one first, then one on the
-    front, then the first. Returns: (policy or None, whether both intervals overlap).
+    Pareto front, then the first. Returns: (policy or None, whether both intervals overlap).
     """
     point = points[policy]
     ranked = []
-    for place, (name, other) in enumerate(points.items()):
+    for position, (name, other) in enumerate(points.items()):
         if dominates(other, point):
             unclear = intervals_overlap(other.safe, point.safe) and intervals_overlap(
                 other.helpful, point.helpful
             )
             inside = any(dominates(third, other) for third in points.values())
-            ranked.append((unclear, inside, place, name))
+            ranked.append((unclear, inside, position, name))
     if not ranked:
         return None, False
     unclear, _, _, name = min(ranked)
     return name, unclear
 
 
-def front(rows: list[Standing]) -> list[Point]:
+def pareto_front(rows: list[PolicyRank]) -> list[Point]:
     """The points no other dominates, in rising order of helpfulness."""
-    found = [row.point for row in rows if row.on_front and row.point]
+    found = [row.point for row in rows if row.on_pareto_front and row.point]
     return sorted(found, key=lambda point: (point.helpful["rate"], -point.safe["rate"]))
 
 
@@ -126,8 +126,8 @@ def _unclear(overlap: bool) -> str:
     return " (the intervals of both rates overlap)" if overlap else ""
 
 
-def front_sentences(rows: list[Standing], kind: str = "safe_rlhf") -> list[str]:
-    """How the policies that stages of one kind made stand among all, and among themselves."""
+def pareto_sentences(rows: list[PolicyRank], kind: str) -> list[str]:
+    """How the policies made by stages of one kind compare with all others and with each other."""
     ours = [row for row in rows if row.kind == kind]
     own = {row.policy: row.point for row in ours if row.point}
     beaten = []
@@ -138,20 +138,21 @@ def front_sentences(rows: list[Standing], kind: str = "safe_rlhf") -> list[str]:
             if peer and peer != row.dominated_by:
                 text += f", and among its own kind by “{peer}”" + _unclear(overlap)
             beaten.append(text)
-    told = []
+    sentences = []
     if beaten:
-        told.append(
+        sentences.append(
             f"Trained with {kind}, {'; '.join(beaten)}: the other is at least as safe and as "
             "helpful and better in one of the two."
         )
-    if names := [f"“{row.policy}”" for row in ours if row.on_front]:
-        told.append(
+    if names := [f"“{row.policy}”" for row in ours if row.on_pareto_front]:
+        sentences.append(
             f"{_listed(names)}, trained with {kind}, {'is' if len(names) == 1 else 'are'} on the "
-            "front of safe against helpful: no other policy is at least as good in both and "
+            "Pareto front of safe against helpful: no other policy is at least as good in both and "
             "better in one."
         )
-    return told + [
-        f"“{row.policy}”, trained with {kind}, has no place: it lacks the rate of {row.lacking}."
+    return sentences + [
+        f"“{row.policy}”, trained with {kind}, is not ranked: it lacks the rate of "
+        f"{row.missing_rates}."
         for row in ours
         if row.point is None
     ]

@@ -1,0 +1,134 @@
+"""Which kinds of stages the report knows, and what each of them shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from rlsys.report.data import RunData
+from rlsys.report.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY
+from rlsys.report.feedback import feedback_section
+from rlsys.report.guarded import guarded_section
+from rlsys.report.judge import judge_section
+from rlsys.report.section import KindReport, Section
+from rlsys.report.supervised import supervised_section
+from rlsys.report.training import (
+    COST,
+    CRITICS,
+    KL,
+    LENGTH,
+    LOGPROB_GAP,
+    MULTIPLIER,
+    REWARD,
+    TIME,
+    UPDATES,
+    ended,
+    training_section,
+)
+
+SUPERVISED = KindReport(
+    heading="Other stages",
+    anchor="stages",
+    nav="Other stages",
+    order=50,
+    section=supervised_section,
+    absent="No other stage recorded a loss in metrics.jsonl: none ran here, or all were reused.",
+)
+
+# In the order of their colours in a legend. A kind that is not here is shown as supervised.
+SECTIONS: dict[str, KindReport] = {
+    "sft": replace(SUPERVISED, colour="#7A8691"),
+    "dpo": replace(SUPERVISED, colour=ORANGE),
+    "safe_rlhf": KindReport(
+        heading="Safe RLHF training",
+        anchor="training",
+        nav="Training",
+        order=30,
+        section=partial(
+            training_section,
+            pictures=[
+                REWARD, COST, MULTIPLIER, KL, LOGPROB_GAP, LENGTH, CRITICS, UPDATES, TIME,
+            ],
+        ),
+        absent="No safe_rlhf stage ran: metrics.jsonl has no row of that kind.",
+        ended=ended,
+        colour=BLUE,
+        aligns=True,
+    ),
+    "rlaif": KindReport(
+        heading="AI feedback",
+        anchor="feedback",
+        nav="AI feedback",
+        order=20,
+        section=feedback_section,
+        colour=GREEN,
+    ),
+    "guarded": KindReport(
+        heading="Behind the guard",
+        anchor="guard",
+        nav="Guard",
+        order=40,
+        section=guarded_section,
+        colour=PURPLE,
+        self_evaluated=True,
+    ),
+    "disentangled": replace(SUPERVISED, colour=SKY, self_evaluated=True),
+    "judge": KindReport(
+        heading="The judge", anchor="judge", nav="Judge", order=10, section=judge_section
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """Everything under one heading of the page; `absent` is said where it has no section."""
+
+    heading: str
+    anchor: str
+    nav: str
+    sections: list[Section]
+    absent: str
+
+
+def kind_report(kind: str) -> KindReport:
+    return SECTIONS.get(kind, SUPERVISED)
+
+
+def self_evaluated() -> list[str]:
+    return [kind for kind, report in SECTIONS.items() if report.self_evaluated]
+
+
+def parts(run: RunData) -> list[Part]:
+    """The parts of the page that stages fill, in its order."""
+    by_anchor: dict[str, list[KindReport]] = {}
+    for report in sorted([*SECTIONS.values(), SUPERVISED], key=lambda report: report.order):
+        by_anchor.setdefault(report.anchor, []).append(report)
+    found = []
+    for anchor, reports in by_anchor.items():
+        sections = [
+            kind_report(series.kind).section(run, series)
+            for series in run.series or []
+            if kind_report(series.kind).anchor == anchor
+        ]
+        shown = _in_one_grid([section for section in sections if not section.empty])
+        absent = next((report.absent for report in reports if report.absent), "")
+        if absent and run.series is None:
+            absent = "No stage recorded metrics: metrics.jsonl is not in the run folder."
+        if shown or absent:
+            found.append(Part(reports[0].heading, anchor, reports[0].nav, shown, absent))
+    return found
+
+
+def _in_one_grid(sections: list[Section]) -> list[Section]:
+    """The sections of three columns joined into one, after all others."""
+    small = [section for section in sections if section.layout == "three_columns"]
+    if not small:
+        return sections
+    joined = replace(
+        small[0],
+        title=", ".join(section.title for section in small),
+        pictures=[picture for section in small for picture in section.pictures],
+        paragraphs=list(dict.fromkeys(text for section in small for text in section.paragraphs)),
+        highlights=[card for section in small for card in section.highlights],
+    )
+    return [*(section for section in sections if section not in small), joined]
