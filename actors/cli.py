@@ -80,6 +80,7 @@ def generate(
         os.environ.update(CPU_ENVIRONMENT)
     import rlsys.generate as generation
     from rlsys.advisor import Advisor
+    from rlsys.config.check import check_values
     from rlsys.data.worlds import prompts_folder
     from rlsys.judging.prompts import load_prompts
 
@@ -87,7 +88,7 @@ def generate(
         rounds=rounds, candidates=candidates, temperature=temperature, hint=hint,
         refusal=refusal, max_new_tokens=max_new_tokens,
     )  # fmt: skip
-    settings.check()
+    check_values("", settings)
     if (prompts is None) == (image is None):
         raise ConfigError("give either --prompts FILE, or --image FILE and --question TEXT")
     if guard and disentangle:

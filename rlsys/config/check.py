@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.feedback import DisentangledStage, JudgeStage, RlaifStage
+from rlsys.config.keys import key_infos
+from rlsys.config.schema import ENGINES as ENGINES
+from rlsys.config.schema import ROLES as ROLES
+from rlsys.config.schema import TRAINING_ROLES as TRAINING_ROLES
 from rlsys.config.schema import RunConfig
 from rlsys.config.stages import EvaluateStage, GuardedStage, SafeRlhfStage, SftStage
 from rlsys.errors import ConfigError
 
-TRAINING_ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic", "guard")
-ENGINES = ("rollout", "judge")
-ROLES = (*ENGINES, *TRAINING_ROLES)
 # What a key that names a stage may name.
 POLICIES = ("sft", "dpo", "safe_rlhf", "rlaif")
 KINDS = {
@@ -48,36 +49,36 @@ NEEDED = {
 
 def check(config: RunConfig) -> None:
     """Raises: ConfigError."""
-    _check_values("", config)
+    check_values("", config)
     placed = _check_groups(config)
     _check_stages(config, placed)
 
 
-def _check_values(path: str, node: object) -> None:
-    """What every dataclass of the recipe has to say about itself, under its full key."""
+def check_values(path: str, node: object) -> None:
+    """Every key below ``path`` against its range, then what each dataclass says about its own keys
+    together. Raises: ConfigError naming the full key.
+    """
     if isinstance(node, dict):
         parts = node
     elif is_dataclass(node):
         parts = {field.name: getattr(node, field.name) for field in fields(node)}
+        for key, info in key_infos(node).items():
+            info.check(f"{path}{key}", parts[key])
     else:
         return
+    for key, value in parts.items():
+        check_values(f"{path}{key}.", value)
     if hasattr(node, "check"):
         try:
             node.check()
         except ConfigError as error:
             raise ConfigError(f"{path}{error}") from error
-    for key, value in parts.items():
-        _check_values(f"{path}{key}.", value)
 
 
 def _check_groups(config: RunConfig) -> dict[str, str]:
     placed: dict[str, str] = {}
     for group, settings in config.groups.items():
         for role in settings.roles:
-            if role not in ROLES:
-                raise ConfigError(
-                    f"groups.{group}.roles: {role!r} is not one of {', '.join(ROLES)}"
-                )
             if role in placed:
                 raise ConfigError(
                     f"groups.{group}.roles: {role!r} is already in group {placed[role]!r}"
