@@ -128,6 +128,28 @@ def validate(
     print(f"{config}: fine. Stages: {stages}")
 
 
+@app.command("config")
+def print_config(
+    kind: Annotated[
+        str | None, typer.Argument(help="A kind of stage; without one, every key there is.")
+    ] = None,
+) -> None:
+    """Every key of a recipe: its type, default, range and what it is for."""
+    from rich.table import Table
+
+    from rlsys.config import docs
+
+    everything = (*docs.general_tables(), *docs.stage_tables(), *docs.shared_tables())
+    for found in [docs.kind_table(kind)] if kind else everything:
+        caption = f"[bold]{escape(found.title)}[/bold]  {escape(found.doc)}"
+        table = Table(title=caption, title_justify="left", title_style="")
+        for column in docs.COLUMNS:
+            table.add_column(column, no_wrap=column == "key", overflow="fold")
+        for row in found.rows:
+            table.add_row(*map(escape, (row.key, row.type, row.default, row.range, row.doc)))
+        Console().print(table)
+
+
 def _validate_conversations(path: Path) -> None:
     from rich.table import Table
 

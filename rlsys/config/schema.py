@@ -176,7 +176,7 @@ class TrainConfig:
     lora_rank: int = key(
         0, "0: full fine-tuning. Above: PEFT adapters of this rank (policy only).", ge=0
     )
-    lora_alpha: float = key(16.0, "Adapters count lora_alpha / lora_rank.", gt=0)
+    lora_alpha: float = key(16.0, "Adapters are scaled by lora_alpha / lora_rank.", gt=0)
     lora_targets: list[str] = key(
         ["q_proj", "k_proj", "v_proj", "o_proj"], "Names of the modules that get an adapter."
     )
