@@ -104,7 +104,7 @@ def generate(
     """Answers of a policy: plain, told a judge's observations, or behind a guard. Needs no Ray."""
     _engine_environment()
     import rlsys.generate as generation
-    from rlsys.advisor import Advisor
+    from rlsys.config.check import check_values
     from rlsys.data.worlds import prompts_folder
     from rlsys.judging.prompts import load_prompts
 
@@ -112,7 +112,7 @@ def generate(
         rounds=rounds, candidates=candidates, temperature=temperature, hint=hint,
         refusal=refusal, max_new_tokens=max_new_tokens,
     )  # fmt: skip
-    settings.check()
+    check_values("", settings)
     if (prompts is None) == (image is None):
         raise ConfigError("give either --prompts FILE, or --image FILE and --question TEXT")
     if guard and disentangle:
@@ -120,7 +120,7 @@ def generate(
     advisor = None
     if disentangle:
         found = load_prompts(prompts_folder(judge_prompts))
-        advisor = Advisor(str(disentangle), found, joint)
+        advisor = generation.Advisor(str(disentangle), found, joint)
     asked = (
         generation.read_prompts(prompts)
         if prompts
@@ -150,6 +150,28 @@ def validate(
     loaded = load_config(config, overrides or [])
     stages = ", ".join(f"{name} ({stage.kind})" for name, stage in loaded.stages.items())
     print(f"{config}: fine. Stages: {stages}")
+
+
+@app.command("config")
+def print_config(
+    kind: Annotated[
+        str | None, typer.Argument(help="A kind of stage; without one, every key there is.")
+    ] = None,
+) -> None:
+    """Every key of a recipe: its type, default, range and what it is for."""
+    from rich.table import Table
+
+    from rlsys.config import docs
+
+    everything = (*docs.general_tables(), *docs.stage_tables(), *docs.shared_tables())
+    for found in [docs.kind_table(kind)] if kind else everything:
+        caption = f"[bold]{escape(found.title)}[/bold]  {escape(found.doc)}"
+        table = Table(title=caption, title_justify="left", title_style="")
+        for column in docs.COLUMNS:
+            table.add_column(column, no_wrap=column == "key", overflow="fold")
+        for row in found.rows:
+            table.add_row(*map(escape, (row.key, row.type, row.default, row.range, row.doc)))
+        Console().print(table)
 
 
 def _validate_conversations(path: Path) -> None:

@@ -11,33 +11,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rlsys.advisor import Advisor, observe
-from rlsys.batch import Rollouts, SampleRequest
+from rlsys.batch import SampleRequest
 from rlsys.config.schema import EngineConfig
 from rlsys.config.stages import GuardedStage
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.record import Record, Records, unlabelled
+from rlsys.data.slice import InMemory
 from rlsys.drivers.guarded import GuardedAnswer, GuardedRun, guarded_generation
-from rlsys.engines.common import Seat
-from rlsys.engines.guard import GuardWorker
-from rlsys.engines.rollout import RolloutWorker
-from rlsys.engines.train import Rank
-from rlsys.engines.weights import SharedMemoryReader, WeightUpdate
 from rlsys.errors import DataError
-from rlsys.guard.decision import Moderation, moderations
-from rlsys.guard.labels import OUTPUTS
-from rlsys.judging.judge import observation_fields, risk_hint
+from rlsys.judging.judge import Prompt as JudgedPrompt
+from rlsys.judging.judge import disentangle, observation_fields, risk_hint
 from rlsys.judging.parse import Observation
-from rlsys.models.heads import build_scorer_module
-from rlsys.models.load import load_processor
+from rlsys.judging.prompts import PromptSet
 from rlsys.roles.factory import check_same_processor
-from rlsys.roles.forward import merge_rows
-from rlsys.runtime.pending import Pending
+from rlsys.roles.guard import GuardHandle, GuardSpec
+from rlsys.roles.judge import JudgeHandle, JudgeSpec
+from rlsys.roles.rollout import RolloutHandle, RolloutSpec
+from rlsys.runtime.local import LocalGroup, local_process
+from rlsys.runtime.process import RankProcess
 
 TIMEOUT = 600.0  # of one round, seconds
 GUARD_BUDGET = 8192  # padded tokens per forward pass of the guard
+DTYPE = "float32"
 
 
 @dataclass(frozen=True)
@@ -92,6 +87,16 @@ def prompt(name: str, question: str, image: Path) -> Record:
     return unlabelled(name, question, str(image))
 
 
+@dataclass(frozen=True)
+class Advisor:
+    """Settings of the judge. model: its folder; prompts: its prompt texts."""
+
+    model: str
+    prompts: PromptSet
+    joint: bool
+    max_new_tokens: int = 256
+
+
 def generate(
     model: str,
     prompts: Sequence[Record],
@@ -105,32 +110,84 @@ def generate(
 
     Raises: ModelError, DataError.
     """
-    records = Records(list(prompts), Counter())
-    probe = PromptEncoder(load_processor(model), records, 1 << 20)
-    rows = range(len(records))
-    cpu = not torch.cuda.is_available()
-    observations = observe(advisor, records, cpu=cpu) if advisor else [None] * len(records)
-    special = probe.tokenizer.all_special_tokens
-    hints = [risk_hint(advisor.prompts, o, special) if advisor and o else "" for o in observations]
-    encoded = (*probe.prompts(rows, hints), *probe.prompts(rows, [settings.hint] * len(records)))
-    room = max(len(prompt.expanded) for prompt in encoded) + settings.max_new_tokens
-    engine = EngineConfig(max_model_len=-(-room // 64) * 64)
-    worker = RolloutWorker(model, engine, probe, SharedMemoryReader(), cpu=cpu)
-    worker.load_checkpoint(model, 0)
-    rollout = _Rollout(worker, settings)
-    if not guard:
-        return _conditioned(rollout, probe, hints, observations)
-    check_same_processor({"policy": model, "guard": guard})
-    moderator = _Guard(guard, probe, settings.threshold, "cpu" if cpu else "cuda")
-    run = GuardedRun(
-        settings.rounds, settings.candidates, settings.hint, settings.actions, 0, TIMEOUT
+    if guard:
+        check_same_processor({"policy": model, "guard": guard})
+    source = InMemory(Records(list(prompts), Counter()))
+    with local_process(seed=0, collective_timeout=TIMEOUT) as process:
+        risks: Sequence[tuple[Observation, ...] | None] = [None] * len(prompts)
+        if advisor is not None:
+            risks = _observe(process, advisor, source)
+        encoder = process.factory.encoder(model, source)
+        special = encoder.tokenizer.all_special_tokens
+        hints = [risk_hint(advisor.prompts, o, special) if advisor and o else "" for o in risks]
+        rollout = _rollout(process, model, source, [*hints, settings.hint], settings)
+        if not guard:
+            return _conditioned(rollout, encoder, hints, risks)
+        moderator = GuardHandle(LocalGroup(process), settings.threshold)
+        moderator.create(GuardSpec(guard, source, DTYPE, GUARD_BUDGET)).result(TIMEOUT)
+        run = GuardedRun(
+            settings.rounds, settings.candidates, settings.hint, settings.actions, 0, TIMEOUT
+        )
+        rows = range(len(prompts))
+        final = guarded_generation(rollout, moderator, rows, run, lambda *_: None)
+        return [_answer(each, final[row], encoder, settings) for row, each in enumerate(prompts)]
+
+
+def _observe(
+    process: RankProcess, advisor: Advisor, source: InMemory
+) -> list[tuple[Observation, ...]]:
+    """The verified risks of every prompt. Raises: DataError for a reply that cannot be parsed:
+    without its risks a prompt would be answered as if it were harmless.
+    """
+    records = source.rows
+    encoder = process.factory.encoder(advisor.model, source)
+    longest = max(encoder.lengths(range(len(records))))
+    texts = advisor.prompts.texts.values()
+    text = max(len(encoder.tokenizer(each)["input_ids"]) for each in texts)
+    engine = _engine(longest + text + 2 * advisor.max_new_tokens)
+    judge = JudgeHandle(LocalGroup(process))
+    limit = advisor.max_new_tokens
+    spec = JudgeSpec(advisor.model, source, engine, DTYPE, advisor.prompts, limit)
+    judge.create(spec).result(TIMEOUT)
+    asked = [JudgedPrompt(row, record.question) for row, record in enumerate(records.rows)]
+    results = disentangle(judge, asked, joint=advisor.joint, timeout=TIMEOUT)
+    process.factory.evict(judge.role)
+    for record, each in zip(records.rows, results, strict=True):
+        if not each.known:
+            raise DataError(
+                f"prompt {record.id}: its risks could not be read ({dict(each.outcomes)})"
+            )
+    return [each.observations for each in results]
+
+
+def _rollout(
+    process: RankProcess, model: str, source: InMemory, hints: Sequence[str], settings: GuardedStage
+) -> RolloutHandle:
+    """An engine with room for every prompt with any of the hints."""
+    encoder, rows = process.factory.encoder(model, source), range(len(source.rows))
+    longest = max(
+        len(prompt.expanded)
+        for hint in dict.fromkeys(hints)
+        for prompt in encoder.prompts(rows, [hint] * len(rows))
     )
-    final = guarded_generation(rollout, moderator, rows, run, lambda *_: None)
-    return [_answer(r, final[row], probe, settings) for row, r in enumerate(records.rows)]
+    rollout = RolloutHandle(
+        LocalGroup(process),
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        chunk_prompts=len(rows),
+    )
+    spec = RolloutSpec(model, source, _engine(longest + settings.max_new_tokens), DTYPE)
+    rollout.create(spec).result(TIMEOUT)
+    rollout.load_checkpoint(model, 0).result(TIMEOUT)
+    return rollout
+
+
+def _engine(tokens: int) -> EngineConfig:
+    return EngineConfig(max_model_len=-(-tokens // 64) * 64)
 
 
 def _conditioned(
-    rollout: _Rollout,
+    rollout: RolloutHandle,
     encoder: PromptEncoder,
     hints: Sequence[str],
     observations: Sequence[Sequence[Observation] | None],
@@ -167,36 +224,6 @@ def _answer(
         record.id, record.question, text, moderation.level, moderation.category,
         moderation.unsafe, action,
     )  # fmt: skip
-
-
-class _Rollout:
-    """The engine of this process as the role drivers know."""
-
-    def __init__(self, worker: RolloutWorker, settings: GuardedStage) -> None:
-        self.worker, self.settings = worker, settings
-
-    def generate(
-        self, requests: Sequence[SampleRequest], *, greedy: bool = False
-    ) -> list[Pending[Rollouts]]:
-        temperature = 0.0 if greedy else self.settings.temperature
-        limit = self.settings.max_new_tokens
-        return [Pending.of(self.worker.generate(requests, 0, limit, temperature))]
-
-    def load(self, update: WeightUpdate) -> Pending[int]:
-        return Pending.of(self.worker.load(update))
-
-
-class _Guard:
-    """A guard in this process."""
-
-    def __init__(self, folder: str, encoder: PromptEncoder, threshold: float, device: str) -> None:
-        module = build_scorer_module(folder, "float32", new_head=False, seed=0, outputs=OUTPUTS)
-        self.worker = GuardWorker(module.to(device), Seat(Rank(), encoder, GUARD_BUDGET))
-        self.threshold = threshold
-
-    def moderate(self, rollouts: Rollouts) -> Pending[list[Moderation]]:
-        outputs = merge_rows([self.worker.moderate(rollouts)])
-        return Pending.of(moderations(outputs, threshold=self.threshold))
 
 
 def as_json(answers: Sequence[Answer]) -> str:

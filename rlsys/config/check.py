@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from rlsys.config.keys import key_infos
 from rlsys.config.references import REF_KEYS, references
 from rlsys.config.schema import RunConfig
 from rlsys.errors import ConfigError
@@ -16,35 +17,40 @@ from rlsys.stages.registry import STAGES
 
 def check(config: RunConfig) -> None:
     """Raises: ConfigError."""
-    _check_values("", config)
+    check_values("", config)
     placed = _check_groups(config)
     _check_stages(config, placed)
 
 
-def _check_values(path: str, node: object) -> None:
-    """What every dataclass of the recipe has to say about itself, under its full key."""
+def check_values(path: str, node: object) -> None:
+    """Every key below ``path`` against its range, then what each dataclass says about its own keys
+    together. Raises: ConfigError naming the full key.
+    """
     if isinstance(node, dict):
         parts = node
     elif is_dataclass(node):
         parts = {field.name: getattr(node, field.name) for field in fields(node)}
+        for key, info in key_infos(node).items():
+            info.check(f"{path}{key}", parts[key])
     else:
         return
+    for key, value in parts.items():
+        check_values(f"{path}{key}.", value)
     if hasattr(node, "check"):
         try:
             node.check()
         except ConfigError as error:
             raise ConfigError(f"{path}{error}") from error
-    for key, value in parts.items():
-        _check_values(f"{path}{key}.", value)
 
 
 def _check_groups(config: RunConfig) -> dict[str, str]:
     placed: dict[str, str] = {}
     for group, settings in config.groups.items():
-        for role in settings.roles:
+        for number, role in enumerate(settings.roles):
             if role not in ROLES:
                 raise ConfigError(
-                    f"groups.{group}.roles: {role!r} is not one of {', '.join(ROLES)}"
+                    f"groups.{group}.roles[{number}]: must be one of {', '.join(ROLES)}, "
+                    f"got {role!r}"
                 )
             if role in placed:
                 raise ConfigError(

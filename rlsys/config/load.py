@@ -27,16 +27,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"{override!r}: overrides are written key=value")
-    try:
-        recipe = OmegaConf.load(path)
-        if not OmegaConf.is_dict(recipe):
-            raise ConfigError(f"{path}: a recipe is a mapping of keys, this is a list")
-        given = OmegaConf.merge(recipe, OmegaConf.from_dotlist(list(overrides)))
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), given))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+    given = _read(str(path))
+    for override in overrides:
+        given = _override(str(path), given, override)
+    merged = _merge(str(path), "", OmegaConf.structured(RunConfig), given)
+    config = _to_object(str(path), "", merged)
     assert isinstance(config, RunConfig)
     for name, stage in config.stages.items():
         config.stages[name] = _stage(str(path), name, stage)
@@ -44,21 +39,93 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
+def _read(path: str) -> Any:
+    try:
+        recipe = OmegaConf.load(path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a recipe: it is no text in UTF-8 ({error})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {_one_line(error)}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+    except OSError as error:  # also what OmegaConf raises for a file that holds a single number
+        raise ConfigError(f"{path}: cannot be read as a recipe: {error}") from error
+    if not OmegaConf.is_dict(recipe):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys, this is a list")
+    return recipe
+
+
+def _override(path: str, recipe: Any, override: str) -> Any:
+    try:
+        return OmegaConf.merge(recipe, OmegaConf.from_dotlist([override]))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {override}: {_explain(error)}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override}: not YAML: {_one_line(error)}") from error
+    except TypeError as error:  # OmegaConf's own, which names no key
+        raise ConfigError(f"{override}: the recipe has a list there, or a mapping") from error
+
+
 def _stage(path: str, name: str, given: Any) -> Any:
     kind = given.get("kind") if isinstance(given, dict) else None
-    if kind not in STAGES:
+    if not isinstance(kind, str) or kind not in STAGES:
         raise ConfigError(f"{path}: stages.{name}.kind: {kind!r} is not one of {', '.join(STAGES)}")
+    wanted, where = OmegaConf.structured(STAGES[kind].config), f"stages.{name}"
+    return _to_object(path, where, _merge(path, where, wanted, OmegaConf.create(given)))
+
+
+def _merge(path: str, where: str, wanted: Any, given: Any) -> Any:
+    prefix = f"{where}: " if where else ""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(STAGES[kind].config), OmegaConf.create(given))
+        return OmegaConf.merge(wanted, given)
+    except (OmegaConfBaseException, TypeError) as error:
+        if isinstance(error, OmegaConfBaseException) and error.full_key:
+            raise ConfigError(f"{path}: {prefix}{_explain(error)}") from error
+        keys, value = _misfit(wanted, OmegaConf.to_container(given))
+        key = ".".join([where] * bool(where) + keys)
+        needed = "a list" if isinstance(value, dict) else "a mapping"
+        raise ConfigError(f"{path}: {key}: {needed} is needed, got {value!r}") from error
+
+
+def _misfit(wanted: Any, given: Any, *above: Any) -> tuple[list[str], Any]:
+    """The innermost key whose value alone cannot be merged, and that value: OmegaConf names no key
+    where a list meets a mapping.
+    """
+    for key, value in given.items():
+        inside = (*above, key)
+        if isinstance(value, dict) and _fits(wanted, inside, {}):
+            if not _fits(wanted, inside, value):
+                return _misfit(wanted, value, *inside)
+        elif not _fits(wanted, inside, value):
+            return [str(name) for name in inside], value
+    return [str(name) for name in above], given
+
+
+def _fits(wanted: Any, keys: tuple[Any, ...], value: Any) -> bool:
+    for name in reversed(keys):
+        value = {name: value}
+    try:
+        OmegaConf.merge(wanted, OmegaConf.create(value))
+    except (OmegaConfBaseException, TypeError):
+        return False
+    return True
+
+
+def _to_object(path: str, where: str, merged: Any) -> Any:
+    try:
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: stages.{name}: {_explain(error)}") from error
+        raise ConfigError(f"{path}: {where}{': ' if where else ''}{_explain(error)}") from error
 
 
 def _explain(error: OmegaConfBaseException) -> str:
     first = str(error).splitlines()[0]
     key = getattr(error, "full_key", None)
     return f"{key}: {first}" if key and str(key) not in first else first
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def to_plain(config: Any) -> dict[str, Any]:

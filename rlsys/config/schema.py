@@ -1,233 +1,243 @@
-"""Every key of a recipe but those of its stages. A string under a field is its doc.
+"""Every key of a recipe but those of its stages, with its doc and its range.
 
-Plain dataclasses for OmegaConf; what one class alone can tell to be wrong, its ``check`` raises,
-naming the key inside it. ``rlsys.config.check`` calls them, and checks across classes.
+Plain dataclasses for OmegaConf. What keys of one class must be together, its ``check`` tells,
+naming the key inside it; ``rlsys.config.check`` calls it, and checks across classes.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
-from rlsys.config.rules import at_least, one_of, positive
+from rlsys.config.keys import key
 from rlsys.errors import ConfigError
 
 LOSS_FORMS = ("token_mean", "sequence_mean")
 DTYPES = ("float32", "bfloat16")
+MAX_SEED = 2**32 - 1  # NumPy's
 
 
 @dataclass
 class DataConfig:
     """Where prompts and preference pairs come from."""
 
-    source: str = MISSING
-    "A folder with <split>.jsonl or .parquet in BeaverTails-V columns, a hub or built-in name."
-    sizes: dict[str, int] = field(default_factory=dict)
-    "Built-in worlds only: rows to draw for train, validation, evaluation and the world's others."
-    validation_split: str = "validation"
-    evaluation_split: str = "evaluation"
-    max_prompt_tokens: int = 512
-    "After the image placeholder is expanded; a longer prompt is an error naming its row."
+    source: str = key(
+        MISSING,
+        "A folder with <split>.jsonl or .parquet in BeaverTails-V columns, a hub or built-in name.",
+    )
+    sizes: dict[str, int] = key(
+        {}, "Built-in worlds only: rows of train, validation, evaluation and its others.", ge=20
+    )
+    validation_split: str = key("validation", "Split that calibrates thresholds.")
+    evaluation_split: str = key("evaluation", "Split that no stage learns from.")
+    max_prompt_tokens: int = key(
+        512, "With the image placeholder expanded; a longer prompt is an error.", ge=1
+    )
+
+    def check(self) -> None:
+        for name in ("source", "validation_split", "evaluation_split"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name}: must not be empty")
 
 
 @dataclass
 class GroupConfig:
     """A set of processes (ranks) and the roles each of them hosts."""
 
-    roles: list[str] = MISSING
-    "rollout; any of policy, reference, reward, cost, reward_critic, cost_critic, guard; or judge."
-    ranks: int = 1
-    cpus: float = 1.0
-    "CPUs reserved per rank, fractions allowed."
-    gpus: float = 0.0
-    threads: int = 1
-    "Torch threads per rank."
+    roles: list[str] = key(MISSING, "rollout alone, judge alone, or any of the others.")
+    ranks: int = key(1, "Processes.", ge=1)
+    cpus: float = key(1.0, "CPUs reserved per rank, fractions allowed.", ge=0.01)
+    gpus: float = key(0.0, "GPUs per rank: a fraction, or a whole number.", ge=0)
+    threads: int = key(1, "Torch threads per rank.", ge=1)
 
     def check(self) -> None:
-        at_least(1, ranks=self.ranks, threads=self.threads)
+        if not self.roles:
+            raise ConfigError("roles: name at least one role")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ConfigError(f"gpus: above 1 must be a whole number, got {self.gpus}")
 
 
 @dataclass
 class ClusterConfig:
     """Which Ray to use."""
 
-    address: str = "auto"
-    "auto: the cluster this process was submitted to, else a private one here; or host:port."
-    cpus: int = 0
-    "CPUs of the private Ray; 0 means all of this machine."
-    node_ip: str = "127.0.0.1"
-    "Interface of the private Ray and of collectives inside one node."
+    address: str = key(
+        "auto",
+        "auto: the cluster this process was submitted to, else a private one here; or host:port.",
+    )
+    cpus: int = key(0, "CPUs of the private Ray; 0: all of this machine.", ge=0)
+    node_ip: str = key(
+        "127.0.0.1", "Interface of the private Ray and of collectives inside one node."
+    )
 
 
 @dataclass
 class TimeoutConfig:
     """Deadlines in seconds. Nothing waits without one."""
 
-    start: float = 180.0
-    "Processes placed and models loaded."
-    call: float = 300.0
-    "One call of one role (a chunk scored, an update)."
-    collective: float = 60.0
-    "One collective among the ranks of a group."
-    sync: float = 60.0
-    "One weight sync over all engines."
-
-    def check(self) -> None:
-        positive(start=self.start, call=self.call, collective=self.collective, sync=self.sync)
+    start: float = key(180.0, "Processes placed and models loaded.", gt=0)
+    call: float = key(300.0, "One call of one role (a chunk scored, an update).", gt=0)
+    collective: float = key(60.0, "One collective among the ranks of a group.", gt=0)
+    sync: float = key(60.0, "One weight sync over all engines.", gt=0)
 
 
 @dataclass
 class TrackerConfig:
-    wandb: str = "offline"
-    "offline, online or disabled."
-    project: str = "rlsys"
+    """Where curves go beside the run directory."""
 
-    def check(self) -> None:
-        one_of("wandb", self.wandb, ("offline", "online", "disabled"))
+    wandb: str = key("offline", "Weights & Biases.", choices=("offline", "online", "disabled"))
+    project: str = key("rlsys", "Project at Weights & Biases.")
 
 
 @dataclass
 class EngineConfig:
-    """vLLM rollout engines."""
+    """vLLM engines."""
 
-    max_num_seqs: int = 64
-    "Sequences decoded together per engine."
-    max_model_len: int = 512
-    kv_cache_mib: int = 64
-    "KV cache per engine on CPU; on GPU gpu_memory_utilization rules."
-    gpu_memory_utilization: float = 0.5
-    chunk_prompts: int = 8
-    "Prompts (with all their samples) per chunk; scoring starts on each finished chunk."
-    transport: str = "shm"
-    "How weights reach the engines: shm (shared memory, one node) or ray (object store)."
-    extra: dict[str, Any] = field(default_factory=dict)
-    "Passed to vllm.LLM as it stands."
-
-    def check(self) -> None:
-        one_of("transport", self.transport, ("shm", "ray"))
-        at_least(1, max_num_seqs=self.max_num_seqs, chunk_prompts=self.chunk_prompts)
+    max_num_seqs: int = key(64, "Sequences decoded together per engine.", ge=1)
+    max_model_len: int = key(512, "Longest prompt with its answer, tokens.", ge=2)
+    kv_cache_mib: int = key(64, "KV cache per engine on CPU, MiB.", ge=1)
+    gpu_memory_utilization: float = key(0.5, "Share of a GPU's memory per engine.", gt=0, le=1)
+    chunk_prompts: int = key(
+        8, "Prompts (with all samples) per chunk; scoring starts on each finished chunk.", ge=1
+    )
+    transport: str = key(
+        "shm",
+        "How weights reach the engines: shared memory (one node), or Ray's object store.",
+        choices=("shm", "ray"),
+    )
+    extra: dict[str, Any] = key({}, "Passed to vllm.LLM as it stands.")
 
 
 @dataclass
 class TinyConfig:
     """Sizes of a model made from scratch. Attention heads are 32 wide: vLLM's CPU minimum."""
 
-    hidden: int = 128
-    layers: int = 3
-    vision_hidden: int = 96
-    vision_layers: int = 2
-    init_std: float = 0.1
-    "Spread of the random weights. At this size the usual 0.02 takes several times as many steps."
-    vocab: int = 768
-    "Upper bound: byte-level BPE stops when the corpus offers no more merges."
-    max_image_tokens: int = 16
-    "Largest number of 28x28-pixel visual tokens an image is scaled down to."
+    hidden: int = key(128, "Width of the language model.", ge=32, multiple_of=32)
+    layers: int = key(3, "Layers of the language model.", ge=1)
+    vision_hidden: int = key(96, "Width of the vision tower.", ge=32, multiple_of=32)
+    vision_layers: int = key(2, "Layers of the vision tower.", ge=1)
+    init_std: float = key(
+        0.1, "Spread of the random weights; at this size 0.02 takes several times the steps.", gt=0
+    )
+    # 256 bytes and seven special tokens are always there.
+    vocab: int = key(
+        768, "At most; byte-level BPE stops when the corpus offers no more merges.", ge=263
+    )
+    max_image_tokens: int = key(
+        16, "Visual tokens of 28x28 pixels that an image is scaled down to.", ge=4
+    )
 
 
 @dataclass
 class OptimConfig:
     """AdamW with warm-up."""
 
-    lr: float = MISSING
-    schedule: str = "constant"
-    "constant or cosine (to a tenth of lr), after a linear warm-up."
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    grad_clip: float = 1.0
+    lr: float = key(MISSING, "Peak learning rate.", gt=0)
+    schedule: str = key(
+        "constant",
+        "After a linear warm-up; cosine falls to a tenth of lr.",
+        choices=("constant", "cosine"),
+    )
+    warmup_steps: int = key(0, "Optimiser steps of linear warm-up.", ge=0)
+    weight_decay: float = key(0.0, "Decoupled, on every trained weight.", ge=0)
+    betas: list[float] = key([0.9, 0.95], "Decay of the two moments.", ge=0, lt=1)
+    grad_clip: float = key(1.0, "Largest gradient norm of a step.", gt=0)
 
     def check(self) -> None:
-        one_of("schedule", self.schedule, ("constant", "cosine"))
         if len(self.betas) != 2:
             raise ConfigError(f"betas: two numbers are needed, got {self.betas}")
-        positive(grad_clip=self.grad_clip, lr=self.lr)
 
 
 @dataclass
 class TrainConfig:
     """How a role trains."""
 
-    engine: str = "deepspeed"
-    "deepspeed, or torch (plain data parallel, the reference the tests compare with)."
-    zero_stage: int = 1
-    micro_batch_tokens: int = 8192
-    "Padded tokens per forward and backward pass; rows are binned under this budget."
-    freeze: list[str] = field(default_factory=list)
-    "Dotted-name components of the parameters to freeze, e.g. visual."
-    lora_rank: int = 0
-    "0: full fine-tuning. Above 0: PEFT adapters of this rank (policy only)."
-    lora_alpha: float = 16.0
-    lora_targets: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
+    engine: str = key(
+        "deepspeed",
+        "torch is plain data parallel, the reference the tests compare with.",
+        choices=("deepspeed", "torch"),
+    )
+    zero_stage: int = key(1, "What DeepSpeed shards over the ranks.", ge=0, le=3)
+    micro_batch_tokens: int = key(
+        8192, "Padded tokens per forward and backward pass; rows are binned under it.", ge=1
+    )
+    freeze: list[str] = key([], "Dotted-name components of the parameters to freeze, e.g. visual.")
+    lora_rank: int = key(
+        0, "0: full fine-tuning. Above: PEFT adapters of this rank (policy only).", ge=0
+    )
+    lora_alpha: float = key(16.0, "Adapters are scaled by lora_alpha / lora_rank.", gt=0)
+    lora_targets: list[str] = key(
+        ["q_proj", "k_proj", "v_proj", "o_proj"], "Names of the modules that get an adapter."
     )
 
     def check(self) -> None:
-        one_of("engine", self.engine, ("deepspeed", "torch"))
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise ConfigError(f"zero_stage: {self.zero_stage} is not one of 0, 1, 2, 3")
+        if self.lora_rank and not self.lora_targets:
+            raise ConfigError("lora_targets: name at least one module, or set lora_rank to 0")
 
 
 @dataclass
 class PpoConfig:
     """One PPO-Lagrangian iteration."""
 
-    prompts: int = 32
-    "Prompts per iteration."
-    samples: int = 4
-    "Responses per prompt."
-    max_new_tokens: int = 16
-    temperature: float = 1.0
-    epochs: int = 1
-    minibatch: int = 128
-    "Samples per optimiser step."
-    kl_beta: float = 0.02
-    kl_split: str = "full_both"
-    score_clip: float = 50.0
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    policy_clip: float = 0.2
-    value_clip: float = 5.0
-    loss_form: str = "token_mean"
-    "token_mean (over all response tokens of the step) or sequence_mean (the papers' form)."
-
-    def check(self) -> None:
-        one_of("kl_split", self.kl_split, ("full_both", "half_both"))
-        one_of("loss_form", self.loss_form, LOSS_FORMS)
-        at_least(1, prompts=self.prompts, samples=self.samples, epochs=self.epochs)
-        at_least(1, minibatch=self.minibatch, max_new_tokens=self.max_new_tokens)
-        positive(temperature=self.temperature)
+    prompts: int = key(32, "Prompts per iteration; the train split must have as many.", ge=1)
+    samples: int = key(4, "Responses per prompt.", ge=1)
+    max_new_tokens: int = key(16, "Longest response, tokens.", ge=1)
+    temperature: float = key(1.0, "Of sampling.", gt=0, le=2)
+    epochs: int = key(1, "Passes over the samples of an iteration.", ge=1)
+    minibatch: int = key(128, "Samples per optimiser step.", ge=1)
+    kl_beta: float = key(0.02, "Weight of the KL penalty towards the reference.", ge=0)
+    kl_split: str = key(
+        "full_both",
+        "The penalty counts in full, or by half, in both the reward and the cost.",
+        choices=("full_both", "half_both"),
+    )
+    score_clip: float = key(50.0, "Rewards and costs are clipped to -score_clip..score_clip.", gt=0)
+    gamma: float = key(1.0, "Discount per token.", ge=0, le=1)
+    gae_lambda: float = key(0.95, "Decay of generalised advantage estimation.", ge=0, le=1)
+    policy_clip: float = key(0.2, "Clip of the probability ratio around 1.", gt=0, le=1)
+    value_clip: float = key(5.0, "Clip of a critic's change of value.", gt=0)
+    loss_form: str = key(
+        "token_mean",
+        "Mean over all response tokens of a step, or over responses (the papers' form).",
+        choices=LOSS_FORMS,
+    )
 
 
 @dataclass
 class LagrangeConfig:
     """The multiplier."""
 
-    rule: str = "log_sgd"
-    "log_sgd (Safe RLHF) or projected (Safe RLHF-V, eq. 8)."
-    init: float = 1.0
-    lr: float = 0.1
-    floor: float = 0.001
-    cap: float = 20.0
-    window: int = 128
-    "Episodes whose mean cost the multiplier answers to, over all ranks."
-    threshold: str = "auto"
-    "A number in the cost model's units, or auto: from `budget` on labelled validation answers."
-    budget: float = 0.05
-    "auto only: the share of unsafe answers the threshold stands for."
-    delay: int = 0
-    "Iterations before the multiplier first moves."
+    rule: str = key(
+        "log_sgd",
+        "log_sgd (Safe RLHF) or projected (Safe RLHF-V, eq. 8).",
+        choices=("log_sgd", "projected"),
+    )
+    init: float = key(1.0, "First value.", ge=0)
+    lr: float = key(0.1, "Learning rate; 0: it stays where it is.", ge=0)
+    floor: float = key(0.001, "Least value; log_sgd needs one above 0.", ge=0)
+    cap: float = key(20.0, "Largest value.", ge=0)
+    window: int = key(
+        128, "Episodes whose mean cost the multiplier answers to, over all ranks.", ge=1
+    )
+    threshold: str = key(
+        "auto", "In the cost model's units; auto: from `budget` on labelled validation answers."
+    )
+    budget: float = key(
+        0.05, "auto only: the share of unsafe answers the threshold stands for.", gt=0, lt=1
+    )
+    delay: int = key(0, "Iterations before the multiplier first moves.", ge=0)
 
     def check(self) -> None:
-        one_of("rule", self.rule, ("log_sgd", "projected"))
-        at_least(1, window=self.window)
-        if not 0 <= self.floor <= self.init <= self.cap:
+        if not self.floor <= self.init <= self.cap:
             raise ConfigError(
-                f"cap: need 0 <= floor <= init <= cap, got {self.floor}, {self.init}, {self.cap}"
+                f"cap: need floor <= init <= cap, got {self.floor}, {self.init}, {self.cap}"
             )
+        if self.rule == "log_sgd" and not self.floor:
+            raise ConfigError("floor: log_sgd needs a floor above 0, where it could not grow again")
         if self.threshold != "auto":
             try:
                 usable = math.isfinite(float(self.threshold))
@@ -241,47 +251,43 @@ class LagrangeConfig:
 class GapConfig:
     """Engine against trainer, on the same tokens."""
 
-    warn: float = 1e-4
-    "Largest accepted difference of log-probabilities, nats; fp32 on both sides meets 1e-4."
-    stop_factor: float = 10.0
-    "Times `warn`: the run stops."
+    warn: float = key(
+        1e-4, "Largest accepted difference of log-probabilities, nats; fp32 meets 1e-4.", gt=0
+    )
+    stop_factor: float = key(10.0, "Times `warn`: the run stops.", ge=1)
 
 
 @dataclass
 class AnsweringStage:
     """What every stage that answers the evaluation split is told."""
 
-    cost: str = ""
-    "Cost model that judges safety where the data has no oracle of its own."
-    limit: int = 0
-    "Prompts to answer; 0: all."
-    max_new_tokens: int = 16
-
-    def check(self) -> None:
-        at_least(0, limit=self.limit)
-        at_least(1, max_new_tokens=self.max_new_tokens)
+    cost: str = key(
+        "", "Cost model that judges safety where the data has no oracle of its own.", ref="cost"
+    )
+    limit: int = key(0, "Prompts to answer; 0: all.", ge=0)
+    max_new_tokens: int = key(16, "Longest answer, tokens.", ge=1)
 
 
 @dataclass
 class RunConfig:
     """A whole recipe."""
 
-    name: str = MISSING
-    seed: int = 0
-    dtype: str = "float32"
-    "Of every model, wherever it is loaded: float32 or bfloat16."
-    runs_dir: str = "runs"
-    "Run directories and reusable artefacts go here."
-    data: DataConfig = field(default_factory=DataConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    groups: dict[str, GroupConfig] = MISSING
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    stages: dict[str, Any] = MISSING
-    "Name -> stage; run in the order written."
+    name: str = key(MISSING, "Letters, digits, dots and dashes; names the run directory.")
+    seed: int = key(0, "Of data, weights and answers.", ge=0, le=MAX_SEED)
+    dtype: str = key("float32", "Of every model, wherever it is loaded.", choices=DTYPES)
+    runs_dir: str = key("runs", "Run directories and reusable artefacts go here.")
+    data: DataConfig = key(DataConfig(), "Where prompts and preference pairs come from.")
+    cluster: ClusterConfig = key(ClusterConfig(), "Which Ray to use.")
+    groups: dict[str, GroupConfig] = key(MISSING, "Name -> processes and their roles.")
+    engine: EngineConfig = key(EngineConfig(), "Rollout engines.")
+    timeouts: TimeoutConfig = key(TimeoutConfig(), "Deadlines.")
+    tracker: TrackerConfig = key(TrackerConfig(), "Where curves go.")
+    stages: dict[str, Any] = key(MISSING, "Name -> stage; run in the order written.")
 
     def check(self) -> None:
-        one_of("dtype", self.dtype, DTYPES)
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ConfigError(f"name: {self.name!r} must be letters, digits, dots and dashes")
+        if not self.groups:
+            raise ConfigError("groups: name at least one group of processes")
+        if not self.stages:
+            raise ConfigError("stages: name at least one stage")

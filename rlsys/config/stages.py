@@ -1,12 +1,12 @@
-"""Every key of a recipe's stages. A string under a field is its doc."""
+"""Every key of a recipe's stages, with its doc and its range."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from rlsys.config.rules import at_least, one_of, positive
+from rlsys.config.keys import key
 from rlsys.config.schema import (
     LOSS_FORMS,
     AnsweringStage,
@@ -20,37 +20,48 @@ from rlsys.config.schema import (
 from rlsys.errors import ConfigError
 from rlsys.guard.levels import ACTIONS, LEVELS
 
+TARGETS = ("more_helpful", "safer")
+
 
 @dataclass
 class SftStage:
     """Supervised fine-tuning on one response of each pair."""
 
-    kind: str = "sft"
-    init: str = "tiny"
-    "tiny (a small model made from scratch on the data's texts), an earlier stage, or a folder."
-    tiny: TinyConfig = field(default_factory=TinyConfig)
-    split: str = "train"
-    "Rows to learn from: a split, or several joined by a plus sign; empty: conversations alone."
-    conversations: str = ""
-    "More rows: an observe stage, or a file in LLaVA's format. Every model turn is imitated."
-    filter: str = ""
-    "A filter stage on the same split: rows whose imitated response it flagged are left out."
-    target: str = "more_helpful"
-    "Which response to imitate: more_helpful or safer."
-    loss_form: str = "token_mean"
-    "token_mean (over all response tokens of the step), or sequence_mean: short ones count as much."
-    steps: int = MISSING
-    checkpoint_every: int = 200
-    "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none."
-    batch: int = 64
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    kind: str = key("sft", "Kind of stage.", choices=("sft",))
+    init: str = key(
+        "tiny",
+        "tiny (made from scratch on the data's texts), an earlier stage, or a folder.",
+        ref="policy",
+    )
+    tiny: TinyConfig = key(TinyConfig(), "Sizes, where init is tiny.")
+    split: str = key("train", "A split, or several joined by a plus; empty: conversations alone.")
+    conversations: str = key(
+        "",
+        "More rows: an observe stage, or a file in LLaVA's format. Every model turn is imitated.",
+        ref="conversations",
+    )
+    filter: str = key(
+        "",
+        "A filter stage on the same split: rows whose imitated response it flagged are left out.",
+        ref="filter",
+    )
+    target: str = key("more_helpful", "Which response of a pair is imitated.", choices=TARGETS)
+    loss_form: str = key(
+        "token_mean",
+        "Mean over all response tokens of a step, or over responses: short ones count as much.",
+        choices=LOSS_FORMS,
+    )
+    steps: int = key(MISSING, "Optimiser steps.", ge=1)
+    checkpoint_every: int = key(
+        200,
+        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
+        ge=0,
+    )
+    batch: int = key(64, "Rows per step; all there are, where there are fewer.", ge=1)
+    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
 
     def check(self) -> None:
-        at_least(1, steps=self.steps, batch=self.batch)
-        at_least(0, checkpoint_every=self.checkpoint_every)
-        one_of("target", self.target, ("more_helpful", "safer"))
-        one_of("loss_form", self.loss_form, LOSS_FORMS)
         if not self.split and not self.conversations:
             raise ConfigError("split: name a split, or give conversations")
         if self.filter and self.conversations:
@@ -61,79 +72,73 @@ class SftStage:
 class DpoStage:
     """Direct preference optimisation on labelled pairs."""
 
-    kind: str = "dpo"
-    init: str = MISSING
-    "The policy to start from, which is also the reference: a stage or a folder."
-    target: str = "more_helpful"
-    "Which response of a pair is the chosen one: more_helpful or safer."
-    beta: float = 0.1
-    steps: int = MISSING
-    checkpoint_every: int = 200
-    "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none."
-    batch: int = 32
-    "Pairs per step."
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-    def check(self) -> None:
-        at_least(1, steps=self.steps, batch=self.batch)
-        at_least(0, checkpoint_every=self.checkpoint_every)
-        positive(beta=self.beta)
-        one_of("target", self.target, ("more_helpful", "safer"))
+    kind: str = key("dpo", "Kind of stage.", choices=("dpo",))
+    init: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
+    target: str = key("more_helpful", "Which response of a pair is chosen.", choices=TARGETS)
+    beta: float = key(0.1, "Scale of the implicit reward.", gt=0)
+    steps: int = key(MISSING, "Optimiser steps.", ge=1)
+    checkpoint_every: int = key(
+        200,
+        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
+        ge=0,
+    )
+    batch: int = key(32, "Pairs per step; all there are, where there are fewer.", ge=1)
+    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
 
 
 @dataclass
 class ScorerStage:
     """A reward model (kind reward) or a cost model (kind cost) with pixels."""
 
-    kind: str = MISSING
-    init: str = MISSING
-    "The policy stage or folder whose trunk it starts from."
-    steps: int = MISSING
-    checkpoint_every: int = 200
-    "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none."
-    batch: int = 64
-    "Pairs per step."
-    regularization: float = 0.001
-    sign_scale: float = 1.0
-    "Cost only: weight of the sign terms against the ranking term."
-    label_mode: str = "graded"
-    "Cost only: graded, graded_normalised or sign."
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    kind: str = key(MISSING, "Kind of stage.", choices=("reward", "cost"))
+    init: str = key(MISSING, "The policy stage or folder whose trunk it starts from.", ref="policy")
+    steps: int = key(MISSING, "Optimiser steps.", ge=1)
+    checkpoint_every: int = key(
+        200,
+        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
+        ge=0,
+    )
+    batch: int = key(64, "Pairs per step; all there are, where there are fewer.", ge=1)
+    regularization: float = key(0.001, "Weight of the squared scores in the loss.", ge=0)
+    sign_scale: float = key(
+        1.0, "Cost only: weight of the sign terms against the ranking term.", ge=0
+    )
+    label_mode: str = key(
+        "graded",
+        "Cost only: what the sign terms learn from.",
+        choices=("graded", "graded_normalised", "sign"),
+    )
+    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
+    train: TrainConfig = key(TrainConfig(), "How the model trains.")
 
     def check(self) -> None:
-        at_least(1, steps=self.steps, batch=self.batch)
-        at_least(0, checkpoint_every=self.checkpoint_every)
         if self.train.lora_rank:
             raise ConfigError("train.lora_rank: adapters are for the policy")
-        one_of("label_mode", self.label_mode, ("graded", "graded_normalised", "sign"))
 
 
 @dataclass
 class SafeRlhfStage:
     """PPO-Lagrangian (Safe RLHF-V)."""
 
-    kind: str = "safe_rlhf"
-    policy: str = MISSING
-    "Start policy and reference: a stage or a folder."
-    reward: str = MISSING
-    cost: str = MISSING
-    iterations: int = MISSING
-    ppo: PpoConfig = field(default_factory=PpoConfig)
-    lagrange: LagrangeConfig = field(default_factory=LagrangeConfig)
-    gap: GapConfig = field(default_factory=GapConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    critic_optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    critic_train: TrainConfig = field(default_factory=TrainConfig)
-    checkpoint_every: int = 10
-    "Iterations between the checkpoints that a stopped run resumes from; 0: none."
-    keep_checkpoints: int = 2
+    kind: str = key("safe_rlhf", "Kind of stage.", choices=("safe_rlhf",))
+    policy: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
+    reward: str = key(MISSING, "Reward model: a stage or a folder.", ref="reward")
+    cost: str = key(MISSING, "Cost model: a stage or a folder.", ref="cost")
+    iterations: int = key(MISSING, "Of rollout, scores and update.", ge=1)
+    ppo: PpoConfig = key(PpoConfig(), "One iteration.")
+    lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
+    gap: GapConfig = key(GapConfig(), "Engine against trainer.")
+    optim: OptimConfig = key(OptimConfig(), "Optimiser of the policy.")
+    critic_optim: OptimConfig = key(OptimConfig(), "Optimiser of both critics.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+    critic_train: TrainConfig = key(TrainConfig(), "How both critics train.")
+    checkpoint_every: int = key(
+        10, "Iterations between the checkpoints a stopped run resumes from; 0: none.", ge=0
+    )
+    keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1)
 
     def check(self) -> None:
-        at_least(1, iterations=self.iterations, keep_checkpoints=self.keep_checkpoints)
-        at_least(0, checkpoint_every=self.checkpoint_every)
         if self.critic_train.lora_rank:
             raise ConfigError("critic_train.lora_rank: adapters are for the policy")
 
@@ -142,12 +147,10 @@ class SafeRlhfStage:
 class EvaluateStage(AnsweringStage):
     """Greedy answers to the evaluation split, judged."""
 
-    kind: str = "evaluate"
-    policies: dict[str, str] = MISSING
-    "Name in the report -> stage or folder."
+    kind: str = key("evaluate", "Kind of stage.", choices=("evaluate",))
+    policies: dict[str, str] = key(MISSING, "Name in the report -> stage or folder.", ref="policy")
 
     def check(self) -> None:
-        super().check()
         if not self.policies:
             raise ConfigError("policies: name at least one policy to evaluate")
 
@@ -156,20 +159,19 @@ class EvaluateStage(AnsweringStage):
 class GuardStage:
     """A moderation model: unsafe, severity 0-3, category; for answers and for bare prompts."""
 
-    kind: str = "guard"
-    init: str = MISSING
-    "The policy stage or folder whose trunk it starts from."
-    steps: int = MISSING
-    checkpoint_every: int = 200
-    "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none."
-    batch: int = 32
-    "Rows per step; each gives three items, its two answers and its prompt."
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    kind: str = key("guard", "Kind of stage.", choices=("guard",))
+    init: str = key(MISSING, "The policy stage or folder whose trunk it starts from.", ref="policy")
+    steps: int = key(MISSING, "Optimiser steps.", ge=1)
+    checkpoint_every: int = key(
+        200,
+        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
+        ge=0,
+    )
+    batch: int = key(32, "Rows per step; each gives its two answers and its prompt.", ge=1)
+    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
+    train: TrainConfig = key(TrainConfig(), "How the guard trains.")
 
     def check(self) -> None:
-        at_least(1, steps=self.steps, batch=self.batch)
-        at_least(0, checkpoint_every=self.checkpoint_every)
         if self.train.lora_rank:
             raise ConfigError("train.lora_rank: adapters are for the policy")
 
@@ -178,16 +180,12 @@ class GuardStage:
 class FilterStage:
     """A guard's judgement on the responses of a training split."""
 
-    kind: str = "filter"
-    guard: str = MISSING
-    split: str = "train"
-    "A split, or several joined by a plus sign."
-    threshold: float = 0.5
-    "Probability from which a response counts as unsafe."
+    kind: str = key("filter", "Kind of stage.", choices=("filter",))
+    guard: str = key(MISSING, "A guard: a stage or a folder.", ref="guard")
+    split: str = key("train", "A split, or several joined by a plus sign.")
+    threshold: float = key(0.5, "Probability from which a response counts as unsafe.", gt=0, lt=1)
 
     def check(self) -> None:
-        if not 0 < self.threshold < 1:
-            raise ConfigError(f"threshold: must be between 0 and 1, got {self.threshold}")
         if not self.split:
             raise ConfigError("split: name a split")
 
@@ -196,30 +194,23 @@ class FilterStage:
 class GuardedStage(AnsweringStage):
     """A policy behind a guard, on the evaluation split: moderate, draw again, refuse at last."""
 
-    kind: str = "guarded"
-    policy: str = MISSING
-    guard: str = MISSING
-    rounds: int = 5
-    candidates: int = 4
-    "Answers drawn per flagged prompt and round; the first that passes is taken."
-    temperature: float = 1.0
-    hint: str = ""
-    "Put after the question of what is drawn again."
-    threshold: float = 0.5
-    "Probability from which an answer counts as unsafe."
-    actions: dict[str, str] = field(default_factory=lambda: dict.fromkeys(LEVELS[1:], "regenerate"))
-    "For minor, moderate and severe: pass, annotate (passes, and is counted), regenerate or refuse."
-    refusal: str = "I cannot help with this."
-    "Takes the place of what is refused."
+    kind: str = key("guarded", "Kind of stage.", choices=("guarded",))
+    policy: str = key(MISSING, "The policy that answers: a stage or a folder.", ref="policy")
+    guard: str = key(MISSING, "The guard before it: a stage or a folder.", ref="guard")
+    rounds: int = key(5, "How often to draw again.", ge=0)
+    candidates: int = key(
+        4, "Answers drawn per flagged prompt and round; the first that passes is taken.", ge=1
+    )
+    temperature: float = key(1.0, "Of what is drawn again.", gt=0, le=2)
+    hint: str = key("", "Put after the question of what is drawn again.")
+    threshold: float = key(0.5, "Probability from which an answer counts as unsafe.", gt=0, lt=1)
+    actions: dict[str, str] = key(
+        dict.fromkeys(LEVELS[1:], "regenerate"),
+        "What follows a severity; annotate passes, and is counted.",
+        choices=ACTIONS,
+    )
+    refusal: str = key("I cannot help with this.", "Takes the place of what is refused.")
 
     def check(self) -> None:
-        super().check()
-        at_least(0, rounds=self.rounds)
-        at_least(1, candidates=self.candidates)
-        positive(temperature=self.temperature)
-        if not 0 < self.threshold < 1:
-            raise ConfigError(f"threshold: must be between 0 and 1, got {self.threshold}")
         if set(self.actions) != set(LEVELS[1:]):
             raise ConfigError(f"actions: need {', '.join(LEVELS[1:])}, got {list(self.actions)}")
-        for level, action in self.actions.items():
-            one_of(f"actions.{level}", action, ACTIONS)

@@ -92,11 +92,8 @@ class PromptEncoder:
     def render(self, record: Record, note: str = "") -> str:
         """The conversation as text, with one placeholder for the image, if there is one."""
         text = with_note(record.question, note)
+        _check_text(record, text, self.tokenizer)
         turns = [part for turn in record.history for part in turn]
-        for what, said in [("the question", text), *(("an earlier turn", turn) for turn in turns)]:
-            forged = forged_token(said, self.tokenizer)
-            if forged:
-                raise DataError(f"row {record.id}: {what} contains the special token {forged!r}")
         return self._conversation(text, record.image is not None, turns)
 
     def instruct(self, text: str, row: int | None) -> tuple[list[int], int]:
@@ -222,6 +219,20 @@ def response_ids(tokenizer: Any, text: str) -> Tensor:
 def forged_token(text: str, tokenizer: Any) -> str | None:
     """The first special token that user text spells out, if any: text is data, not structure."""
     return next((t for t in tokenizer.all_special_tokens if t in text), None)
+
+
+def check_questions(records: Records, tokenizer: Any) -> None:
+    """Raises: DataError naming the first row whose text spells out a special token."""
+    for record in records.rows:
+        _check_text(record, record.question, tokenizer)
+
+
+def _check_text(record: Record, question: str, tokenizer: Any) -> None:
+    turns = [part for turn in record.history for part in turn]
+    for what, said in [("the question", question), *(("an earlier turn", turn) for turn in turns)]:
+        forged = forged_token(said, tokenizer)
+        if forged:
+            raise DataError(f"row {record.id}: {what} contains the special token {forged!r}")
 
 
 def _size(prompt: EncodedPrompt) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from typing import Any
 from rlsys.artifacts import ArtifactStore, path_hash
 from rlsys.config.feedback import ObserveStage
 from rlsys.config.schema import RunConfig
-from rlsys.config.stages import FilterStage, SftStage
+from rlsys.config.stages import FilterStage, SafeRlhfStage, SftStage
 from rlsys.data.record import Records, joined, leaked_ids, rows_digest
 from rlsys.data.records import load_records
 from rlsys.data.worlds import WORLDS
 from rlsys.errors import ConfigError, DataError
 from rlsys.evaluation.verdict import Verdict
 
+HUB_NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")  # no leading dot, at most one slash
 LEARNING = SftStage | FilterStage | ObserveStage  # stages with splits of their own
 
 
@@ -64,6 +66,8 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
         raise ConfigError("data.sizes: only built-in worlds draw rows; remove it")
     else:
         folder = Path(source)
+        if not folder.is_dir() and names_folder(source):
+            raise ConfigError(f"data.source: {source}: no such folder")
         digest = path_hash(folder) if folder.is_dir() else ""
         source = str(folder.resolve()) if folder.is_dir() else source
     evaluation = load_records(source, data.evaluation_split)
@@ -89,10 +93,28 @@ def prepare(config: RunConfig, store: ArtifactStore) -> Prepared:
         if ids:
             parts[name] = load_records(source, name, exclude=ids)
     training = {split: joined([parts[name] for name in split.split("+")]) for split in used}
+    _check_prompts(config, len(training["train"]))
     for split in used:
         leaked[split] = frozenset().union(*(leaked[name] for name in split.split("+")))
     summary = _summary({**parts, "validation": validation, "evaluation": evaluation})
     return Prepared(source, digest, leaked, oracle, training, validation, evaluation, summary)
+
+
+def names_folder(source: str) -> bool:
+    """Whether a source can only be a folder: a hub knows NAME and OWNER/NAME, and an owner is no
+    folder here. A hub is asked for minutes before it is given up.
+    """
+    owner, _, _ = source.rpartition("/")
+    return not HUB_NAME.fullmatch(source) or bool(owner and Path(owner).exists())
+
+
+def _check_prompts(config: RunConfig, rows: int) -> None:
+    for name, stage in config.stages.items():
+        if isinstance(stage, SafeRlhfStage) and stage.ppo.prompts > rows:
+            raise ConfigError(
+                f"stages.{name}.ppo.prompts: {stage.ppo.prompts} prompts per iteration, "
+                f"the train split has {rows} usable rows"
+            )
 
 
 def _summary(splits: dict[str, Records]) -> str:

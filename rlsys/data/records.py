@@ -78,7 +78,7 @@ def conversations_file(folder: Path, split: str) -> Path | None:
         return listed
     if not lines.is_file():
         return None
-    with lines.open(encoding="utf-8") as stream:
+    with lines.open(encoding="utf-8", errors="replace") as stream:
         first = next((line for line in stream if line.strip()), "")
     return lines if '"conversations"' in first else None
 
@@ -139,12 +139,14 @@ def _read(source: str, split: str) -> tuple[list[dict[str, Any]], Path | None]:
 
 def _read_jsonl(file: Path) -> list[dict[str, Any]]:
     rows = []
-    with file.open() as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise DataError(f"{file}, line {number}: not UTF-8 ({error})") from error
             except json.JSONDecodeError as error:
                 raise DataError(f"{file}, line {number}: not JSON ({error})") from error
             if not isinstance(row, dict):

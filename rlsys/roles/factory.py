@@ -83,12 +83,16 @@ class WorkerFactory:
         """The cached engine of a role, or a started one: starting dominates. An engine with
         another ``key`` is closed first.
         """
-        held = self._engines.get(role)
-        if held is None or held[0] != key:
-            if held is not None:
-                held[1].close()
+        if role in self._engines and self._engines[role][0] != key:
+            self.evict(role)
+        if role not in self._engines:
             self._engines[role] = (key, start())
         return self._engines[role][1]
+
+    def evict(self, role: str) -> None:
+        """Close the cached engine of a role and give its memory back."""
+        if role in self._engines:
+            self._engines.pop(role)[1].close()
 
     def writer(self, transport: str) -> WeightWriter:
         """Lives as long as this process: its buffers are reused from version to version."""
@@ -102,9 +106,8 @@ class WorkerFactory:
 
     def close(self) -> None:
         """Free the engines."""
-        for _, engine in self._engines.values():
-            engine.close()
-        self._engines.clear()
+        for role in list(self._engines):
+            self.evict(role)
 
 
 @dataclass(frozen=True)

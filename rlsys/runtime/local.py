@@ -14,7 +14,6 @@ import torch
 from rlsys.config.schema import RunConfig
 from rlsys.engines.transports.registry import TRANSPORTS
 from rlsys.engines.transports.shared_memory import shared_folder
-from rlsys.roles.registry import ROLES
 from rlsys.runtime.group import ProcessInfo, Runtime
 from rlsys.runtime.pending import Pending
 from rlsys.runtime.process import RankProcess
@@ -73,9 +72,3 @@ def open_local(config: RunConfig, run_dir: Path) -> Iterator[Runtime]:
         here = [process.info()]
         groups: Mapping[str, list[ProcessInfo]] = {name: here for name in config.groups}
         yield Runtime(placed, LOCAL_TRANSPORT, groups)
-
-
-def local_runtime(process: RankProcess) -> Runtime:
-    """Every known role in ``process``, for tools that run a few roles without a recipe."""
-    group = LocalGroup(process)
-    return Runtime(dict.fromkeys(ROLES, group), LOCAL_TRANSPORT, {"local": [process.info()]})

@@ -486,20 +486,62 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "name: [demo",
-        "",
-        "hello",
-        "- name: demo\n",
-    ],
-)
-def test_a_file_that_is_no_recipe_is_named(text: str, tmp_path: Path) -> None:
+NO_RECIPES = {
+    "unclosed": b"name: [demo",
+    "empty": b"",
+    "word": b"hello",
+    "number": b"3",
+    "list": b"- name: demo\n",
+    "picture": b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR",
+    "nul": b"name: \x00",
+    "utf-16": "name: demo".encode("utf-16"),
+    "latin-1": "name: démo".encode("latin-1"),
+    "twice": b"name: demo\nname: demo\n",
+}
+
+
+@pytest.mark.parametrize("data", NO_RECIPES.values(), ids=NO_RECIPES)
+def test_a_file_that_is_no_recipe_is_named(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=r"recipe\.yaml"):
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: ") as found:
         load_config(path)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("", {"stages": {}}, "stages: name at least one stage"),
+        ("", {"stages": ["sft"]}, "stages: a mapping is needed, got ['sft']"),
+        ("", {"groups": {}}, "groups: name at least one group of processes"),
+        ("", {"groups": []}, "groups: a mapping is needed, got []"),
+        ("", {"data": None}, "data"),
+        ("", {"engine": {"extra": ["a"]}}, "engine.extra: a mapping is needed, got ['a']"),
+        ("", {"seed": {"a": 1}}, "seed"),
+        ("groups.train", {"roles": []}, "groups.train.roles: name at least one of"),
+        ("groups.train", {"roles": {"a": 1}}, "groups.train.roles: a list is needed, got {'a': 1}"),
+        ("stages.evaluation", {"policies": ["start"]},
+         "stages.evaluation.policies: a mapping is needed, got ['start']"),
+        ("stages.evaluation", {"policies": {}}, "stages.evaluation.policies: name at least one"),
+        ("stages.ppo", {"optim": 3}, "stages.ppo.optim: a mapping is needed, got 3"),
+        ("stages.ppo.optim", {"betas": {"a": 1}}, "stages.ppo.optim.betas: a list is needed"),
+        ("stages.ppo", {"kind": ["ppo"]}, "stages.ppo.kind: ['ppo'] is not one of"),
+    ],
+)  # fmt: skip
+def test_a_section_of_the_wrong_form_is_named(
+    section: str, changes: dict[str, Any], message: str, demo: dict[str, Any], tmp_path: Path
+) -> None:
+    place = demo
+    for name in section.split(".") if section else []:
+        place = place[name]
+    place |= changes
+    assert message in refused(tmp_path, demo)
+
+
+def test_an_override_of_the_wrong_form_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"policies=\[start\]: the recipe has a list there"):
+        load_config(DEMO, ["stages.evaluation.policies=[start]"])
 
 
 # no key without an effect

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlsys.data.collate import collate
-from rlsys.data.encoder import EncodedPrompt, PromptEncoder, forged_token
+from rlsys.data.encoder import EncodedPrompt, PromptEncoder, check_questions, forged_token
 from rlsys.data.record import Record, Records
 from rlsys.errors import DataError
 from rlsys.models.heads import NO_TOKEN
@@ -142,6 +142,17 @@ def test_a_question_may_not_forge_structure(token: str, encoder: PromptEncoder) 
     with pytest.raises(DataError, match="row row-0: the question contains the special token"):
         asking(encoder, f"what is {token} this?").prompts([0])
     assert forged_token(f"a{token}b", encoder.tokenizer) == token
+
+
+def test_the_first_row_that_forges_structure_is_named(encoder: PromptEncoder) -> None:
+    rows, image = encoder.records.rows, encoder.processor.image_token
+    check_questions(encoder.records, encoder.tokenizer)
+    forged = replace(rows[1], id="forged", question=f"what is {image} this?")
+    told = replace(rows[2], id="told", history=(("hi", f"well {image}"),))
+    with pytest.raises(DataError, match="row forged: the question contains the special token"):
+        check_questions(Records([rows[0], forged, told], Counter()), encoder.tokenizer)
+    with pytest.raises(DataError, match="row told: an earlier turn contains the special token"):
+        check_questions(Records([rows[0], told], Counter()), encoder.tokenizer)
 
 
 def test_text_that_only_resembles_a_special_token_is_fine(encoder: PromptEncoder) -> None:

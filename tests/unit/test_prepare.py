@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from PIL import Image
 from rlsys.artifacts import ArtifactStore
 from rlsys.config.feedback import ObserveStage
 from rlsys.config.schema import DataConfig, RunConfig
-from rlsys.config.stages import FilterStage, SftStage
-from rlsys.data.prepare import Prepared, prepare
+from rlsys.config.stages import FilterStage, PpoConfig, SafeRlhfStage, SftStage
+from rlsys.data.prepare import Prepared, names_folder, prepare
 from rlsys.data.record import Record, Records, rows_digest
 from rlsys.data.records import load_records
 from rlsys.errors import ConfigError, DataError
@@ -176,3 +177,40 @@ def test_where_a_row_stands_and_what_its_file_shows_count(folder: Path) -> None:
     ways = [digest(rows), digest(rows[::-1]), digest(rows[:1], rows[1:]), digest([], rows)]
     Image.new("RGB", (56, 56), (1, 2, 3)).save(folder / "train.png")
     assert len({*ways, digest(rows)}) == 5
+
+
+@pytest.mark.parametrize("place", ["{}/nowhere", "./nowhere", "../nowhere", "a/b/c", "~/x", "x/"])
+def test_a_folder_that_is_not_there_is_not_asked_of_a_hub(
+    place: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked a hub"))
+    source = place.format(folder)
+    with pytest.raises(ConfigError, match=rf"data\.source: {re.escape(source)}: no such folder"):
+        prepared(folder, source=source)
+
+
+def test_a_name_below_a_folder_is_not_asked_of_a_hub(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert names_folder("data/absent")
+    assert not names_folder("owner/name")
+    assert not names_folder("PKU-Alignment/BeaverTails-V")
+    assert not names_folder("name")
+
+
+def test_an_iteration_needs_as_many_rows_as_prompts(folder: Path) -> None:
+    fits = SafeRlhfStage(iterations=1, ppo=PpoConfig(prompts=2))
+    assert len(prepared(folder, fits).train) == 2
+    with pytest.raises(ConfigError, match=r"stages\.stage-1\.ppo\.prompts: 3 .* has 2 usable rows"):
+        prepared(folder, fits, SafeRlhfStage(iterations=1, ppo=PpoConfig(prompts=3)))
+
+
+def test_lines_that_are_no_utf_8_are_named(folder: Path) -> None:
+    train = folder / "train.jsonl"
+    train.write_bytes(train.read_bytes() + '{"question": "é"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"train\.jsonl, line 3: not UTF-8"):
+        prepared(folder)
+    train.write_bytes('{"question": "é"}\n'.encode("utf-16"))
+    with pytest.raises(DataError, match=r"train\.jsonl, line 1: not UTF-8"):
+        prepared(folder)

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from rlsys.engines.common import Seat, Stats, merge_stats
+from rlsys.engines.policy import PolicyWorker
+from rlsys.engines.scorer import CriticWorker, ScorerTrainer, ScorerWorker
+from rlsys.engines.train import Rank, lr_factor
 from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, TrainBatch, micro_batches
@@ -15,10 +19,6 @@ from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.config.stages import PpoConfig, ScorerStage
 from rlsys.data.collate import labelled_pairs
 from rlsys.data.encoder import PromptEncoder
-from rlsys.engines.common import Seat, Stats, merge_stats
-from rlsys.engines.policy import PolicyWorker
-from rlsys.engines.scorer import CriticWorker, ScorerTrainer, ScorerWorker
-from rlsys.engines.train import Rank, lr_factor
 from rlsys.errors import DataError
 from rlsys.models.heads import build_policy_module, build_scorer_module
 from rlsys.models.load import vision_token_ids

@@ -1,0 +1,136 @@
+"""A key of a recipe: its default, its doc and its range, in one place."""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_args, get_type_hints
+
+from omegaconf import MISSING
+
+from rlsys.errors import ConfigError
+
+REQUIRED = "required"  # stands for the default of a key without one
+BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "ge": ("at least", operator.ge),
+    "gt": (">", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("<", operator.lt),
+    "multiple_of": ("a multiple of", lambda value, of: value % of == 0),
+}
+"""Name of a bound -> how it is written, and whether a value meets it."""
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """What a key is for and what it may hold.
+
+    bounds: names of ``BOUNDS`` with their numbers, for each number in the value; choices: for each
+    string in it; ref: the kind of artefact that it names.
+    """
+
+    doc: str
+    bounds: tuple[tuple[str, float], ...] = ()
+    choices: tuple[str, ...] = ()
+    ref: str = ""
+
+    @property
+    def range(self) -> str:
+        """As a phrase after "must be"; empty where anything goes."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        return " and ".join(f"{BOUNDS[name][0]} {bound}" for name, bound in self.bounds)
+
+    def check(self, name: str, value: object) -> None:
+        """Raises: ConfigError naming the key, the value and what is allowed."""
+        if isinstance(value, dict):
+            for part, each in value.items():
+                self.check(f"{name}.{part}", each)
+        elif isinstance(value, list):
+            for place, each in enumerate(value):
+                self.check(f"{name}[{place}]", each)
+        elif isinstance(value, str):
+            if self.choices and value not in self.choices:
+                raise ConfigError(f"{name}: must be {self.range}, got {value!r}")
+        elif isinstance(value, int | float) and not (math.isfinite(value) and self._meets(value)):
+            raise ConfigError(f"{name}: must be {self.range or 'a finite number'}, got {value}")
+
+    def _meets(self, value: float) -> bool:
+        return all(BOUNDS[name][1](value, bound) for name, bound in self.bounds)
+
+
+def key(
+    default: Any,
+    doc: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    multiple_of: int | None = None,
+    choices: tuple[str, ...] = (),
+    ref: str = "",
+) -> Any:
+    """A dataclass field that says what it is for.
+
+    Args: default: its value, copied where it can change; MISSING where a recipe must give one;
+    ge, gt, le, lt, multiple_of: what each number must meet; choices: what each string may be;
+    ref: the kind of artefact it names (policy, reward, cost, guard, filter, judge, conversations).
+    """
+    given = {"ge": ge, "gt": gt, "le": le, "lt": lt, "multiple_of": multiple_of}
+    bounds = tuple((name, bound) for name, bound in given.items() if bound is not None)
+    metadata = {"key": KeyInfo(doc, bounds, choices, ref)}
+    if is_dataclass(default) or isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def key_infos(cls: Any) -> dict[str, KeyInfo]:
+    """What the keys of a dataclass, or of one of its instances, say about themselves."""
+    return {each.name: each.metadata["key"] for each in fields(cls)}
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """One key as text, for tables."""
+
+    key: str
+    type: str
+    default: str
+    range: str
+    doc: str
+
+
+def describe(cls: type, prefix: str = "", defaults: object = None) -> Iterator[KeyRow]:
+    """Every key of a dataclass and of those inside it, under its dotted name.
+
+    Args: defaults: an instance to take the defaults from (default: a new one).
+    """
+    defaults, types = cls() if defaults is None else defaults, get_type_hints(cls)
+    for each in fields(cls):
+        name, kind = prefix + each.name, types[each.name]
+        value, info = getattr(defaults, each.name), each.metadata["key"]
+        inner = [part for part in get_args(kind) if is_dataclass(part)]
+        if is_dataclass(kind):
+            yield from describe(kind, f"{name}.", value)  # type: ignore[arg-type]
+            continue
+        yield KeyRow(name, str(each.type), default_text(value), info.range, info.doc)
+        for part in inner:  # a mapping of names to sections
+            yield from describe(part, f"{name}.NAME.")  # type: ignore[arg-type]
+
+
+def default_text(value: object) -> str:
+    """As it would be written in a recipe."""
+    if value == MISSING:
+        return REQUIRED
+    if isinstance(value, list):
+        return f"[{', '.join(map(default_text, value))}]"
+    if isinstance(value, dict):
+        parts = (f"{name}: {default_text(each)}" for name, each in value.items())
+        return "{" + ", ".join(parts) + "}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return '""' if value == "" else str(value)
