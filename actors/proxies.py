@@ -98,7 +98,7 @@ class SftLearner(RemoteRole):
 
     def step(self, rows: list[int]) -> Pending[Metrics]:
         form = self.stage.loss_form
-        return self._call("sft_step", rows, self.stage.target, form, combine=merge_stats)
+        return self._call("sft_step", rows, form, combine=merge_stats)
 
 
 class DpoLearner(RemoteRole):

@@ -20,9 +20,7 @@ from rlsys.config.check import NEEDED, references
 from rlsys.config.feedback import JudgeStage
 from rlsys.config.load import dump_config, to_plain
 from rlsys.config.schema import RunConfig
-from rlsys.data.prepare import Prepared, prepare
-from rlsys.data.record import ids_digest
-from rlsys.data.slice import DataSlice
+from rlsys.data.prepare import Datasets, prepare
 from rlsys.data.worlds import prompts_folder
 from rlsys.evaluation.stats import save_evaluation
 from rlsys.judging.prompts import load_prompts
@@ -36,26 +34,12 @@ class Context:
 
     config: RunConfig
     cluster: Cluster
-    data: Prepared
+    data: Datasets
     run_dir: Path
     display: Display
     metrics: MetricsLog
     made: dict[str, Artifact] = field(default_factory=dict)
     rows: list[tuple[str, int, dict[str, float]]] = field(default_factory=list)
-
-    def slice(self, split: str) -> DataSlice:
-        """Training splits by their names, validation and evaluation as the recipe maps them."""
-        data = self.config.data
-        held = {"validation": self.data.validation, "evaluation": self.data.evaluation}
-        names = {"validation": data.validation_split, "evaluation": data.evaluation_split}
-        records = held.get(split) or self.data.training.get(split)
-        return DataSlice(
-            self.data.source,
-            names.get(split, split),
-            data.max_prompt_tokens,
-            self.data.leaked.get(split, frozenset()),
-            ids=ids_digest(records) if records else "",
-        )
 
     def folder(self, source: str) -> str:
         """What a stage made (``stage`` or a part of it, ``stage/round-1``), or a path."""
@@ -190,7 +174,12 @@ def _surroundings(context: Context, name: str, stage: Any) -> dict[str, str]:
     if stage.kind in EVALUATING and stage.kind != "evaluate":
         found["name"] = name  # its results carry it
     if stage.kind == "sft" and stage.init == "tiny":
-        found["texts"] = " ".join(context.data.training)  # its tokenizer learns from all of them
+        learned = context.data.learned  # its tokenizer learns from all of them
+        found["texts"] = " ".join(
+            f"{split}:{kind.value}:{target}" for split, kind, target in learned
+        )
+    if stage.kind == "sft" and stage.conversations:
+        found["held_out"] = str(context.data.held_out is not None)
     return found
 
 

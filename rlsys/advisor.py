@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from rlsys.config.schema import EngineConfig
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.record import Records
+from rlsys.data.rows import Prompt, Rows
 from rlsys.engines.judge import JudgeWorker
 from rlsys.engines.stepped import SteppedEngine
 from rlsys.errors import DataError
-from rlsys.judging.judge import Prompt, Question, disentangle
+from rlsys.judging.judge import JudgedPrompt, Question, disentangle
 from rlsys.judging.parse import Observation, Unread
 from rlsys.judging.prompts import PromptSet
 from rlsys.models.load import load_processor
@@ -30,7 +30,7 @@ class Advisor:
     max_new_tokens: int = 256
 
 
-def observe(advisor: Advisor, records: Records, *, cpu: bool) -> list[tuple[Observation, ...]]:
+def observe(advisor: Advisor, records: Rows[Prompt], *, cpu: bool) -> list[tuple[Observation, ...]]:
     """The verified risks of every prompt. Raises: DataError where they could not be read: an answer
     without them would look like an answer to a harmless prompt.
     """
@@ -44,7 +44,7 @@ def observe(advisor: Advisor, records: Records, *, cpu: bool) -> list[tuple[Obse
         advisor.model, EngineConfig(max_model_len=-(-length // 64) * 64), cpu=cpu
     )
     worker = JudgeWorker(engine, encoder, advisor.prompts, max_new_tokens=advisor.max_new_tokens)
-    asked = [Prompt(row, record.question) for row, record in enumerate(records.rows)]
+    asked = [JudgedPrompt(row, record.question) for row, record in enumerate(records.rows)]
     found = disentangle(_Judge(worker), asked, joint=advisor.joint, timeout=TIMEOUT)
     engine.close()
     for record, each in zip(records.rows, found, strict=True):

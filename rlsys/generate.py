@@ -18,7 +18,7 @@ from rlsys.batch import Rollouts, SampleRequest
 from rlsys.config.schema import EngineConfig
 from rlsys.config.stages import GuardedStage
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.record import Record, Records, unlabelled
+from rlsys.data.rows import Prompt, Rows
 from rlsys.drivers.guarded import GuardedAnswer, GuardedRun, guarded_generation
 from rlsys.engines.common import Seat
 from rlsys.engines.forward import merge_rows
@@ -56,7 +56,7 @@ class Answer:
     observations: list[dict[str, str]] | None = None
 
 
-def read_prompts(path: Path) -> list[Record]:
+def read_prompts(path: Path) -> list[Prompt]:
     """JSON lines of {image, question, id?}, images relative to the file.
 
     Raises: DataError naming the line.
@@ -83,18 +83,18 @@ def read_prompts(path: Path) -> list[Record]:
     return found
 
 
-def prompt(name: str, question: str, image: Path) -> Record:
+def prompt(name: str, question: str, image: Path) -> Prompt:
     """Raises: DataError for an image that is not there or an empty question."""
     if not image.is_file():
         raise DataError(f"{image}: no such image")
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"prompt {name}: the question is empty")
-    return unlabelled(name, question, str(image))
+    return Prompt(id=name, question=question, image=str(image))
 
 
 def generate(
     model: str,
-    prompts: Sequence[Record],
+    prompts: Sequence[Prompt],
     guard: str,
     settings: GuardedStage,
     advisor: Advisor | None = None,
@@ -105,7 +105,7 @@ def generate(
 
     Raises: ModelError, DataError.
     """
-    records = Records(list(prompts), Counter())
+    records = Rows(prompts)
     probe = PromptEncoder(load_processor(model), records, 1 << 20)
     rows = range(len(records))
     cpu = not torch.cuda.is_available()
@@ -156,7 +156,7 @@ def _told(
 
 
 def _answer(
-    record: Record, given: GuardedAnswer, encoder: PromptEncoder, settings: GuardedStage
+    record: Prompt, given: GuardedAnswer, encoder: PromptEncoder, settings: GuardedStage
 ) -> Answer:
     """What the guard did not let pass in the end is refused."""
     refused = given.action in ("regenerate", "refuse")

@@ -13,6 +13,7 @@ from actors.recipe import Context
 from actors.stages.rollout import rollout_of
 from rlsys.batch import Rollouts, SampleRequest
 from rlsys.config.stages import EvaluateStage
+from rlsys.data.slice import RowKind
 from rlsys.engines.workbench import RoleSpec
 from rlsys.errors import ConfigError
 from rlsys.evaluation.answers import Answer, judge_answer, sample_rows
@@ -41,7 +42,7 @@ class Examiner:
 
     def __init__(self, context: Context, name: str, cost: str) -> None:
         self.context = context
-        self.records, self.oracle = context.data.evaluation, context.data.oracle
+        self.records, self.oracle = context.data.prompts("evaluation"), context.data.oracle
         self.scorer: RemoteScorer | None = None
         if self.oracle is not None:
             return
@@ -51,7 +52,9 @@ class Examiner:
                 "name the cost model that judges its answers"
             )
         self.scorer = RemoteScorer(context.cluster.by_role["cost"], "cost")
-        spec = RoleSpec("cost", context.folder(cost), context.slice("evaluation"))
+        spec = RoleSpec(
+            "cost", context.folder(cost), context.data.slice("evaluation", RowKind.PROMPTS)
+        )
         self.scorer.create(spec).result(context.config.timeouts.start)
 
     def examine(self, texts: Mapping[int, str]) -> Examined:
@@ -105,7 +108,7 @@ def run_evaluate(context: Context, name: str, stage: EvaluateStage, folder: Path
 
 def prompts_of(context: Context, limit: int) -> int:
     """How many rows of the evaluation split to answer; a limit of 0 means all."""
-    records = context.data.evaluation
+    records = context.data.prompts("evaluation")
     return min(limit or len(records), len(records))
 
 

@@ -15,7 +15,7 @@ from actors.stages.training import CONVERSATIONS
 from rlsys.batch import SampleRequest
 from rlsys.config.feedback import DisentangledStage, ObserveStage
 from rlsys.data.llava import conversation_row, describe, load_conversations
-from rlsys.judging.judge import Prompt, check_unread, disentangle, risk_note
+from rlsys.judging.judge import JudgedPrompt, check_unread, disentangle, risk_note
 from rlsys.judging.teach import teach
 from rlsys.models.load import load_processor
 from rlsys.roles import as_completed
@@ -25,7 +25,7 @@ TEACH_CHUNK = 256  # prompts between two marks of progress
 
 def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) -> dict[str, Any]:
     """A teacher looks at training prompts, and answers them knowing their risks."""
-    records = context.data.training[stage.split]
+    records = context.data.prompts(stage.split)
     drawn = draw_rows(records, stage.limit, context.config.seed)
     # A judge is asked about one picture and one message.
     rows = [row for row in drawn if records[row].image is not None and not records[row].history]
@@ -38,7 +38,9 @@ def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) 
         path.open("w", encoding="utf-8") as file,
     ):
         for start in range(0, len(rows), TEACH_CHUNK):
-            prompts = [Prompt(r, records[r].question) for r in rows[start : start + TEACH_CHUNK]]
+            prompts = [
+                JudgedPrompt(r, records[r].question) for r in rows[start : start + TEACH_CHUNK]
+            ]
             taught, counted = teach(
                 opened.judge, prompts, joint=stage.joint, timeout=opened.timeout
             )
@@ -76,9 +78,9 @@ def run_disentangled(
 ) -> dict[str, Any]:
     """Greedy held-out answers of a policy that is told the verified risks of each prompt."""
     examiner, limits = Examiner(context, name, stage.cost), context.config.timeouts
-    records, count = context.data.evaluation, prompts_of(context, stage.limit)
+    records, count = context.data.prompts("evaluation"), prompts_of(context, stage.limit)
     with open_judge(context, context.config.stages[stage.judge], "evaluation") as opened:
-        prompts = [Prompt(row, records[row].question) for row in range(count)]
+        prompts = [JudgedPrompt(row, records[row].question) for row in range(count)]
         found = disentangle(opened.judge, prompts, joint=stage.joint, timeout=opened.timeout)
         prompt_set = opened.prompts
     outcomes = sum((each.outcomes for each in found), Counter[str]())

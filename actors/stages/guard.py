@@ -12,6 +12,7 @@ from actors.stages.evaluate import Examined, Examiner, prompts_of
 from actors.stages.rollout import rollout_of
 from actors.stages.training import run_training, trained_spec
 from rlsys.config.stages import FilterStage, GuardedStage, GuardStage
+from rlsys.data.slice import RowKind
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
 from rlsys.engines.workbench import RoleSpec
 from rlsys.guard.decision import moderations
@@ -27,13 +28,15 @@ def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> d
     """A moderation model from labelled answers, measured on the evaluation split."""
     limits = context.config.timeouts
     learner = GuardLearner(context.cluster.by_role["guard"], "guard")
-    spec = trained_spec(context, "guard_trainer", context.folder(stage.init), "train", stage)
+    data, evaluation = context.data, context.data.pairs("evaluation")
+    pairs = data.slice("train", RowKind.PAIRS)
+    spec = trained_spec(context, "guard_trainer", context.folder(stage.init), pairs, stage)
     learner.create(spec).result(limits.start)
-    run_training(context, name, stage, learner, range(len(context.data.train)))
+    run_training(context, name, stage, learner, range(len(data.pairs("train"))))
     learner.save(str(folder)).result(limits.call)
-    held_out = RoleSpec("guard", str(folder), context.slice("evaluation"), train=stage.train)
+    held_out_pairs = data.slice("evaluation", RowKind.PAIRS)
+    held_out = RoleSpec("guard", str(folder), held_out_pairs, train=stage.train)
     learner.create(held_out).result(limits.start)
-    evaluation = context.data.evaluation
     outputs = learner.moderate_rows(list(range(len(evaluation)))).result(limits.call)
     learner.drop().result(limits.call)
     quality = guard_quality(outputs, evaluation)
@@ -43,9 +46,10 @@ def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> d
 
 def run_filter(context: Context, name: str, stage: FilterStage, folder: Path) -> dict[str, Any]:
     """What the guard says about both responses of every row of a training split."""
-    limits, records = context.config.timeouts, context.data.training[stage.split]
+    limits, records = context.config.timeouts, context.data.pairs(stage.split)
     guard = GuardLearner(context.cluster.by_role["guard"], "guard")
-    spec = RoleSpec("guard", context.folder(stage.guard), context.slice(stage.split))
+    data = context.data.slice(stage.split, RowKind.PAIRS)
+    spec = RoleSpec("guard", context.folder(stage.guard), data)
     guard.create(spec).result(limits.start)
     flags: Flags = {}
     with context.display.bar(name, len(records)) as bar:
@@ -69,7 +73,8 @@ def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) 
     examiner = Examiner(context, name, stage.cost)
     rollout = rollout_of(context, model, 0, stage.max_new_tokens, stage.temperature)
     guard = RemoteGuard(context.cluster.by_role["guard"], stage.threshold)
-    spec = RoleSpec("guard", context.folder(stage.guard), context.slice("evaluation"))
+    data = context.data.slice("evaluation", RowKind.PROMPTS)
+    spec = RoleSpec("guard", context.folder(stage.guard), data)
     guard.create(spec).result(config.timeouts.start)
     tokenizer = load_processor(model).tokenizer
     examined: list[Examined] = []

@@ -16,7 +16,8 @@ from actors.display import note
 from actors.proxies import RemoteJudge
 from actors.recipe import Context
 from rlsys.config.feedback import EndpointConfig, JudgeStage
-from rlsys.data.record import Records, pixel_hash
+from rlsys.data.rows import Prompt, Rows, pixel_hash
+from rlsys.data.slice import RowKind
 from rlsys.data.worlds import WORLDS, prompts_folder
 from rlsys.engines.workbench import RoleSpec
 from rlsys.errors import ConfigError
@@ -47,14 +48,16 @@ def check_judge(name: str, stage: JudgeStage) -> None:
 
 
 @contextmanager
-def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[OpenJudge]:
+def open_judge(
+    context: Context, stage: JudgeStage, split: str, kind: RowKind = RowKind.PROMPTS
+) -> Iterator[OpenJudge]:
     """The judge of a stage, for questions about the rows of a split. What it was ever asked is
     remembered in the runs' folder, by model, prompts, question and pixels.
     """
     # Not when the program starts: trackers look for such clients among what is imported.
     from rlsys.judging.endpoint import EndpointJudge
 
-    records = context.data.evaluation if split == "evaluation" else context.data.training[split]
+    records = context.data.rows(split, kind)
     prompts = load_prompts(prompts_folder(stage.prompts))
     if stage.endpoint.url:
         key = os.environ[stage.endpoint.key_variable]
@@ -72,7 +75,7 @@ def open_judge(context: Context, stage: JudgeStage, split: str) -> Iterator[Open
         spec = RoleSpec(
             "judge",
             context.folder(stage.model),
-            context.slice(split),
+            context.data.slice(split, kind),
             engine=stage.engine,
             prompts=prompts,
             max_new_tokens=stage.max_new_tokens,
@@ -103,11 +106,11 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> d
     if world is None:
         context.display.say("    not measured: the data does not know the right replies")
         return {}
-    records = context.data.evaluation
+    records = context.data.pairs("evaluation")
     rows = draw_rows(records, stage.limit, context.config.seed)
     labelled = [(row, records[row]) for row in rows]
     found: dict[str, float] = {"prompts": len(rows)}
-    with open_judge(context, stage, "evaluation") as opened:
+    with open_judge(context, stage, "evaluation", RowKind.PAIRS) as opened:
         oracle, seed = world.feedback, context.config.seed
         found |= agreement(opened.judge, labelled, oracle, seed=seed, timeout=opened.timeout)
         found |= injection(opened.judge, labelled, oracle, timeout=opened.timeout)
@@ -119,7 +122,7 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> d
     return found
 
 
-def draw_rows(records: Records, limit: int, seed: int) -> list[int]:
+def draw_rows(records: Rows[Prompt], limit: int, seed: int) -> list[int]:
     """Some rows in rising order, all where ``limit`` is 0 or large."""
     count = len(records)
     draw = random.Random(f"{seed}/sample")

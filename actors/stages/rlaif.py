@@ -14,6 +14,7 @@ from rlsys.artifacts import PROGRESS
 from rlsys.checkpoint import read_checkpoint, save_checkpoint
 from rlsys.config.feedback import RlaifStage
 from rlsys.config.schema import TrainConfig
+from rlsys.data.slice import RowKind
 from rlsys.drivers.kept import KeptRollout
 from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
 from rlsys.engines.workbench import RoleSpec, check_same_processor
@@ -45,7 +46,7 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> d
             bar.advance(note(metrics, "score", "recognised", "pairs/pair", "time/round"))
 
         sync_policy(roles, rounds.state.round, run)
-        questions = [record.question for record in context.data.train.rows]
+        questions = [record.question for record in context.data.prompts("train").rows]
         rlaif(roles, rounds.state, run, questions, report)
     rounds.policy.save(str(folder)).result(limits.call)
     for role in (roles.policy, roles.cost, roles.guard):
@@ -71,7 +72,8 @@ class _Rounds:
     def cast(self, opened: OpenJudge) -> RlaifRoles:
         """All roles, built at once, with the weights of the last finished round."""
         context, stage = self.context, self.stage
-        by_role, data = context.cluster.by_role, context.slice("train")
+        by_role = context.cluster.by_role
+        data = context.data.slice("train", RowKind.PROMPTS)
         policy = context.folder(stage.policy)
         config, frozen = context.config, TrainConfig(dtype=stage.train.dtype)
         steps = stage.rounds * stage.epochs * -(-stage.prompts // stage.minibatch)

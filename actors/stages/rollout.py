@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from actors.proxies import RemoteRollout
 from actors.recipe import Context
+from rlsys.data.slice import RowKind
 from rlsys.engines.workbench import RoleSpec
 
 
@@ -22,7 +23,8 @@ def rollout_of(
     """Engines with the weights of a checkpoint, on the evaluation split."""
     limits = context.config.timeouts
     rollout = make_rollout(context, max_new_tokens, temperature)
-    spec = RoleSpec("rollout", model, context.slice("evaluation"), engine=context.config.engine)
+    data = context.data.slice("evaluation", RowKind.PROMPTS)
+    spec = RoleSpec("rollout", model, data, engine=context.config.engine)
     rollout.create(spec).result(limits.start)
     rollout.load_checkpoint(model, version).result(limits.sync)
     return rollout

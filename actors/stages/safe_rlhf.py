@@ -22,6 +22,7 @@ from rlsys.batch import PromptCursor, Rollouts, Scores
 from rlsys.checkpoint import save_checkpoint
 from rlsys.config.schema import TrainConfig
 from rlsys.config.stages import SafeRlhfStage, ScorerStage
+from rlsys.data.slice import RowKind
 from rlsys.drivers.safe_rlhf import safe_rlhf, sync_weights
 from rlsys.drivers.safe_rlhf_state import SafeRlhfRun, SafeRlhfState
 from rlsys.drivers.scorers import threshold_from_budget
@@ -39,7 +40,7 @@ def run_safe_rlhf(
     state = SafeRlhfState(
         stage.lagrange.init,
         deque(maxlen=stage.lagrange.window),
-        PromptCursor(len(context.data.train), config.seed),
+        PromptCursor(len(context.data.prompts("train")), config.seed),
     )
     run = SafeRlhfRun(
         stage.iterations,
@@ -103,11 +104,12 @@ def _threshold(context: Context, stage: SafeRlhfStage) -> tuple[float, Metrics]:
         return float(stage.lagrange.threshold), {}
     limits = context.config.timeouts
     scorer = ScorerLearner(context.cluster.by_role["cost"], ScorerStage(kind="cost"))
-    spec = RoleSpec("cost", context.folder(stage.cost), context.slice("validation"))
+    data = context.data.slice("validation", RowKind.PAIRS)
+    spec = RoleSpec("cost", context.folder(stage.cost), data)
     scorer.create(spec).result(limits.start)
-    rows = list(range(len(context.data.validation)))
-    scores = scorer.score_pairs(rows).result(limits.call)
-    calibration = threshold_from_budget(scores, context.data.validation, stage.lagrange.budget)
+    pairs = context.data.pairs("validation")
+    scores = scorer.score_pairs(list(range(len(pairs)))).result(limits.call)
+    calibration = threshold_from_budget(scores, pairs, stage.lagrange.budget)
     context.display.say("    calibrated: " + note(calibration, *calibration))
     return calibration["threshold"], calibration
 
@@ -118,7 +120,7 @@ def _cast(context: Context, stage: SafeRlhfStage) -> Roles:
     by_role = context.cluster.by_role
     policy, reward, cost = map(context.folder, (stage.policy, stage.reward, stage.cost))
     check_same_processor({"policy": policy, "reward": reward, "cost": cost})
-    data, transport = context.slice("train"), config.engine.transport
+    data, transport = context.data.slice("train", RowKind.PROMPTS), config.engine.transport
     steps = stage.iterations * ppo.epochs * -(-ppo.prompts * ppo.samples // ppo.minibatch)
     frozen = TrainConfig(dtype=stage.train.dtype, micro_batch_tokens=stage.train.micro_batch_tokens)
     trained = (config.seed, stage.train, stage.optim, steps)

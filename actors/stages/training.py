@@ -14,9 +14,9 @@ from actors.recipe import Context
 from rlsys.batch import PromptCursor
 from rlsys.config.stages import DpoStage, GuardStage, ScorerStage, SftStage
 from rlsys.data.collate import labelled_pairs
-from rlsys.data.record import Records, ids_digest, joined, leaked_ids
-from rlsys.data.records import demonstrations
-from rlsys.data.slice import DataSlice
+from rlsys.data.rows import Demonstration, Rows, ids_digest, joined, leaked_ids
+from rlsys.data.slice import DataSlice, RowKind
+from rlsys.data.source import demonstrations
 from rlsys.drivers.dpo import dpo
 from rlsys.drivers.scorers import scorer_quality
 from rlsys.drivers.sft import train
@@ -34,13 +34,13 @@ AnyTraining = SftStage | DpoStage | ScorerStage | GuardStage
 
 
 def trained_spec(
-    context: Context, kind: str, model: str, split: str, stage: AnyTraining
+    context: Context, kind: str, model: str, data: DataSlice, stage: AnyTraining
 ) -> RoleSpec:
     """A trained role as its stage wants it."""
     return RoleSpec(
         kind,
         model,
-        context.slice(split),
+        data,
         context.config.seed,
         stage.train,
         stage.optim,
@@ -50,23 +50,23 @@ def trained_spec(
 
 def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[str, Any]:
     """Supervised fine-tuning of the policy."""
-    limits, training = context.config.timeouts, context.data.training
+    limits = context.config.timeouts
     data, records = _demonstrated(context, stage)
     model = str(folder / "init")
     if stage.init == "tiny":
-        beside = records.rows[len(training[stage.split]) if stage.split else 0 :]
-        everything = [*(row for part in training.values() for row in part.rows), *beside]
-        texts = [text for r in everything for text in (r.question, *r.responses)]
+        own = len(context.data.demonstrations(stage.split, stage.target)) if stage.split else 0
+        beside = [text for row in records.rows[own:] for text in row.texts]
+        texts = [*context.data.texts(), *beside]
         build_tiny_vlm(Path(model), texts, stage.tiny, context.config.seed)
     else:
         model = context.folder(stage.init)
     learner = SftLearner(context.cluster.by_role["policy"], stage)
-    spec = replace(trained_spec(context, "policy", model, stage.split, stage), data=data)
+    spec = trained_spec(context, "policy", model, data, stage)
     learner.create(spec).result(limits.start)
     rows: Sequence[int] = range(len(records))
     if stage.filter:
         flags = load_flags(Path(context.folder(stage.filter)))
-        kept = passed_rows(records, flags, stage.target)
+        kept = passed_rows(context.data.pairs(stage.split), flags, stage.target)
         context.display.say(f"    the filter passed {len(kept)} of {len(rows)} rows")
         rows = kept
     last = run_training(context, name, stage, learner, rows)
@@ -75,16 +75,17 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> dict[
     return last
 
 
-def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Records]:
+def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Rows[Demonstration]]:
     """What is imitated: the rows of the splits, then those of the conversations."""
-    parts = [context.data.training[stage.split]] if stage.split else []
-    data = context.slice(stage.split)
+    parts = [context.data.demonstrations(stage.split, stage.target)] if stage.split else []
+    data = context.data.slice(stage.split, RowKind.DEMONSTRATIONS, stage.target)
     if stage.conversations:
         path = Path(context.folder(stage.conversations))
         path = path / CONVERSATIONS if path.is_dir() else path
         found = demonstrations(path)
-        leaked = leaked_ids(found, context.data.evaluation)
-        kept = Records([r for r in found.rows if r.id not in leaked], found.rejected, paired=False)
+        held_out = context.data.held_out
+        leaked = leaked_ids(found, held_out) if held_out is not None else frozenset()
+        kept = Rows([r for r in found.rows if r.id not in leaked], found.rejected)
         if leaked or found.rejected:
             context.display.say(
                 f"    {path.name}: {len(kept)} turns; left out: {dict(found.rejected)}, "
@@ -98,10 +99,11 @@ def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Records
 
 def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> dict[str, Any]:
     """The policy from labelled pairs, by direct preference optimisation."""
-    limits, records = context.config.timeouts, context.data.train
+    limits, records = context.config.timeouts, context.data.pairs("train")
     model = context.folder(stage.init)
     learner = DpoLearner(context.cluster.by_role["policy"], "policy")
-    spec = trained_spec(context, "policy", model, "train", stage)
+    data = context.data.slice("train", RowKind.PAIRS)
+    spec = trained_spec(context, "policy", model, data, stage)
     learner.create(spec).result(limits.start)
     cursor = PromptCursor(len(records), context.config.seed)
     batches = [cursor.next(min(stage.batch, cursor.count)) for _ in range(stage.steps)]
@@ -139,13 +141,15 @@ def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) ->
     limits = context.config.timeouts
     learner = ScorerLearner(context.cluster.by_role[stage.kind], stage)
     model = context.folder(stage.init)
-    spec = trained_spec(context, "scorer_trainer", model, "train", stage)
+    pairs = context.data.slice("train", RowKind.PAIRS)
+    spec = trained_spec(context, "scorer_trainer", model, pairs, stage)
     learner.create(spec).result(limits.start)
-    run_training(context, name, stage, learner, range(len(context.data.train)))
+    run_training(context, name, stage, learner, range(len(context.data.pairs("train"))))
     learner.save(str(folder)).result(limits.call)
-    held_out = RoleSpec(stage.kind, str(folder), context.slice("evaluation"), train=stage.train)
+    held_out_pairs = context.data.slice("evaluation", RowKind.PAIRS)
+    held_out = RoleSpec(stage.kind, str(folder), held_out_pairs, train=stage.train)
     learner.create(held_out).result(limits.start)
-    evaluation = context.data.evaluation
+    evaluation = context.data.pairs("evaluation")
     scores = learner.score_pairs(list(range(len(evaluation)))).result(limits.call)
     learner.drop().result(limits.call)
     quality = scorer_quality(stage.kind, scores, evaluation)

@@ -27,7 +27,7 @@ from rlsys.judging.judge import (
     Disentangled,
     Feedback,
     Judge,
-    Prompt,
+    JudgedPrompt,
     check_unread,
     disentangle,
     score,
@@ -138,7 +138,7 @@ def rlaif(
         metrics: Metrics = {}
         with timed(metrics, "round"):
             rows = prompts_of_round(len(questions), state.round, run)
-            drawn = [Prompt(row, questions[row]) for row in rows]
+            drawn = [JudgedPrompt(row, questions[row]) for row in rows]
             with timed(metrics, "observe"):
                 metrics |= observe(roles.judge, drawn, state, run)  # 1
             prompts = [prompt for prompt in drawn if prompt.row in state.observed]
@@ -167,7 +167,9 @@ def prompts_of_round(count: int, number: int, run: RlaifRun) -> list[int]:
     return sorted(draw.sample(range(count), min(run.prompts, count)))
 
 
-def observe(judge: Judge, prompts: Sequence[Prompt], state: RlaifState, run: RlaifRun) -> Metrics:
+def observe(
+    judge: Judge, prompts: Sequence[JudgedPrompt], state: RlaifState, run: RlaifRun
+) -> Metrics:
     """Verified risks of the prompts not seen in an earlier round. Raises: JudgeError where too many
     cannot be read.
     """
@@ -189,7 +191,7 @@ def observe(judge: Judge, prompts: Sequence[Prompt], state: RlaifState, run: Rla
 
 def sample_and_judge(
     roles: RlaifRoles,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[JudgedPrompt],
     state: RlaifState,
     run: RlaifRun,
     metrics: Metrics,
@@ -216,7 +218,7 @@ def sample_and_judge(
 def _judge_chunks(
     roles: RlaifRoles,
     chunks: Sequence[Rollouts],
-    asked: dict[int, Prompt],
+    asked: dict[int, JudgedPrompt],
     state: RlaifState,
     run: RlaifRun,
 ) -> dict[tuple[int, int], Judged]:
@@ -268,7 +270,7 @@ def describe(answers: dict[int, list[Judged]], state: RlaifState, run: RlaifRun)
 
 
 def build_pairs(
-    prompts: Sequence[Prompt], answers: dict[int, list[Judged]], run: RlaifRun
+    prompts: Sequence[JudgedPrompt], answers: dict[int, list[Judged]], run: RlaifRun
 ) -> tuple[PreferencePairs | None, Counter[str]]:
     """The round's pairs, None when no prompt gave one; the outcomes add up to the prompts."""
     given = [answers[p.row] for p in prompts]

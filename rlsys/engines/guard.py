@@ -10,6 +10,7 @@ from torch import Tensor
 from rlsys.algorithms.moderation import moderation_loss
 from rlsys.batch import Rollouts
 from rlsys.data.collate import Collated, collate
+from rlsys.data.rows import PreferencePair
 from rlsys.engines.common import Seat, Stats, train_step
 from rlsys.engines.forward import answer_counts, forward_answers, forward_rows
 from rlsys.engines.scorer import TrainedScorer
@@ -71,5 +72,9 @@ class GuardTrainer(TrainedScorer):
 
 
 def _items(seat: Seat, rows: Sequence[int]) -> list[Item]:
-    records = seat.encoder.records
-    return [(row, *item) for row in rows for item in labelled_answers(records[row])]
+    pairs = seat.encoder.records.of_kind(rows, PreferencePair)
+    return [
+        (row, *item)
+        for row, pair in zip(rows, pairs, strict=True)
+        for item in labelled_answers(pair)
+    ]

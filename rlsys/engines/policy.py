@@ -16,6 +16,7 @@ from rlsys.batch import PreferencePairs, Rollouts, TrainBatch, micro_batches, st
 from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.config.stages import PpoConfig
 from rlsys.data.collate import Collated, collate
+from rlsys.data.rows import Demonstration
 from rlsys.engines.common import Seat, Stats, train_step
 from rlsys.engines.forward import collate_rollouts, forward_rows
 from rlsys.engines.train import Metrics, build_engine
@@ -102,14 +103,11 @@ class PolicyWorker(ReferenceWorker):
             train_step(self.engine, self._plan(rows, counts), rows[0], share, stats)
         return stats
 
-    def sft_step(self, rows: Sequence[int], target: str, loss_form: str) -> Stats:
-        """One supervised step: cross-entropy of one response of each pair, response tokens only."""
+    def sft_step(self, rows: Sequence[int], loss_form: str) -> Stats:
+        """One supervised step: cross-entropy of the rows' answers, response tokens only."""
         encoder = self.seat.encoder
-        records = [encoder.records[r] for r in rows]
-        answers = [
-            encoder.response(r.responses[r.more_helpful if target == "more_helpful" else r.safer])
-            for r in records
-        ]
+        imitated = encoder.records.of_kind(rows, Demonstration)
+        answers = [encoder.response(row.answer) for row in imitated]
         counts = [n + len(a) for n, a in zip(encoder.lengths(rows), answers, strict=True)]
         tokens = sum(len(a) for a in answers)
         stats = Stats()

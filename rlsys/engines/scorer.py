@@ -15,6 +15,7 @@ from rlsys.batch import Rollouts, TrainBatch, micro_batches, step_rows
 from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.config.stages import PpoConfig, ScorerStage
 from rlsys.data.collate import Collated, collate
+from rlsys.data.rows import PreferencePair
 from rlsys.engines.common import Seat, Stats, train_step
 from rlsys.engines.forward import collate_rollouts, forward_answers, forward_rows
 from rlsys.engines.train import Metrics, build_engine
@@ -47,15 +48,17 @@ class PairScorer:
         """Tokens a pair takes in a batch: twice its longer side."""
         encoder = self.seat.encoder
         counts = []
-        for row, length in zip(rows, encoder.lengths(rows), strict=True):
-            answers = [len(encoder.response(r)) for r in encoder.records[row].responses]
+        pairs = encoder.records.of_kind(rows, PreferencePair)
+        for pair, length in zip(pairs, encoder.lengths(rows), strict=True):
+            answers = [len(encoder.response(r)) for r in pair.responses]
             counts.append(2 * (length + max(answers)))
         return counts
 
     def _pair_scores(self, rows: Sequence[int]) -> Tensor:
         """End scores [N, 2], both responses of a prompt in one batch."""
         encoder = self.seat.encoder
-        answers = [encoder.response(t) for row in rows for t in encoder.records[row].responses]
+        pairs = encoder.records.of_kind(rows, PreferencePair)
+        answers = [encoder.response(text) for pair in pairs for text in pair.responses]
         index = [row for row in rows for _ in range(2)]
         return self._ends(collate(encoder, index, None, answers)).reshape(len(rows), 2)
 
@@ -182,7 +185,7 @@ class ScorerTrainer(TrainedScorer):
         self, rows: Sequence[int], scores: Tensor, stage: ScorerStage
     ) -> tuple[Tensor, Tensor]:
         """Losses [N] and whether each pair is ranked right [N]."""
-        records = [self.seat.encoder.records[row] for row in rows]
+        records = self.seat.encoder.records.of_kind(rows, PreferencePair)
         if stage.kind == "reward":
             first = torch.tensor([[r.more_helpful] for r in records])
             better, worse = _ordered(scores, first)

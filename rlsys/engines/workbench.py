@@ -9,7 +9,7 @@ from typing import Any
 
 from rlsys.config.schema import EngineConfig, OptimConfig, TrainConfig
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.record import Records
+from rlsys.data.rows import Prompt, Rows
 from rlsys.data.slice import DataSlice
 from rlsys.engines.common import Seat
 from rlsys.engines.guard import GuardTrainer, GuardWorker
@@ -51,7 +51,7 @@ class Workbench:
     def __init__(self, rank: Rank, reader: WeightReader, *, cpu: bool) -> None:
         self.rank, self.reader, self.cpu = rank, reader, cpu
         self.device = "cpu" if cpu else "cuda"
-        self._records: dict[DataSlice, Records] = {}
+        self._records: dict[DataSlice, Rows[Prompt]] = {}
         self._encoders: dict[tuple[str, DataSlice], PromptEncoder] = {}
         self._kept: tuple[tuple[str, str], RolloutWorker] | None = None
         self._judge: tuple[tuple[str, str], SteppedEngine] | None = None

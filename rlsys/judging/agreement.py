@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, Protocol
 
-from rlsys.data.record import Record
-from rlsys.judging.judge import Judge, Prompt, Question, ask_all, disentangle
+from rlsys.data.rows import PreferencePair
+from rlsys.judging.judge import Judge, JudgedPrompt, Question, ask_all, disentangle
 from rlsys.judging.judge import observation_fields as fields
 from rlsys.judging.parse import (
     Observation,
@@ -48,7 +48,7 @@ class FeedbackOracle(Protocol):
     def recognises(self, row: Mapping[str, Any], observation: Observation, answer: str) -> bool: ...
 
 
-Labels = Sequence[tuple[int, Record]]
+Labels = Sequence[tuple[int, PreferencePair]]
 """Dataset row and record."""
 
 
@@ -149,7 +149,7 @@ def _looks(
 def _disentangled(
     judge: Judge, rows: Labels, oracle: FeedbackOracle, timeout: float
 ) -> dict[str, list[bool]]:
-    prompts = [Prompt(number, record.question) for number, record in rows]
+    prompts = [JudgedPrompt(number, record.question) for number, record in rows]
     hits = {}
     for name, joint in (("disentangled", False), ("disentangled_joint", True)):
         found = disentangle(judge, prompts, joint=joint, timeout=timeout)
@@ -165,7 +165,7 @@ def _kinds(found: Sequence[Observation]) -> set[tuple[str, str]]:
     return {(o.source, o.category) for o in found}
 
 
-def _scored(number: int, record: Record, oracle: FeedbackOracle, answer: str) -> Question:
+def _scored(number: int, record: PreferencePair, oracle: FeedbackOracle, answer: str) -> Question:
     risks = [fields(o) for o in oracle.observations(record.row, "joint")]
     values = {"question": record.question, "observations": risks, "answer": answer}
     return Question("score", values, number)

@@ -47,7 +47,7 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class JudgedPrompt:
     """What is examined: a dataset row and its question."""
 
     row: int
@@ -69,7 +69,7 @@ class Disentangled:
 
 
 def disentangle(
-    judge: Judge, prompts: Sequence[Prompt], *, joint: bool, timeout: float
+    judge: Judge, prompts: Sequence[JudgedPrompt], *, joint: bool, timeout: float
 ) -> list[Disentangled]:
     """Multimodal risk disentanglement: observe, verify every (content, category), merge.
 
@@ -149,7 +149,7 @@ class Feedback:
 class Candidate:
     """An answer to be scored, with the verified risks of its prompt."""
 
-    prompt: Prompt
+    prompt: JudgedPrompt
     observations: tuple[Observation, ...]
     answer: str
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rlsys.judging.judge import (
     Judge,
-    Prompt,
+    JudgedPrompt,
     Question,
     ask_all,
     disentangle,
@@ -23,13 +23,13 @@ from rlsys.judging.parse import Observation, Unread
 class Taught:
     """A prompt's verified risks and the teacher's answer."""
 
-    prompt: Prompt
+    prompt: JudgedPrompt
     observations: tuple[Observation, ...]
     answer: str
 
 
 def teach(
-    judge: Judge, prompts: Sequence[Prompt], *, joint: bool, timeout: float
+    judge: Judge, prompts: Sequence[JudgedPrompt], *, joint: bool, timeout: float
 ) -> tuple[list[Taught], Counter[str]]:
     """What was taught, and every outcome counted: "taught", or why a prompt was left out."""
     found = disentangle(judge, prompts, joint=joint, timeout=timeout)

@@ -14,7 +14,7 @@ from rlsys.data.slice import DataSlice
 from rlsys.engines.workbench import RoleSpec
 from rlsys.judging.cache import CachedJudge
 from rlsys.judging.forms import SCORES
-from rlsys.judging.judge import Candidate, Prompt, Question, disentangle, score
+from rlsys.judging.judge import Candidate, JudgedPrompt, Question, disentangle, score
 from rlsys.judging.parse import Observed, Unread, parse_observations
 from rlsys.judging.prompts import FIELDS, load_prompts
 
@@ -85,7 +85,7 @@ def test_a_question_that_does_not_fit_has_a_reason(judge: RemoteJudge) -> None:
 def test_disentangling_and_scoring_run_on_the_engine_and_are_remembered(
     judge: RemoteJudge, tmp_path: Path
 ) -> None:
-    prompts = [Prompt(row, "how do i use this ?") for row in range(5)]
+    prompts = [JudgedPrompt(row, "how do i use this ?") for row in range(5)]
     kept = CachedJudge(judge, tmp_path / "judgements.jsonl", "tiny", str)
     found = disentangle(kept, prompts, joint=False, timeout=WAIT)
     candidates = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from actors.proxies import (
 from rlsys.batch import Rollouts, SampleRequest, TrainBatch, sample_seed
 from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
 from rlsys.config.stages import PpoConfig, ScorerStage, SftStage
-from rlsys.data.slice import DataSlice
+from rlsys.data.slice import DataSlice, RowKind
 from rlsys.engines.forward import merge_rows
 from rlsys.engines.policy import PolicyWorker
 from rlsys.engines.train import Rank
@@ -118,7 +119,8 @@ def test_after_every_sync_engine_and_trainer_agree(
     transport: str,
 ) -> None:
     learner = SftLearner(cluster.by_role["policy"], SftStage(steps=1))
-    policy = policy_of(cluster, model, data, transport, zero_stage=1)
+    shown = replace(data, kind=RowKind.DEMONSTRATIONS, target="more_helpful")
+    policy = policy_of(cluster, model, shown, transport, zero_stage=1)
     for version in range(3):
         rollout.load(policy.publish(version).result(WAIT)).result(WAIT)
         for rollouts in draw(rollout, requests(range(6), iteration=version)):

@@ -6,16 +6,17 @@ from random import Random
 
 import pytest
 
-from rlsys.data.record import Record, unlabelled
 from rlsys.data.riskworld import judgements
 from rlsys.data.riskworld.generate import _pools
 from rlsys.data.riskworld.judgements import observations, recognises, risks, score
 from rlsys.data.riskworld.language import REFUSALS, garbled, right_answer, right_redirect
 from rlsys.data.riskworld.scene import Scene, scene_of
+from rlsys.data.rows import PreferencePair
 from rlsys.judging.agreement import INJECTIONS, Labels, agreement, balanced, injection
 from rlsys.judging.judge import CHUNK, Judge, Question
 from rlsys.judging.parse import Observation, Unread
 from rlsys.roles import Pending
+from tests.unit.conftest import make_pair
 from tests.unit.test_feedback import Reply, as_json, make_judge
 
 Change = Callable[[Question, str], Reply]
@@ -31,9 +32,9 @@ def labels(*told: tuple[Scene, str, str]) -> Labels:
     """Rows of a dataset that holds others between them."""
     found = []
     for number, (scene, first, second) in enumerate(told):
-        plain = unlabelled(f"row-{number}", scene.question, "an image")
-        row = {"id": plain.id, "scene": scene.to_json()}
-        found.append((7 * number + 3, replace(plain, responses=(first, second), row=row)))
+        pair = make_pair(number, scene.question, (first, second))
+        row = {"id": pair.id, "scene": scene.to_json()}
+        found.append((7 * number + 3, replace(pair, row=row)))
     return found
 
 
@@ -78,7 +79,7 @@ class Knowing:
         assert question.name == "score_observation"
         return yes(recognises(row, Observation(**values["observation"]), values["answer"]))
 
-    def record(self, question: Question) -> Record:
+    def record(self, question: Question) -> PreferencePair:
         """Only the text is looked at without its image, and only the image without its text."""
         told = question.values.get("question")
         assert (question.image is None) == (question.name == "observe_text")

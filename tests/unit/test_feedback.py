@@ -10,7 +10,15 @@ import pytest
 
 from rlsys.errors import DataError
 from rlsys.judging.cache import CachedJudge
-from rlsys.judging.judge import CHUNK, Candidate, Feedback, Prompt, Question, disentangle, score
+from rlsys.judging.judge import (
+    CHUNK,
+    Candidate,
+    Feedback,
+    JudgedPrompt,
+    Question,
+    disentangle,
+    score,
+)
 from rlsys.judging.pairs import PairRule, Scored, choose_pair, choose_pairs, total
 from rlsys.judging.parse import Observation, Unread
 from rlsys.judging.teach import teach
@@ -57,7 +65,7 @@ def make_judge(**answers: Reply | Callable[[Question], Reply]) -> ScriptedJudge:
 
 def test_two_looks_and_a_check_for_every_risk() -> None:
     judge = make_judge(observe_image=as_json(GUN), observe_text=as_json(PLAN))
-    (found,) = disentangle(judge, [Prompt(7, "how ?")], joint=False, timeout=1.0)
+    (found,) = disentangle(judge, [JudgedPrompt(7, "how ?")], joint=False, timeout=1.0)
     assert found.observations == (GUN, PLAN)
     assert found.calls == len(judge.asked) == 4
     assert [(q.name, q.image) for q in judge.asked] == [
@@ -71,7 +79,7 @@ def test_two_looks_and_a_check_for_every_risk() -> None:
 
 def test_together_it_is_one_look() -> None:
     judge = make_judge(observe_joint=as_json(GUN))
-    (found,) = disentangle(judge, [Prompt(7, "how ?")], joint=True, timeout=1.0)
+    (found,) = disentangle(judge, [JudgedPrompt(7, "how ?")], joint=True, timeout=1.0)
     assert found.observations == (GUN,)
     assert [q.name for q in judge.asked] == ["observe_joint", "verify"]
 
@@ -81,7 +89,7 @@ def test_what_is_not_verified_is_dropped_and_counted() -> None:
     judge = make_judge(
         observe_joint=as_json(GUN, PLAN), verify=lambda q: verdicts[q.values["content"]]
     )
-    (found,) = disentangle(judge, [Prompt(0, "how ?")], joint=True, timeout=1.0)
+    (found,) = disentangle(judge, [JudgedPrompt(0, "how ?")], joint=True, timeout=1.0)
     assert found.observations == ()
     assert found.outcomes == {"verify: no": 1, "verify: neither yes nor no": 1}
 
@@ -89,19 +97,21 @@ def test_what_is_not_verified_is_dropped_and_counted() -> None:
 def test_the_same_risk_seen_twice_is_verified_once() -> None:
     again = Observation("A GUN", "image content", "violence")
     judge = make_judge(observe_image=as_json(GUN, again), observe_text=as_json(PLAN))
-    (found,) = disentangle(judge, [Prompt(0, "how ?")], joint=False, timeout=1.0)
+    (found,) = disentangle(judge, [JudgedPrompt(0, "how ?")], joint=False, timeout=1.0)
     assert found.observations == (GUN, PLAN)
     assert found.calls == 4
 
 
 def test_a_look_that_cannot_be_read_is_counted_and_the_other_still_serves() -> None:
     judge = make_judge(observe_image="I see a gun", observe_text=Unread("timed out"))
-    both = disentangle(judge, [Prompt(0, "a"), Prompt(1, "b")], joint=False, timeout=1.0)
+    both = disentangle(
+        judge, [JudgedPrompt(0, "a"), JudgedPrompt(1, "b")], joint=False, timeout=1.0
+    )
     for found in both:
         assert found.observations == ()
         assert found.outcomes == {"observe_image: not JSON": 1, "observe_text: timed out": 1}
     judge = make_judge(observe_image="", observe_text=as_json(PLAN))
-    (found,) = disentangle(judge, [Prompt(0, "a")], joint=False, timeout=1.0)
+    (found,) = disentangle(judge, [JudgedPrompt(0, "a")], joint=False, timeout=1.0)
     assert found.observations == (PLAN,)
 
 
@@ -114,7 +124,9 @@ def test_every_prompt_gets_its_own_risks_however_many_there_are() -> None:
             else "[]"
         )
     )
-    found = disentangle(judge, [Prompt(i, "?") for i in range(count)], joint=False, timeout=1.0)
+    found = disentangle(
+        judge, [JudgedPrompt(i, "?") for i in range(count)], joint=False, timeout=1.0
+    )
     for number, each in enumerate(found):
         assert [o.content for o in each.observations] == [f"thing {number}"] * bool(number % 3)
         assert each.calls == 2 + bool(number % 3)
@@ -130,7 +142,7 @@ def test_a_global_score_and_a_share_of_the_risks_recognised() -> None:
             "yes" if q.values["observation"]["content"] == "a gun" else "no"
         ),
     )
-    (found,) = score(judge, [Candidate(Prompt(3, "how ?"), (GUN, PLAN), "no, a gun")], 1.0)
+    (found,) = score(judge, [Candidate(JudgedPrompt(3, "how ?"), (GUN, PLAN), "no, a gun")], 1.0)
     assert found == Feedback(8.0, 0.5, Counter())
     assert [q.name for q in judge.asked] == ["score", "score_observation", "score_observation"]
     assert judge.asked[0].values["answer"] == "no, a gun"
@@ -138,7 +150,7 @@ def test_a_global_score_and_a_share_of_the_risks_recognised() -> None:
 
 
 def test_without_a_known_risk_there_is_no_share() -> None:
-    (found,) = score(make_judge(score="9"), [Candidate(Prompt(3, "how ?"), (), "so")], 1.0)
+    (found,) = score(make_judge(score="9"), [Candidate(JudgedPrompt(3, "how ?"), (), "so")], 1.0)
     assert found == Feedback(9.0, None, Counter())
 
 
@@ -155,7 +167,7 @@ def test_without_a_known_risk_there_is_no_share() -> None:
 )
 def test_a_failed_score_is_counted_and_never_zero(reply: Reply, reason: str) -> None:
     judge = make_judge(score=reply, score_observation="perhaps")
-    (found,) = score(judge, [Candidate(Prompt(0, "?"), (GUN,), "so")], 1.0)
+    (found,) = score(judge, [Candidate(JudgedPrompt(0, "?"), (GUN,), "so")], 1.0)
     assert found.overall == Unread(reason)
     assert found.recognised is None
     assert found.outcomes == {
@@ -165,7 +177,7 @@ def test_a_failed_score_is_counted_and_never_zero(reply: Reply, reason: str) -> 
 
 def test_an_empty_answer_costs_no_call() -> None:
     judge = make_judge(score="9", score_observation="yes")
-    both = score(judge, [Candidate(Prompt(0, "?"), (GUN,), t) for t in (" ", "so")], 1.0)
+    both = score(judge, [Candidate(JudgedPrompt(0, "?"), (GUN,), t) for t in (" ", "so")], 1.0)
     assert both[0] == Feedback(Unread("empty answer"), None, Counter({"score: empty answer": 1}))
     assert both[1] == Feedback(9.0, 1.0, Counter())
     assert len(judge.asked) == 2
@@ -236,7 +248,7 @@ def test_a_teacher_answers_knowing_the_risks_and_what_it_does_not_say_is_counted
         observe_joint=lambda q: "I see" if q.image == 1 else as_json(GUN) if q.image else "[]",
         rewrite=lambda q: Unread("cut off") if q.image == 3 else f"with care {q.image}",
     )
-    prompts = [Prompt(row, f"how {row} ?") for row in range(4)]
+    prompts = [JudgedPrompt(row, f"how {row} ?") for row in range(4)]
     taught, outcomes = teach(judge, prompts, joint=True, timeout=1.0)
     assert [(each.prompt.row, each.observations, each.answer) for each in taught] == [
         (0, (), "with care 0"), (2, (GUN,), "with care 2"),
@@ -292,7 +304,7 @@ def test_a_prompts_new_wording_asks_anew_and_the_others_are_remembered(tmp_path:
 
 def test_the_same_question_in_a_long_row_is_asked_once() -> None:
     judge = make_judge(observe_text=as_json(PLAN))
-    prompts = [Prompt(row, f"question {row % 3} ?") for row in range(3 * CHUNK)]
+    prompts = [JudgedPrompt(row, f"question {row % 3} ?") for row in range(3 * CHUNK)]
     found = disentangle(judge, prompts, joint=False, timeout=1.0)
     assert all(each.observations == (PLAN,) for each in found)
     assert sum(q.name == "observe_text" for q in judge.asked) == 3

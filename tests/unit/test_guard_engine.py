@@ -1,6 +1,5 @@
 """The guard as a model: one step is one step however it is cut, and it learns its labels."""
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from rlsys.batch import Rollouts
 from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.record import Records
+from rlsys.data.rows import Rows
 from rlsys.engines.common import Seat
 from rlsys.engines.forward import merge_rows
 from rlsys.engines.guard import GuardTrainer, GuardWorker
@@ -32,7 +31,7 @@ def labelled(encoder: PromptEncoder) -> PromptEncoder:
         replace(record, category=CATEGORIES[1 + number], severity=number)
         for number, record in enumerate(encoder.records.rows)
     ]
-    return PromptEncoder(encoder.processor, Records(rows, Counter()), max_prompt_tokens=128)
+    return PromptEncoder(encoder.processor, Rows(rows), max_prompt_tokens=128)
 
 
 def trainer(
