@@ -21,9 +21,9 @@ class DataConfig:
     """Where prompts and preference pairs come from."""
 
     source: str = MISSING
-    "A folder with <split>.jsonl or .parquet in BeaverTails-V columns, a hub or built-in name."
+    "A folder with <split>.jsonl, .json or .parquet, or the name of a hub's dataset or of a world."
     sizes: dict[str, int] = field(default_factory=dict)
-    "Built-in worlds only: rows to draw for train, validation, evaluation and the world's others."
+    "Built-in worlds only: rows to draw, by split; every split that a stage reads needs a number."
     validation_split: str = "validation"
     evaluation_split: str = "evaluation"
     max_prompt_tokens: int = 512

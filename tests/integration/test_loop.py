@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,3 +235,19 @@ def test_a_role_that_raises_is_named_with_its_cause(
         ScorerLearner(cluster.by_role["reward"], ScorerStage(kind="reward")).create(
             RoleSpec("reward", model, data)
         ).result(WAIT)
+
+
+def test_a_prompt_without_an_image_is_answered_beside_one_with(
+    cluster: Cluster, model: str, data: DataSlice, rollout: RemoteRollout, run_config: RunConfig
+) -> None:
+    folder = Path(data.source)
+    rows = [{"question": "how do i use this ?"}, {"question": "what ?", "image": "images/3.png"}]
+    (folder / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixed = DataSlice(data.source, "mixed", RowKind.PROMPTS, 96)
+    rollout.create(RoleSpec("rollout", model, mixed, engine=run_config.engine)).result(WAIT)
+    rollout.load_checkpoint(model, 0).result(WAIT)
+    policy = policy_of(cluster, model, mixed, "shm")
+    (rollouts,) = draw(rollout, requests(range(2)))
+    gap = (policy.logprobs(rollouts).result(WAIT) - rollouts.engine_logprobs)[rollouts.mask]
+    assert gap.abs().max() < 1e-4
+    rollout.create(RoleSpec("rollout", model, data, engine=run_config.engine)).result(WAIT)
