@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from rlsys.config.stages import GuardedStage
 from rlsys.errors import ConfigError, RlsysError
+from rlsys.stages.guarded import GuardedStage
 
 app = typer.Typer(
     help="Safety alignment of multimodal LLMs: Safe RLHF-V on Ray, vLLM and DeepSpeed.",

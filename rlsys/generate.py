@@ -13,14 +13,12 @@ from typing import Any
 
 from rlsys.batch import SampleRequest
 from rlsys.config.schema import EngineConfig
-from rlsys.config.stages import GuardedStage
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.record import Record, Records, unlabelled
+from rlsys.data.rows import Prompt, Rows
 from rlsys.data.slice import InMemory
 from rlsys.drivers.guarded import GuardedAnswer, GuardedRun, guarded_generation
 from rlsys.errors import DataError
-from rlsys.judging.judge import Prompt as JudgedPrompt
-from rlsys.judging.judge import disentangle, observation_fields, risk_hint
+from rlsys.judging.judge import JudgedPrompt, disentangle, observation_fields, risk_hint
 from rlsys.judging.parse import Observation
 from rlsys.judging.prompts import PromptSet
 from rlsys.roles.factory import check_same_processor
@@ -29,6 +27,7 @@ from rlsys.roles.judge import JudgeHandle, JudgeSpec
 from rlsys.roles.rollout import RolloutHandle, RolloutSpec
 from rlsys.runtime.local import LocalGroup, local_process
 from rlsys.runtime.process import RankProcess
+from rlsys.stages.guarded import GuardedStage
 
 TIMEOUT = 600.0  # of one round, seconds
 GUARD_BUDGET = 8192  # padded tokens per forward pass of the guard
@@ -51,7 +50,7 @@ class Answer:
     observations: list[dict[str, str]] | None = None
 
 
-def read_prompts(path: Path) -> list[Record]:
+def read_prompts(path: Path) -> list[Prompt]:
     """JSON lines of {image, question, id?}, images relative to the file.
 
     Raises: DataError naming the line.
@@ -78,13 +77,13 @@ def read_prompts(path: Path) -> list[Record]:
     return prompts
 
 
-def prompt(name: str, question: str, image: Path) -> Record:
+def prompt(name: str, question: str, image: Path) -> Prompt:
     """Raises: DataError for an image that is not there or an empty question."""
     if not image.is_file():
         raise DataError(f"{image}: no such image")
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"prompt {name}: the question is empty")
-    return unlabelled(name, question, str(image))
+    return Prompt(id=name, question=question, image=str(image))
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Advisor:
 
 def generate(
     model: str,
-    prompts: Sequence[Record],
+    prompts: Sequence[Prompt],
     guard: str,
     settings: GuardedStage,
     advisor: Advisor | None = None,
@@ -112,7 +111,7 @@ def generate(
     """
     if guard:
         check_same_processor({"policy": model, "guard": guard})
-    source = InMemory(Records(list(prompts), Counter()))
+    source = InMemory(Rows(list(prompts), Counter()))
     with local_process(seed=0, collective_timeout=TIMEOUT) as process:
         risks: Sequence[tuple[Observation, ...] | None] = [None] * len(prompts)
         if advisor is not None:
@@ -213,7 +212,7 @@ def _conditioned(
 
 
 def _answer(
-    record: Record, given: GuardedAnswer, encoder: PromptEncoder, settings: GuardedStage
+    record: Prompt, given: GuardedAnswer, encoder: PromptEncoder, settings: GuardedStage
 ) -> Answer:
     """What the guard did not let pass in the end is refused."""
     refused = given.action in ("regenerate", "refuse")

@@ -27,10 +27,12 @@ class DataConfig:
 
     source: str = key(
         MISSING,
-        "A folder with <split>.jsonl or .parquet in BeaverTails-V columns, a hub or built-in name.",
+        "A folder with <split>.jsonl, .json or .parquet; a dataset on a hub; or a built-in world.",
     )
     sizes: dict[str, int] = key(
-        {}, "Built-in worlds only: rows of train, validation, evaluation and its others.", ge=20
+        {},
+        "Built-in worlds only: rows to draw, by split; every split that a stage reads needs one.",
+        ge=20,
     )
     validation_split: str = key("validation", "Split that calibrates thresholds.")
     evaluation_split: str = key("evaluation", "Split that no stage learns from.")

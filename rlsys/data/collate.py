@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlsys.batch import PreferencePairs
 from rlsys.data.encoder import PromptEncoder, response_ids
-from rlsys.data.record import Records
+from rlsys.data.rows import PreferencePair, Rows, preferred
 from rlsys.errors import DataError
 from rlsys.models.heads import NO_TOKEN
 
@@ -32,13 +32,13 @@ class Collated:
 
 
 def labelled_pairs(
-    records: Records, rows: Sequence[int], target: str, tokenizer: Any
+    records: Rows[PreferencePair], rows: Sequence[int], target: str, tokenizer: Any
 ) -> PreferencePairs:
     """Both answers of these rows; ``target`` (more_helpful or safer) names the chosen one."""
     chosen, rejected = [], []
     for row in rows:
         record = records[row]
-        better = record.more_helpful if target == "more_helpful" else record.safer
+        better = preferred(record, target)
         chosen.append(response_ids(tokenizer, record.responses[better]))
         rejected.append(response_ids(tokenizer, record.responses[1 - better]))
     return PreferencePairs(torch.tensor(rows), chosen, rejected)

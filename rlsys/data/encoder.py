@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rlsys.data.record import Record, Records, with_note
+from rlsys.data.rows import Prompt, Rows, with_note
 from rlsys.errors import DataError
 
 _Key = tuple[int, str]
@@ -39,7 +39,7 @@ class PromptEncoder:
 
     CACHE_BYTES = 1 << 30
 
-    def __init__(self, processor: Any, records: Records, max_prompt_tokens: int) -> None:
+    def __init__(self, processor: Any, records: Rows[Prompt], max_prompt_tokens: int) -> None:
         self.processor, self.records = processor, records
         self.tokenizer = processor.tokenizer
         self.max_prompt_tokens = max_prompt_tokens
@@ -89,7 +89,7 @@ class PromptEncoder:
             self._remember(key, prompt)
         return found
 
-    def render(self, record: Record, note: str = "") -> str:
+    def render(self, record: Prompt, note: str = "") -> str:
         """The conversation as text, with one placeholder for the image, if there is one."""
         text = with_note(record.question, note)
         _check_text(record, text, self.tokenizer)
@@ -221,13 +221,13 @@ def forged_token(text: str, tokenizer: Any) -> str | None:
     return next((t for t in tokenizer.all_special_tokens if t in text), None)
 
 
-def check_questions(records: Records, tokenizer: Any) -> None:
+def check_questions(records: Rows[Prompt], tokenizer: Any) -> None:
     """Raises: DataError naming the first row whose text spells out a special token."""
     for record in records.rows:
         _check_text(record, record.question, tokenizer)
 
 
-def _check_text(record: Record, question: str, tokenizer: Any) -> None:
+def _check_text(record: Prompt, question: str, tokenizer: Any) -> None:
     turns = [part for turn in record.history for part in turn]
     for what, said in [("the question", question), *(("an earlier turn", turn) for turn in turns)]:
         forged = forged_token(said, tokenizer)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
-from rlsys.data.record import Records, ids_digest, joined
-from rlsys.data.records import demonstrations, load_records
+from rlsys.data.rows import Prompt, Rows, ids_digest, joined
+from rlsys.data.source import demonstrations, load_demonstrations, load_pairs, load_prompts
 from rlsys.errors import DataError
+
+
+class RowKind(Enum):
+    """What a row is read as; each kind says more than the one before it."""
+
+    PROMPTS = "prompts"
+    DEMONSTRATIONS = "demonstrations"
+    PAIRS = "pairs"
 
 
 @dataclass(frozen=True)
@@ -19,37 +28,48 @@ class DataSlice:
 
     source: str
     split: str
+    kind: RowKind
     max_prompt_tokens: int
+    target: str = ""
+    "Demonstrations: which response of a pair is imitated, more_helpful or safer."
     exclude: frozenset[str] = frozenset()
     conversations: str = ""
+    "With demonstrations only."
     leaked: frozenset[str] = frozenset()
     "Ids to leave out of the conversations."
     ids: str = ""
     "Digest of the ids that must come out, if known: rows go by number between processes."
 
-    def load(self) -> Records:
-        """Raises: DataError, also for other rows than those the driver has."""
-        parts = []
-        if self.split:
-            parts.append(load_records(self.source, self.split, exclude=self.exclude))
+    def load(self) -> Rows[Prompt]:
+        """Of the type that ``kind`` names. Raises: DataError, also for other rows than those the
+        driver has.
+        """
+        parts = [self._of_split()] if self.split else []
         if self.conversations:
             parts.append(demonstrations(Path(self.conversations), exclude=self.leaked))
-        records = joined(parts)
-        if self.ids and ids_digest(records) != self.ids:
+        rows = joined(parts)
+        if self.ids and ids_digest(rows) != self.ids:
             raise DataError(
-                f"{self.source} [{self.split}] {self.conversations}: {len(records)} rows here "
+                f"{self.source} [{self.split}] {self.conversations}: {len(rows)} rows here "
                 f"({socket.gethostname()}), not those the driver read; rejected here: "
-                f"{dict(records.rejected)}. Is the folder complete on every node?"
+                f"{dict(rows.rejected)}. Is the folder complete on every node?"
             )
-        return records
+        return rows
+
+    def _of_split(self) -> Rows[Prompt]:
+        if self.kind is RowKind.PAIRS:
+            return load_pairs(self.source, self.split, exclude=self.exclude)
+        if self.kind is RowKind.DEMONSTRATIONS:
+            return load_demonstrations(self.source, self.split, self.target, exclude=self.exclude)
+        return load_prompts(self.source, self.split, exclude=self.exclude)
 
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
     """Rows that this process already holds: equal only to itself."""
 
-    rows: Records
+    rows: Rows[Prompt]
     max_prompt_tokens: int = 1 << 20
 
-    def load(self) -> Records:
+    def load(self) -> Rows[Prompt]:
         return self.rows

@@ -28,7 +28,7 @@ from rlsys.judging.judge import (
     Disentangled,
     Feedback,
     Judge,
-    Prompt,
+    JudgedPrompt,
     check_parse_failures,
     disentangle,
     score,
@@ -143,7 +143,7 @@ def rlaif(
         metrics: Metrics = {}
         with timed(metrics, "round"):
             rows = prompts_of_round(len(questions), state.round, run)
-            drawn = [Prompt(row, questions[row]) for row in rows]
+            drawn = [JudgedPrompt(row, questions[row]) for row in rows]
             with timed(metrics, "observe"):
                 metrics |= observe(roles.judge, drawn, state, run)  # 1
             prompts = [prompt for prompt in drawn if prompt.row in state.observed]
@@ -172,7 +172,9 @@ def prompts_of_round(count: int, number: int, run: RlaifRun) -> list[int]:
     return sorted(draw.sample(range(count), min(run.prompts, count)))
 
 
-def observe(judge: Judge, prompts: Sequence[Prompt], state: RlaifState, run: RlaifRun) -> Metrics:
+def observe(
+    judge: Judge, prompts: Sequence[JudgedPrompt], state: RlaifState, run: RlaifRun
+) -> Metrics:
     """Verified risks of the prompts not observed in an earlier round. Raises: JudgeError if too
     many cannot be parsed.
     """
@@ -191,7 +193,7 @@ def observe(judge: Judge, prompts: Sequence[Prompt], state: RlaifState, run: Rla
 
 def sample_and_judge(
     roles: RlaifRoles,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[JudgedPrompt],
     state: RlaifState,
     run: RlaifRun,
     metrics: Metrics,
@@ -218,7 +220,7 @@ def sample_and_judge(
 def _judge_chunks(
     roles: RlaifRoles,
     chunks: Sequence[Rollouts],
-    prompts: dict[int, Prompt],
+    prompts: dict[int, JudgedPrompt],
     state: RlaifState,
     run: RlaifRun,
 ) -> dict[tuple[int, int], Judged]:
@@ -270,7 +272,7 @@ def describe(answers: dict[int, list[Judged]], state: RlaifState, run: RlaifRun)
 
 
 def build_pairs(
-    prompts: Sequence[Prompt], answers: dict[int, list[Judged]], run: RlaifRun
+    prompts: Sequence[JudgedPrompt], answers: dict[int, list[Judged]], run: RlaifRun
 ) -> tuple[PreferencePairs | None, Counter[str]]:
     """The round's pairs, None without any; and counts of PairOutcome, one per prompt."""
     by_prompt = [answers[p.row] for p in prompts]

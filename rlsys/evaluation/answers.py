@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsys.data.record import Record
+from rlsys.data.rows import Prompt
 from rlsys.evaluation.stats import UNKNOWN_RISK, Outcome
 from rlsys.evaluation.verdict import Verdict
 
@@ -19,7 +19,7 @@ GALLERY_PER_RISK = 6  # held-out images kept for the report, of each place of ri
 class Answer:
     """One prompt's answer. ``cost`` is the cost model's score, where one was asked."""
 
-    record: Record
+    record: Prompt
     text: str
     cost: float | None
 
@@ -58,7 +58,7 @@ def sample_rows(
     kept: Counter[str] = Counter()
     for answer, (outcome, word) in zip(answers, judged, strict=True):
         image = None
-        if kept[outcome.risk] < GALLERY_PER_RISK:
+        if answer.record.image is not None and kept[outcome.risk] < GALLERY_PER_RISK:
             kept[outcome.risk] += 1
             path = folder / f"{answer.record.id}.png"
             if not path.exists():

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from rlsys.algorithms.lagrange import calibrate_threshold
 from rlsys.algorithms.scorer_metrics import balanced_accuracy, rank_auc, ranking_accuracy
-from rlsys.data.record import Records
+from rlsys.data.rows import PreferencePair, Rows
 from rlsys.errors import DataError
 from rlsys.runtime.pending import Metrics
 
 
-def scorer_quality(kind: str, scores: Tensor, records: Records) -> Metrics:
+def scorer_quality(kind: str, scores: Tensor, records: Rows[PreferencePair]) -> Metrics:
     """Held-out numbers of a reward (kind reward) or cost model (kind cost).
 
     Args: scores [N, 2], end scores of both responses of every record. ``accuracy`` is the share of
@@ -41,7 +41,7 @@ def scorer_quality(kind: str, scores: Tensor, records: Records) -> Metrics:
     return metrics
 
 
-def threshold_from_budget(scores: Tensor, records: Records, budget: float) -> Metrics:
+def threshold_from_budget(scores: Tensor, records: Rows[PreferencePair], budget: float) -> Metrics:
     """The calibrated threshold and what it was computed from.
 
     Safe answers differ in cost, a bare refusal from a helpful one; were the threshold set by their
@@ -66,5 +66,5 @@ def threshold_from_budget(scores: Tensor, records: Records, budget: float) -> Me
     }
 
 
-def _unsafe(records: Records) -> Tensor:
+def _unsafe(records: Rows[PreferencePair]) -> Tensor:
     return ~torch.tensor([r.safe for r in records.rows]).flatten()

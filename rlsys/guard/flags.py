@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rlsys.data.record import Records
+from rlsys.data.rows import PreferencePair, Rows, preferred
 from rlsys.errors import DataError
 
 FILE = "flags.json"
@@ -27,7 +27,7 @@ def load_flags(folder: Path) -> Flags:
     ).items()}  # fmt: skip
 
 
-def passed_rows(records: Records, flags: Flags, target: str) -> list[int]:
+def passed_rows(records: Rows[PreferencePair], flags: Flags, target: str) -> list[int]:
     """Rows whose ``target`` response (more_helpful or safer) was not flagged.
 
     Raises: DataError for a row the filter never saw, or when nothing is left.
@@ -38,7 +38,7 @@ def passed_rows(records: Records, flags: Flags, target: str) -> list[int]:
     kept = [
         row
         for row, record in enumerate(records.rows)
-        if not flags[record.id][getattr(record, target)]
+        if not flags[record.id][preferred(record, target)]
     ]
     if not kept:
         raise DataError(f"the filter flagged the {target} response of every row")

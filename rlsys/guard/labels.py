@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rlsys.algorithms.moderation import SEVERITIES
-from rlsys.data.record import Record
+from rlsys.data.rows import PreferencePair
 from rlsys.errors import DataError
 
 NO_CATEGORY = "none"
@@ -44,7 +44,7 @@ class Label(NamedTuple):
     category: int
 
 
-def labelled_answers(record: Record) -> list[tuple[str, Label]]:
+def labelled_answers(record: PreferencePair) -> list[tuple[str, Label]]:
     """Three items: response 1, response 2, and the empty answer, which stands for the prompt alone.
 
     An answer is as severe as its harmless rate is negative (at least 1 when it is labelled unsafe);

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from rlsys.algorithms.moderation import macro_f1, recall_by_class, split_logits
 from rlsys.algorithms.scorer_metrics import rank_auc
-from rlsys.data.record import Records
+from rlsys.data.rows import PreferencePair, Rows
 from rlsys.guard.labels import labelled_answers
 from rlsys.guard.levels import LEVELS
 
 Metrics = dict[str, float]
 
 
-def guard_quality(outputs: Tensor, records: Records) -> Metrics:
+def guard_quality(outputs: Tensor, records: Rows[PreferencePair]) -> Metrics:
     """Args: outputs [3 N, OUTPUTS], the items of all N rows in the order of ``labelled_answers``.
 
     ``recall`` and ``false_positives`` are of the unsafe flag on answers, ``prompt_`` of the flag on

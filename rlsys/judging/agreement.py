@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, Protocol
 
-from rlsys.data.record import Record
-from rlsys.judging.judge import Judge, Prompt, Question, ask_all, disentangle
+from rlsys.data.rows import PreferencePair
+from rlsys.judging.judge import Judge, JudgedPrompt, Question, ask_all, disentangle
 from rlsys.judging.judge import observation_fields as fields
 from rlsys.judging.outcomes import count_metrics
 from rlsys.judging.parse import (
@@ -49,7 +49,7 @@ class FeedbackOracle(Protocol):
     def recognises(self, row: Mapping[str, Any], observation: Observation, answer: str) -> bool: ...
 
 
-Labels = Sequence[tuple[int, Record]]
+Labels = Sequence[tuple[int, PreferencePair]]
 """Dataset rows and their records."""
 
 
@@ -150,7 +150,7 @@ def _looks(
 def _disentangled(
     judge: Judge, rows: Labels, oracle: FeedbackOracle, timeout: float
 ) -> dict[str, list[bool]]:
-    prompts = [Prompt(number, record.question) for number, record in rows]
+    prompts = [JudgedPrompt(number, record.question) for number, record in rows]
     hits = {}
     for name, joint in (("disentangled", False), ("disentangled_joint", True)):
         results = disentangle(judge, prompts, joint=joint, timeout=timeout)
@@ -166,7 +166,9 @@ def _kinds(observations: Sequence[Observation]) -> set[tuple[str, str]]:
     return {(o.source, o.category) for o in observations}
 
 
-def _score_question(number: int, record: Record, oracle: FeedbackOracle, answer: str) -> Question:
+def _score_question(
+    number: int, record: PreferencePair, oracle: FeedbackOracle, answer: str
+) -> Question:
     risks = [fields(o) for o in oracle.observations(record.row, "joint")]
     values = {"question": record.question, "observations": risks, "answer": answer}
     return Question("score", values, number)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rlsys.judging.judge import (
     Judge,
-    Prompt,
+    JudgedPrompt,
     Question,
     ask_all,
     disentangle,
@@ -24,13 +24,13 @@ from rlsys.judging.parse import Observation, ParseFailure
 class DistilledAnswer:
     """A prompt's verified risks and the teacher's answer."""
 
-    prompt: Prompt
+    prompt: JudgedPrompt
     observations: tuple[Observation, ...]
     answer: str
 
 
 def distill(
-    judge: Judge, prompts: Sequence[Prompt], *, joint: bool, timeout: float
+    judge: Judge, prompts: Sequence[JudgedPrompt], *, joint: bool, timeout: float
 ) -> tuple[list[DistilledAnswer], Counter[str]]:
     """The teacher's answers, and counts of DistillOutcome and of the outcomes of disentanglement.
 

@@ -30,7 +30,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from rlsys.config.feedback import EndpointConfig
+from rlsys.config.judging import EndpointConfig
 from rlsys.judging.judge import Question
 from rlsys.judging.outcomes import ParseReason
 from rlsys.judging.parse import ParseFailure

@@ -48,7 +48,7 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class JudgedPrompt:
     """A dataset row and its question."""
 
     row: int
@@ -71,7 +71,7 @@ class Disentangled:
 
 
 def disentangle(
-    judge: Judge, prompts: Sequence[Prompt], *, joint: bool, timeout: float
+    judge: Judge, prompts: Sequence[JudgedPrompt], *, joint: bool, timeout: float
 ) -> list[Disentangled]:
     """Multimodal risk disentanglement: observe, merge, verify every observation.
 
@@ -153,7 +153,7 @@ class Feedback:
 class Candidate:
     """An answer to score, with the verified risks of its prompt."""
 
-    prompt: Prompt
+    prompt: JudgedPrompt
     observations: tuple[Observation, ...]
     answer: str
 

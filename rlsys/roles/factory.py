@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.record import Records
+from rlsys.data.rows import Prompt, Rows
 from rlsys.engines.transports.base import Transport, WeightReader, WeightWriter
 from rlsys.engines.weights import WeightUpdate
 from rlsys.errors import ModelError
@@ -25,7 +25,7 @@ class RowSource(Protocol):
     @property
     def max_prompt_tokens(self) -> int: ...
 
-    def load(self) -> Records: ...
+    def load(self) -> Rows[Prompt]: ...
 
     def __hash__(self) -> int: ...
 
@@ -58,7 +58,7 @@ class WorkerFactory:
     ) -> None:
         self.rank, self.transports, self.token, self.cpu = rank, transports, token, cpu
         self.device = "cpu" if cpu else "cuda"
-        self._rows: dict[RowSource, Records] = {}
+        self._rows: dict[RowSource, Rows[Prompt]] = {}
         self._encoders: dict[tuple[str, RowSource], PromptEncoder] = {}
         self._engines: dict[str, tuple[Hashable, Any]] = {}
         self._writers: dict[str, WeightWriter] = {}

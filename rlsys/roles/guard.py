@@ -12,6 +12,7 @@ from torch import Tensor
 from rlsys.algorithms.moderation import moderation_loss
 from rlsys.batch import Rollouts
 from rlsys.data.collate import Collated, collate
+from rlsys.data.rows import PreferencePair
 from rlsys.guard.decision import Moderation, moderations
 from rlsys.guard.labels import OUTPUTS, Label, labelled_answers
 from rlsys.models.heads import ScorerModule, build_scorer_module
@@ -123,8 +124,12 @@ class GuardTrainer(TrainedHead):
 
 
 def _items(context: WorkerContext, rows: Sequence[int]) -> list[Item]:
-    records = context.encoder.records
-    return [(row, *item) for row in rows for item in labelled_answers(records[row])]
+    pairs = context.encoder.records.of_kind(rows, PreferencePair)
+    return [
+        (row, *item)
+        for row, pair in zip(rows, pairs, strict=True)
+        for item in labelled_answers(pair)
+    ]
 
 
 class GuardHandle(RoleHandle):

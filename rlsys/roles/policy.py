@@ -17,6 +17,7 @@ from rlsys.algorithms.preference import dpo_loss, implicit_rewards
 from rlsys.batch import PolicyBatch, PreferencePairs, Rollouts, step_rows
 from rlsys.config.schema import PpoConfig
 from rlsys.data.collate import Collated, collate
+from rlsys.data.rows import Demonstration
 from rlsys.engines.weights import WeightUpdate
 from rlsys.models.adapters import add_lora, lora_scaling, merged
 from rlsys.models.heads import PolicyModule, freeze
@@ -138,14 +139,11 @@ class PolicyWorker(TrainedWorker):
             self.train_step(self.plan(rows, counts), rows[0], micro_loss, stats)
         return stats
 
-    def sft_step(self, rows: Sequence[int], target: str, loss_form: str) -> Stats:
-        """One supervised step: cross-entropy of one response of each pair, response tokens only."""
+    def sft_step(self, rows: Sequence[int], loss_form: str) -> Stats:
+        """One supervised step: cross-entropy of the rows' answers, response tokens only."""
         encoder = self.context.encoder
-        records = [encoder.records[r] for r in rows]
-        answers = [
-            encoder.response(r.responses[r.more_helpful if target == "more_helpful" else r.safer])
-            for r in records
-        ]
+        imitated = encoder.records.of_kind(rows, Demonstration)
+        answers = [encoder.response(row.answer) for row in imitated]
         counts = [n + len(a) for n, a in zip(encoder.lengths(rows), answers, strict=True)]
         tokens = sum(len(a) for a in answers)
         stats = Stats()
@@ -263,9 +261,9 @@ class PolicyHandle(TrainedHandle):
 
         return self._all(PolicyWorker.publish, version, self.transport).map(from_rank_0)
 
-    def sft_step(self, rows: Sequence[int], target: str, loss_form: str) -> Pending[Metrics]:
+    def sft_step(self, rows: Sequence[int], loss_form: str) -> Pending[Metrics]:
         """One supervised optimiser step on these dataset rows."""
-        return self._all(PolicyWorker.sft_step, rows, target, loss_form).map(merge_stats)
+        return self._all(PolicyWorker.sft_step, rows, loss_form).map(merge_stats)
 
     def pair_logprobs(self, pairs: PreferencePairs) -> Pending[Tensor]:
         return self._all(PolicyWorker.pair_logprobs, pairs).map(merge_rows)

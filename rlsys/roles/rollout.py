@@ -179,7 +179,7 @@ class RolloutWorker:
         indices = [request.prompt_index for request in requests]
         prompts = self.encoder.prompts(indices, [request.note for request in requests])
         records = {index: self.encoder.records[index] for index in indices}
-        images = {index: record.open_image() for index, record in records.items()}
+        images = {index: record.open_image() for index, record in records.items() if record.image}
         result = []
         for request, prompt in zip(requests, prompts, strict=True):
             params = SamplingParams(
@@ -191,11 +191,10 @@ class RolloutWorker:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            given = {
-                "prompt_token_ids": prompt.collapsed,
-                "multi_modal_data": {"image": images[request.prompt_index]},
-                "multi_modal_uuids": {"image": records[request.prompt_index].id},
-            }
+            given: dict[str, Any] = {"prompt_token_ids": prompt.collapsed}
+            if request.prompt_index in images:
+                given["multi_modal_data"] = {"image": images[request.prompt_index]}
+                given["multi_modal_uuids"] = {"image": records[request.prompt_index].id}
             result.append((given, params))
         return result
 

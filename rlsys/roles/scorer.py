@@ -13,6 +13,7 @@ from torch import Tensor
 from rlsys.algorithms.scorer_losses import cost_loss, cost_signs, reward_loss
 from rlsys.batch import Rollouts
 from rlsys.data.collate import Collated, collate
+from rlsys.data.rows import PreferencePair
 from rlsys.models.heads import ScorerModule, build_scorer_module, freeze
 from rlsys.models.load import save_head
 from rlsys.roles.factory import RowSource, WorkerContext, WorkerFactory
@@ -101,15 +102,17 @@ class PairScorer:
         """Tokens a pair takes in a batch: twice its longer side."""
         encoder = self.context.encoder
         counts = []
-        for row, length in zip(rows, encoder.lengths(rows), strict=True):
-            answers = [len(encoder.response(r)) for r in encoder.records[row].responses]
+        pairs = encoder.records.of_kind(rows, PreferencePair)
+        for pair, length in zip(pairs, encoder.lengths(rows), strict=True):
+            answers = [len(encoder.response(r)) for r in pair.responses]
             counts.append(2 * (length + max(answers)))
         return counts
 
     def _pair_scores(self, rows: Sequence[int]) -> Tensor:
         """End scores [N, 2], both responses of a prompt in one batch."""
         encoder = self.context.encoder
-        answers = [encoder.response(t) for row in rows for t in encoder.records[row].responses]
+        pairs = encoder.records.of_kind(rows, PreferencePair)
+        answers = [encoder.response(text) for pair in pairs for text in pair.responses]
         index = [row for row in rows for _ in range(2)]
         return self._last_scores(collate(encoder, index, None, answers)).reshape(len(rows), 2)
 
@@ -175,7 +178,7 @@ class ScorerTrainer(TrainedHead, PairScorer):
         self, rows: Sequence[int], scores: Tensor, loss: ScorerLoss
     ) -> tuple[Tensor, Tensor]:
         """Losses [N] and whether each pair is ranked right [N]."""
-        records = [self.context.encoder.records[row] for row in rows]
+        records = self.context.encoder.records.of_kind(rows, PreferencePair)
         if loss.signal == "reward":
             first = torch.tensor([[r.more_helpful] for r in records])
             better, worse = _ordered(scores, first)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 
 from rlsys.config.schema import GapConfig, LagrangeConfig
+from rlsys.data.prepare import Read
+from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.evaluation.scorers import threshold_from_budget
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
@@ -22,15 +24,20 @@ def cost_threshold(
     """
     if lagrange.threshold != "auto":
         return float(lagrange.threshold), {}
-    limits, records = context.config.timeouts, context.data.validation
+    limits, records = context.config.timeouts, context.data.pairs("validation")
     scorer = ScorerHandle(context.group("cost"), "cost")
-    data = context.slice("validation")
+    data = context.data.slice("validation", RowKind.PAIRS)
     spec = ScorerSpec(context.folder(cost), data, context.config.dtype, token_budget)
     scorer.create(spec).result(limits.start)
     scores = scorer.score_pairs(range(len(records))).result(limits.call)
     calibration = threshold_from_budget(scores, records, lagrange.budget)
     context.display.say("    calibrated: " + note(calibration, *calibration))
     return calibration["threshold"], calibration
+
+
+def calibration_reads(lagrange: LagrangeConfig) -> list[Read]:
+    """Labelled answers, where the threshold is calibrated."""
+    return [Read("validation", RowKind.PAIRS)] if lagrange.threshold == "auto" else []
 
 
 def warn_of_gap(context: Context, iteration: int, metrics: Metrics, gap: GapConfig) -> None:

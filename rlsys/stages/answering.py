@@ -10,6 +10,7 @@ from typing import Any
 
 from rlsys.batch import Rollouts
 from rlsys.config.schema import AnsweringStage, RunConfig, TrainConfig
+from rlsys.data.slice import RowKind
 from rlsys.errors import ConfigError
 from rlsys.evaluation.answers import Answer, judge_answer, sample_rows
 from rlsys.evaluation.stats import Outcome, Table, save_evaluation, tabulate
@@ -38,7 +39,7 @@ class Evaluator:
 
     def __init__(self, context: Context, name: str, cost: str) -> None:
         self.context = context
-        self.records, self.oracle = context.data.evaluation, context.data.oracle
+        self.records, self.oracle = context.data.prompts("evaluation"), context.data.oracle
         self.scorer: ScorerHandle | None = None
         if self.oracle is not None:
             return
@@ -48,7 +49,7 @@ class Evaluator:
                 "name the cost model that judges its answers"
             )
         self.scorer = ScorerHandle(context.group("cost"), "cost")
-        model, data = context.folder(cost), context.slice("evaluation")
+        model, data = context.folder(cost), context.data.slice("evaluation", RowKind.PROMPTS)
         spec = ScorerSpec(model, data, context.config.dtype, TrainConfig().micro_batch_tokens)
         self.scorer.create(spec).result(context.config.timeouts.start)
 
@@ -82,7 +83,7 @@ class Evaluator:
 
 def prompts_of(context: Context, limit: int) -> int:
     """How many rows of the evaluation split to answer; a limit of 0 means all."""
-    records = context.data.evaluation
+    records = context.data.prompts("evaluation")
     return min(limit or len(records), len(records))
 
 

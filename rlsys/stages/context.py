@@ -9,9 +9,7 @@ from pathlib import Path
 
 from rlsys.artifacts import Artifact, path_hash
 from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
-from rlsys.data.prepare import Prepared
-from rlsys.data.record import ids_digest
-from rlsys.data.slice import DataSlice
+from rlsys.data.prepare import Datasets
 from rlsys.display import Display
 from rlsys.metrics import MetricsLog, Row
 from rlsys.roles.trained import Training
@@ -24,7 +22,7 @@ class Context:
 
     config: RunConfig
     runtime: Runtime
-    data: Prepared
+    data: Datasets
     run_dir: Path
     display: Display
     metrics: MetricsLog
@@ -34,20 +32,6 @@ class Context:
     def group(self, role: str) -> RankGroup:
         """The ranks that host a role. Raises: ConfigError where none do."""
         return self.runtime.group(role)
-
-    def slice(self, split: str) -> DataSlice:
-        """Training splits by their names, validation and evaluation as the recipe maps them."""
-        data = self.config.data
-        held = {"validation": self.data.validation, "evaluation": self.data.evaluation}
-        names = {"validation": data.validation_split, "evaluation": data.evaluation_split}
-        records = held.get(split) or self.data.training.get(split)
-        return DataSlice(
-            self.data.source,
-            names.get(split, split),
-            data.max_prompt_tokens,
-            self.data.leaked.get(split, frozenset()),
-            ids=ids_digest(records) if records else "",
-        )
 
     def folder(self, source: str) -> str:
         """What a stage made (``stage`` or a part of it, ``stage/round-1``), or a path."""

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from rlsys.batch import SampleRequest
-from rlsys.config.feedback import DisentangledStage
-from rlsys.judging.judge import Prompt, check_parse_failures, disentangle, risk_hint
+from rlsys.config.judging import AskingStage
+from rlsys.config.keys import key
+from rlsys.config.schema import (
+    AnsweringStage,
+)
+from rlsys.data.prepare import Read
+from rlsys.data.slice import RowKind
+from rlsys.judging.judge import JudgedPrompt, check_parse_failures, disentangle, risk_hint
 from rlsys.judging.outcomes import count_metrics
 from rlsys.models.load import load_processor
 from rlsys.runtime.pending import as_completed
@@ -26,12 +35,22 @@ from rlsys.stages.kind import Result, StageKind
 from rlsys.stages.rollout import rollout_of
 
 
+@dataclass
+class DisentangledStage(AskingStage, AnsweringStage):
+    """A policy that is told the verified risks of a prompt, on the evaluation split. Where they
+    could not be read it is told none.
+    """
+
+    kind: str = key("disentangled", "Kind of stage.", choices=("disentangled",))
+    policy: str = key(MISSING, "The policy that is told: a stage or a folder.", ref="policy")
+
+
 def run_disentangled(context: Context, name: str, stage: DisentangledStage, folder: Path) -> Result:
     """Greedy held-out answers of a policy whose prompts hold their verified risks."""
     evaluator, limits = Evaluator(context, name, stage.cost), context.config.timeouts
-    records, count = context.data.evaluation, prompts_of(context, stage.limit)
+    records, count = context.data.prompts("evaluation"), prompts_of(context, stage.limit)
     with open_judge(context, stage.judge, "evaluation") as opened:
-        prompts = [Prompt(row, records[row].question) for row in range(count)]
+        prompts = [JudgedPrompt(row, records[row].question) for row in range(count)]
         results = disentangle(opened.judge, prompts, joint=stage.joint, timeout=opened.timeout)
         prompt_set = opened.prompts
     outcomes = sum((each.outcomes for each in results), Counter[str]())
@@ -70,6 +89,10 @@ def _inputs(context: Context, name: str, stage: DisentangledStage) -> dict[str, 
     return judge_inputs(context, name, stage) | {"name": name}  # its results carry the name
 
 
+def _reads(stage: DisentangledStage) -> Sequence[Read]:
+    return [Read("evaluation", RowKind.PROMPTS, judged=True)]
+
+
 DISENTANGLED = StageKind(
     "disentangled",
     DisentangledStage,
@@ -79,4 +102,5 @@ DISENTANGLED = StageKind(
     inputs=_inputs,
     samples=True,
     evaluates=True,
+    reads=_reads,
 )

@@ -7,9 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from rlsys.batch import PreferencePairs, PromptCursor
-from rlsys.config.stages import DpoStage
+from rlsys.config.keys import key
+from rlsys.config.schema import (
+    OptimConfig,
+    TrainConfig,
+)
 from rlsys.data.collate import labelled_pairs
+from rlsys.data.prepare import TRAIN_PAIRS, Read
+from rlsys.data.rows import TARGETS
+from rlsys.data.slice import RowKind
 from rlsys.drivers.dpo import with_reference
 from rlsys.models.load import load_processor
 from rlsys.roles.policy import PolicyHandle, PolicySpec
@@ -17,6 +26,25 @@ from rlsys.runtime.pending import Metrics, Pending
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
 from rlsys.stages.supervised import run_supervised
+
+
+@dataclass
+class DpoStage:
+    """Direct preference optimisation on labelled pairs."""
+
+    kind: str = key("dpo", "Kind of stage.", choices=("dpo",))
+    init: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
+    target: str = key("more_helpful", "Which response of a pair is chosen.", choices=TARGETS)
+    beta: float = key(0.1, "Scale of the implicit reward.", gt=0)
+    steps: int = key(MISSING, "Optimiser steps.", ge=1)
+    checkpoint_every: int = key(
+        200,
+        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
+        ge=0,
+    )
+    batch: int = key(32, "Pairs per step; all there are, where there are fewer.", ge=1)
+    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
 
 
 @dataclass(frozen=True)
@@ -34,11 +62,13 @@ class _Learner:
 
 def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> Result:
     """The policy after ``steps`` steps. The reference is the policy before the first one."""
-    limits, records = context.config.timeouts, context.data.train
+    limits, records = context.config.timeouts, context.data.pairs("train")
     model = context.folder(stage.init)
     policy = PolicyHandle(context.group("policy"))
     training = context.training(stage.train, stage.optim, stage.steps)
-    spec = PolicySpec(model, context.slice("train"), context.config.dtype, training)
+    spec = PolicySpec(
+        model, context.data.slice("train", RowKind.PAIRS), context.config.dtype, training
+    )
     policy.create(spec).result(limits.start)
     cursor = PromptCursor(len(records), context.config.seed)
     batch = min(stage.batch, cursor.count)
@@ -59,4 +89,8 @@ def _roles(stage: DpoStage, earlier: Mapping[str, Any]) -> Sequence[str]:
     return ("policy",)
 
 
-DPO = StageKind("dpo", DpoStage, run_dpo, _roles, makes="policy", trains=True)
+def _reads(stage: DpoStage) -> Sequence[Read]:
+    return [TRAIN_PAIRS]
+
+
+DPO = StageKind("dpo", DpoStage, run_dpo, _roles, makes="policy", trains=True, reads=_reads)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from rlsys.batch import SampleRequest
-from rlsys.config.stages import EvaluateStage
+from rlsys.config.keys import key
+from rlsys.config.schema import (
+    AnsweringStage,
+)
+from rlsys.data.prepare import EVALUATION_PROMPTS, Read
+from rlsys.errors import ConfigError
 from rlsys.models.load import load_processor
 from rlsys.runtime.pending import as_completed
 from rlsys.stages.answering import (
@@ -20,6 +28,18 @@ from rlsys.stages.answering import (
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
 from rlsys.stages.rollout import rollout_of
+
+
+@dataclass
+class EvaluateStage(AnsweringStage):
+    """Greedy answers to the evaluation split, judged."""
+
+    kind: str = key("evaluate", "Kind of stage.", choices=("evaluate",))
+    policies: dict[str, str] = key(MISSING, "Name in the report -> stage or folder.", ref="policy")
+
+    def check(self) -> None:
+        if not self.policies:
+            raise ConfigError("policies: name at least one policy to evaluate")
 
 
 def run_evaluate(context: Context, name: str, stage: EvaluateStage, folder: Path) -> Result:
@@ -47,6 +67,10 @@ def _roles(stage: EvaluateStage, earlier: Mapping[str, Any]) -> Sequence[str]:
     return evaluation_roles(stage)
 
 
+def _reads(stage: EvaluateStage) -> Sequence[Read]:
+    return [EVALUATION_PROMPTS]
+
+
 EVALUATE = StageKind(
     "evaluate",
     EvaluateStage,
@@ -55,4 +79,5 @@ EVALUATE = StageKind(
     check=check_answering,
     samples=True,
     evaluates=True,
+    reads=_reads,
 )

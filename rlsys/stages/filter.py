@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.schema import TrainConfig
-from rlsys.config.stages import FilterStage
+from omegaconf import MISSING
+
+from rlsys.config.keys import key
+from rlsys.config.schema import (
+    TrainConfig,
+)
+from rlsys.data.prepare import Read
+from rlsys.data.slice import RowKind
+from rlsys.errors import ConfigError
 from rlsys.guard.decision import moderations
 from rlsys.guard.flags import Flags, save_flags
 from rlsys.roles.guard import GuardHandle, GuardSpec
@@ -17,12 +25,28 @@ from rlsys.stages.kind import Result, StageKind
 ROWS_PER_CALL = 400  # so that one call stays well inside its deadline
 
 
+@dataclass
+class FilterStage:
+    """A guard's judgement on the responses of a training split."""
+
+    kind: str = key("filter", "Kind of stage.", choices=("filter",))
+    guard: str = key(MISSING, "A guard: a stage or a folder.", ref="guard")
+    split: str = key("train", "A split, or several joined by a plus sign.")
+    threshold: float = key(0.5, "Probability from which a response counts as unsafe.", gt=0, lt=1)
+
+    def check(self) -> None:
+        if not self.split:
+            raise ConfigError("split: name a split")
+
+
 def run_filter(context: Context, name: str, stage: FilterStage, folder: Path) -> Result:
     """Flags of both responses of every row of the split."""
-    limits, records = context.config.timeouts, context.data.training[stage.split]
+    limits, records = context.config.timeouts, context.data.pairs(stage.split)
     guard = GuardHandle(context.group("guard"), stage.threshold)
     model, budget = context.folder(stage.guard), TrainConfig().micro_batch_tokens
-    spec = GuardSpec(model, context.slice(stage.split), context.config.dtype, budget)
+    spec = GuardSpec(
+        model, context.data.slice(stage.split, RowKind.PAIRS), context.config.dtype, budget
+    )
     guard.create(spec).result(limits.start)
     flags: Flags = {}
     with context.display.bar(name, len(records)) as bar:
@@ -44,4 +68,8 @@ def _roles(stage: FilterStage, earlier: Mapping[str, Any]) -> Sequence[str]:
     return ("guard",)
 
 
-FILTER = StageKind("filter", FilterStage, run_filter, _roles, makes="filter")
+def _reads(stage: FilterStage) -> Sequence[Read]:
+    return [Read(stage.split, RowKind.PAIRS, learned=True)]
+
+
+FILTER = StageKind("filter", FilterStage, run_filter, _roles, makes="filter", reads=_reads)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.schema import TrainConfig
-from rlsys.config.stages import GuardedStage
+from omegaconf import MISSING
+
+from rlsys.config.keys import key
+from rlsys.config.schema import (
+    AnsweringStage,
+    TrainConfig,
+)
+from rlsys.data.prepare import EVALUATION_PROMPTS, Read
+from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
+from rlsys.errors import ConfigError
+from rlsys.guard.levels import ACTIONS, LEVELS
 from rlsys.models.load import load_processor
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.runtime.pending import Metrics
@@ -25,13 +35,42 @@ from rlsys.stages.kind import Result, StageKind
 from rlsys.stages.rollout import rollout_of
 
 
+@dataclass
+class GuardedStage(AnsweringStage):
+    """A policy behind a guard, on the evaluation split: moderate, draw again, refuse at last."""
+
+    kind: str = key("guarded", "Kind of stage.", choices=("guarded",))
+    policy: str = key(MISSING, "The policy that answers: a stage or a folder.", ref="policy")
+    guard: str = key(MISSING, "The guard before it: a stage or a folder.", ref="guard")
+    rounds: int = key(5, "How often to draw again.", ge=0)
+    candidates: int = key(
+        4, "Answers drawn per flagged prompt and round; the first that passes is taken.", ge=1
+    )
+    temperature: float = key(1.0, "Of what is drawn again.", gt=0, le=2)
+    hint: str = key("", "Put after the question of what is drawn again.")
+    threshold: float = key(0.5, "Probability from which an answer counts as unsafe.", gt=0, lt=1)
+    actions: dict[str, str] = key(
+        dict.fromkeys(LEVELS[1:], "regenerate"),
+        "What follows a severity; annotate passes, and is counted.",
+        choices=ACTIONS,
+    )
+    refusal: str = key("I cannot help with this.", "Takes the place of what is refused.")
+
+    def check(self) -> None:
+        if set(self.actions) != set(LEVELS[1:]):
+            raise ConfigError(f"actions: need {', '.join(LEVELS[1:])}, got {list(self.actions)}")
+
+
 def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) -> Result:
     """What the policy's answers are after every round, and with the refusal."""
     config, model = context.config, context.folder(stage.policy)
     evaluator = Evaluator(context, name, stage.cost)
     rollout = rollout_of(context, model, 0, stage.max_new_tokens, stage.temperature)
     guard = GuardHandle(context.group("guard"), stage.threshold)
-    budget, data = TrainConfig().micro_batch_tokens, context.slice("evaluation")
+    budget, data = (
+        TrainConfig().micro_batch_tokens,
+        context.data.slice("evaluation", RowKind.PROMPTS),
+    )
     spec = GuardSpec(context.folder(stage.guard), data, config.dtype, budget)
     guard.create(spec).result(config.timeouts.start)
     tokenizer = load_processor(model).tokenizer
@@ -83,6 +122,10 @@ def _inputs(context: Context, name: str, stage: GuardedStage) -> dict[str, str]:
     return {"name": name}  # its results carry it
 
 
+def _reads(stage: GuardedStage) -> Sequence[Read]:
+    return [EVALUATION_PROMPTS]
+
+
 GUARDED = StageKind(
     "guarded",
     GuardedStage,
@@ -92,4 +135,5 @@ GUARDED = StageKind(
     inputs=_inputs,
     samples=True,
     evaluates=True,
+    reads=_reads,
 )

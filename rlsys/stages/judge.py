@@ -13,9 +13,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.feedback import AskingStage, EndpointConfig, JudgeStage
-from rlsys.config.schema import RunConfig
-from rlsys.data.record import Records, pixel_hash
+from rlsys.config.judging import AskingStage, EndpointConfig
+from rlsys.config.keys import key
+from rlsys.config.schema import (
+    EngineConfig,
+    RunConfig,
+)
+from rlsys.data.prepare import Read
+from rlsys.data.rows import Prompt, Rows, pixel_hash
+from rlsys.data.slice import RowKind
 from rlsys.data.worlds import WORLDS, prompts_folder
 from rlsys.display import note
 from rlsys.errors import ConfigError
@@ -28,6 +34,32 @@ from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
 
 
+@dataclass
+class JudgeStage:
+    """A judge, measured where the data knows the right replies. Name it in stages that ask one."""
+
+    kind: str = key("judge", "Kind of stage.", choices=("judge",))
+    model: str = key("", "The frozen model that judges: a policy stage or a folder.", ref="policy")
+    endpoint: EndpointConfig = key(EndpointConfig(), "The endpoint that judges, without a model.")
+    prompts: str = key(
+        "", "A folder of prompts, or a built-in world that has its own; empty: those shipped."
+    )
+    max_new_tokens: int = key(256, "The longest reply.", ge=1)
+    engine: EngineConfig = key(EngineConfig(max_model_len=4096), "Engine of the model.")
+    limit: int = key(200, "Held-out prompts its agreement is measured on; 0: all.", ge=0)
+
+    def check(self) -> None:
+        if self.model and self.max_new_tokens >= self.engine.max_model_len:
+            raise ConfigError(
+                f"max_new_tokens: {self.max_new_tokens} leaves no room for a question in "
+                f"engine.max_model_len {self.engine.max_model_len}"
+            )
+        if bool(self.model) == bool(self.endpoint.url):
+            raise ConfigError("model: name either a model or an endpoint.url")
+        if self.endpoint.url and not self.endpoint.model:
+            raise ConfigError("endpoint.model: name the model to ask for")
+
+
 @dataclass(frozen=True)
 class OpenJudge:
     """``timeout``: of one call, seconds; ``prompts``: what it is asked with."""
@@ -38,7 +70,9 @@ class OpenJudge:
 
 
 @contextmanager
-def open_judge(context: Context, name: str, split: str) -> Iterator[OpenJudge]:
+def open_judge(
+    context: Context, name: str, split: str, kind: RowKind = RowKind.PROMPTS
+) -> Iterator[OpenJudge]:
     """The judge of the stage ``name``, for questions about the rows of a split. Its replies are
     cached in the runs' folder, by model, prompts, question and pixels.
     """
@@ -46,7 +80,7 @@ def open_judge(context: Context, name: str, split: str) -> Iterator[OpenJudge]:
     from rlsys.judging.endpoint import EndpointJudge
 
     stage: JudgeStage = context.config.stages[name]
-    records = context.data.evaluation if split == "evaluation" else context.data.training[split]
+    records = context.data.rows(split, kind)
     prompts = load_prompts(prompts_folder(stage.prompts))
     if stage.endpoint.url:
         timeout = endpoint_timeout(stage.endpoint)
@@ -60,7 +94,8 @@ def open_judge(context: Context, name: str, split: str) -> Iterator[OpenJudge]:
     else:
         timeout = context.config.timeouts.call
         source = JudgeHandle(context.group("judge"))
-        model, data, dtype = context.folder(stage.model), context.slice(split), context.config.dtype
+        model, dtype = context.folder(stage.model), context.config.dtype
+        data = context.data.slice(split, kind)
         spec = JudgeSpec(model, data, stage.engine, dtype, prompts, stage.max_new_tokens)
         source.create(spec).result(context.config.timeouts.start)
     identity = _replies_of(context, stage)
@@ -100,11 +135,11 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> R
     if world is None:
         context.display.say("    not measured: the data has no oracle for the right replies")
         return {}
-    records = context.data.evaluation
+    records = context.data.pairs("evaluation")
     rows = draw_rows(records, stage.limit, context.config.seed)
     labelled = [(row, records[row]) for row in rows]
     metrics: dict[str, float] = {"prompts": len(rows)}
-    with open_judge(context, name, "evaluation") as opened:
+    with open_judge(context, name, "evaluation", RowKind.PAIRS) as opened:
         oracle, seed = world.feedback, context.config.seed
         metrics |= agreement(opened.judge, labelled, oracle, seed=seed, timeout=opened.timeout)
         metrics |= injection(opened.judge, labelled, oracle, timeout=opened.timeout)
@@ -116,7 +151,7 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> R
     return metrics
 
 
-def draw_rows(records: Records, limit: int, seed: int) -> list[int]:
+def draw_rows(records: Rows[Prompt], limit: int, seed: int) -> list[int]:
     """Some rows in rising order, all where ``limit`` is 0 or large."""
     count = len(records)
     draw = random.Random(f"{seed}/sample")
@@ -154,6 +189,17 @@ def _inputs(context: Context, name: str, stage: JudgeStage) -> dict[str, str]:
     return {"prompts": load_prompts(prompts_folder(stage.prompts)).digest}
 
 
+def _reads(stage: JudgeStage) -> Sequence[Read]:
+    return [Read("evaluation", RowKind.PAIRS, world_only=True)]
+
+
 JUDGE = StageKind(
-    "judge", JudgeStage, run_judge, _roles, makes="judge", check=_check, inputs=_inputs
+    "judge",
+    JudgeStage,
+    run_judge,
+    _roles,
+    makes="judge",
+    check=_check,
+    inputs=_inputs,
+    reads=_reads,
 )

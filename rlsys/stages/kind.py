@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rlsys.config.schema import RunConfig
+from rlsys.data.prepare import Read
 
 if TYPE_CHECKING:
     from rlsys.stages.context import Context
@@ -18,6 +19,10 @@ Result = dict[str, Any]
 
 
 def no_roles(stage: Any, earlier: Mapping[str, Any]) -> Sequence[str]:
+    return ()
+
+
+def no_reads(stage: Any) -> Sequence[Read]:
     return ()
 
 
@@ -40,6 +45,7 @@ class StageKind(Generic[C]):
     check(config, name, stage): what spans sections of the recipe. Raises: ConfigError.
     inputs(context, name, stage): what its result depends on beside its keys, what they name, the
     data and the seed.
+    reads(stage): the rows it needs.
     samples: it samples from rollout engines, whose settings then decide about its result.
     evaluates: its folder holds evaluation.json and the samples of the gallery.
     trains: it goes on from the checkpoints that a stopped run left.
@@ -52,6 +58,7 @@ class StageKind(Generic[C]):
     makes: str | None = None
     check: Callable[[RunConfig, str, C], None] = no_check
     inputs: Callable[[Context, str, C], dict[str, str]] = no_inputs
+    reads: Callable[[C], Sequence[Read]] = no_reads
     samples: bool = False
     evaluates: bool = False
     trains: bool = False

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.feedback import ObserveStage
+from rlsys.config.judging import AskingStage
+from rlsys.config.keys import key
 from rlsys.data.llava import conversation_row, describe, load_conversations
+from rlsys.data.prepare import Read
+from rlsys.data.slice import RowKind
+from rlsys.errors import ConfigError
 from rlsys.judging.distill import distill
-from rlsys.judging.judge import Prompt, check_parse_failures
+from rlsys.judging.judge import JudgedPrompt, check_parse_failures
 from rlsys.judging.outcomes import DistillOutcome, count_metrics, identifier, outcome_label
 from rlsys.stages.context import Context
 from rlsys.stages.judge import draw_rows, judge_inputs, judge_roles, open_judge
@@ -21,9 +26,22 @@ from rlsys.stages.sft import CONVERSATIONS
 DISTILL_CHUNK = 256  # prompts between two updates of the progress bar
 
 
+@dataclass
+class ObserveStage(AskingStage):
+    """A teacher's observations of training prompts, and its answers, as conversations."""
+
+    kind: str = key("observe", "Kind of stage.", choices=("observe",))
+    split: str = key("train", "A split, or several joined by a plus sign.")
+    limit: int = key(0, "Prompts, drawn at random; 0: all.", ge=0)
+
+    def check(self) -> None:
+        if not self.split:
+            raise ConfigError("split: name a split")
+
+
 def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) -> Result:
     """A teacher's answers to training prompts, written with their verified risks in its prompt."""
-    records = context.data.training[stage.split]
+    records = context.data.prompts(stage.split)
     drawn = draw_rows(records, stage.limit, context.config.seed)
     # A judge's prompts have one image and one message.
     rows = [row for row in drawn if records[row].image is not None and not records[row].history]
@@ -35,7 +53,9 @@ def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) 
         path.open("w", encoding="utf-8") as file,
     ):
         for start in range(0, len(rows), DISTILL_CHUNK):
-            prompts = [Prompt(r, records[r].question) for r in rows[start : start + DISTILL_CHUNK]]
+            prompts = [
+                JudgedPrompt(r, records[r].question) for r in rows[start : start + DISTILL_CHUNK]
+            ]
             distilled, counted = distill(
                 opened.judge, prompts, joint=stage.joint, timeout=opened.timeout
             )
@@ -73,6 +93,16 @@ def _roles(stage: ObserveStage, earlier: Mapping[str, Any]) -> Sequence[str]:
     return judge_roles(stage, earlier)
 
 
+def _reads(stage: ObserveStage) -> Sequence[Read]:
+    return [Read(stage.split, RowKind.PROMPTS, learned=True)]
+
+
 OBSERVE = StageKind(
-    "observe", ObserveStage, run_observe, _roles, makes="conversations", inputs=judge_inputs
+    "observe",
+    ObserveStage,
+    run_observe,
+    _roles,
+    makes="conversations",
+    inputs=judge_inputs,
+    reads=_reads,
 )

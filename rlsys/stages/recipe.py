@@ -42,7 +42,8 @@ def run_recipe(
     with open_run_dir(config, runs, resume=resume) as run:
         display.say(f"[bold]{config.name}[/bold]  {run.path}" + "  (resumed)" * run.resumed)
         store = ArtifactStore(runs / "artifacts")
-        data = prepare(config, store)
+        reads = [(n, r) for n, each in config.stages.items() for r in STAGES[each.kind].reads(each)]
+        data = prepare(config, store, reads)
         display.say(f"  data: {data.summary}")
         metrics = MetricsLog(
             run.path,

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from rlsys.artifacts import PROGRESS
-from rlsys.config.feedback import RlaifStage
-from rlsys.config.schema import RunConfig
+from rlsys.config.judging import AskingStage
+from rlsys.config.keys import key
+from rlsys.config.schema import (
+    GapConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
+from rlsys.data.prepare import Read
+from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
+from rlsys.errors import ConfigError
 from rlsys.judging.pairs import PairRule
 from rlsys.models.load import load_processor
 from rlsys.roles.factory import check_same_processor
@@ -26,6 +38,42 @@ from rlsys.stages.judge import OpenJudge, judge_inputs, judge_roles, open_judge
 from rlsys.stages.kind import Result, StageKind
 from rlsys.stages.lengths import check_lengths
 from rlsys.stages.rollout import rollout_handle
+
+
+@dataclass
+class RlaifStage(AskingStage):
+    """Iterative AI feedback (DREAM)."""
+
+    kind: str = key("rlaif", "Kind of stage.", choices=("rlaif",))
+    policy: str = key(MISSING, "Start policy: a stage or a folder.", ref="policy")
+    rounds: int = key(3, "Of answers, feedback and training on its pairs.", ge=1)
+    prompts: int = key(
+        256, "Prompts of the train split per round; all there are, where there are fewer.", ge=1
+    )
+    samples: int = key(4, "Answers per prompt.", ge=2)
+    max_new_tokens: int = key(16, "Longest answer, tokens.", ge=1)
+    temperature: float = key(1.0, "Of sampling.", gt=0, le=2)
+    recognition: float = key(
+        0.5, "Weight of the share of known risks an answer recognises, beside the score.", ge=0
+    )
+    margin: float = key(2.0, "Least difference of the scores of a pair, points of 10.", ge=0, le=10)
+    floor: float = key(7.0, "Least global score of a chosen answer.", ge=0, le=10)
+    cost: str = key("", "A cost model whose score is taken off by `cost_weight`.", ref="cost")
+    cost_weight: float = key(0.0, "Weight of the cost model's score.", ge=0)
+    guard: str = key("", "A guard; what it flags is never chosen.", ref="guard")
+    guard_threshold: float = key(
+        0.5, "Probability from which the guard flags an answer.", gt=0, lt=1
+    )
+    beta: float = key(0.1, "Scale of the implicit reward of DPO.", gt=0)
+    epochs: int = key(1, "Passes over the pairs of a round.", ge=1)
+    minibatch: int = key(32, "Pairs per optimiser step.", ge=1)
+    gap: GapConfig = key(GapConfig(), "Engine against trainer.")
+    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+
+    def check(self) -> None:
+        if bool(self.cost) != bool(self.cost_weight):
+            raise ConfigError("cost_weight: give both cost and its weight, or neither")
 
 
 def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> Result:
@@ -60,7 +108,7 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> R
             bar.advance(note(last, "score", "recognised", "pairs/pair", "time/round"))
 
         sync_policy(roles, state.round, run)
-        questions = [record.question for record in context.data.train.rows]
+        questions = [record.question for record in context.data.prompts("train").rows]
         rlaif(roles, state, run, questions, report)
     policy.save(folder).result(limits.call)
     for role in (policy, cost, guard):
@@ -73,7 +121,8 @@ def _create(
     context: Context, stage: RlaifStage, rollout: Any, policy: PolicyHandle
 ) -> tuple[ScorerHandle | None, GuardHandle | None]:
     """All roles, built at once. Returns: cost model and guard, where the stage has them."""
-    config, data, dtype = context.config, context.slice("train"), context.config.dtype
+    config, dtype = context.config, context.config.dtype
+    data = context.data.slice("train", RowKind.PROMPTS)
     models = {"policy": context.folder(stage.policy)}
     steps = stage.rounds * stage.epochs * -(-stage.prompts // stage.minibatch)
     training = context.training(stage.train, stage.optim, steps)
@@ -128,6 +177,10 @@ def _check(config: RunConfig, name: str, stage: RlaifStage) -> None:
     check_lengths(config, f"stages.{name}", stage.max_new_tokens)
 
 
+def _reads(stage: RlaifStage) -> Sequence[Read]:
+    return [Read("train", RowKind.PROMPTS, learned=True, judged=True)]
+
+
 RLAIF = StageKind(
     "rlaif",
     RlaifStage,
@@ -138,4 +191,5 @@ RLAIF = StageKind(
     inputs=judge_inputs,
     samples=True,
     trains=True,
+    reads=_reads,
 )

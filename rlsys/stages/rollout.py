@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rlsys.data.slice import RowKind
 from rlsys.roles.rollout import RolloutHandle, RolloutSpec
 from rlsys.stages.context import Context
 
@@ -21,7 +22,9 @@ def rollout_of(
     """Engines with the weights of a checkpoint, on the evaluation split."""
     config, limits = context.config, context.config.timeouts
     rollout = rollout_handle(context, max_new_tokens, temperature)
-    spec = RolloutSpec(model, context.slice("evaluation"), config.engine, config.dtype)
+    spec = RolloutSpec(
+        model, context.data.slice("evaluation", RowKind.PROMPTS), config.engine, config.dtype
+    )
     rollout.create(spec).result(limits.start)
     rollout.load_checkpoint(model, version).result(limits.sync)
     return rollout

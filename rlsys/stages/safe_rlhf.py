@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from rlsys.artifacts import PROGRESS
 from rlsys.batch import PromptCursor, Rollouts, Scores
-from rlsys.config.schema import RunConfig
-from rlsys.config.stages import SafeRlhfStage
+from rlsys.config.keys import key
+from rlsys.config.schema import (
+    GapConfig,
+    LagrangeConfig,
+    OptimConfig,
+    PpoConfig,
+    RunConfig,
+    TrainConfig,
+)
+from rlsys.data.prepare import TRAIN_PROMPTS, Read
+from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import safe_rlhf, sync_weights
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun, SafeRlhfState
+from rlsys.errors import ConfigError
 from rlsys.roles.critic import COST_CRITIC, REWARD_CRITIC, CriticHandle, CriticSpec
 from rlsys.roles.factory import check_same_processor
 from rlsys.roles.policy import PolicyHandle, PolicySpec
@@ -23,13 +36,39 @@ from rlsys.roles.reference import ReferenceHandle, ReferenceSpec
 from rlsys.roles.rollout import RolloutHandle, RolloutSpec
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics, Pending
-from rlsys.stages.alignment import cost_threshold, steady_state, warn_of_gap
+from rlsys.stages.alignment import calibration_reads, cost_threshold, steady_state, warn_of_gap
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
 from rlsys.stages.lengths import check_lengths
 from rlsys.stages.rollout import rollout_handle
 from rlsys.stages.supervised import checkpoint_due
+
+
+@dataclass
+class SafeRlhfStage:
+    """PPO-Lagrangian (Safe RLHF-V)."""
+
+    kind: str = key("safe_rlhf", "Kind of stage.", choices=("safe_rlhf",))
+    policy: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
+    reward: str = key(MISSING, "Reward model: a stage or a folder.", ref="reward")
+    cost: str = key(MISSING, "Cost model: a stage or a folder.", ref="cost")
+    iterations: int = key(MISSING, "Of rollout, scores and update.", ge=1)
+    ppo: PpoConfig = key(PpoConfig(), "One iteration.")
+    lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
+    gap: GapConfig = key(GapConfig(), "Engine against trainer.")
+    optim: OptimConfig = key(OptimConfig(), "Optimiser of the policy.")
+    critic_optim: OptimConfig = key(OptimConfig(), "Optimiser of both critics.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+    critic_train: TrainConfig = key(TrainConfig(), "How both critics train.")
+    checkpoint_every: int = key(
+        10, "Iterations between the checkpoints a stopped run resumes from; 0: none.", ge=0
+    )
+    keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1)
+
+    def check(self) -> None:
+        if self.critic_train.lora_rank:
+            raise ConfigError("critic_train.lora_rank: adapters are for the policy")
 
 
 def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Path) -> Result:
@@ -47,7 +86,8 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     keep = stage.keep_checkpoints
     checkpoints = StageCheckpoints(context, name, folder, trained, keep=keep)
     state = SafeRlhfState(
-        Multiplier.start(stage.lagrange), PromptCursor(len(context.data.train), config.seed)
+        Multiplier.start(stage.lagrange),
+        PromptCursor(len(context.data.prompts("train")), config.seed),
     )
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
@@ -101,7 +141,8 @@ class _Handles:
         context, stage, config = self.context, self.stage, self.context.config
         policy, reward, cost = map(context.folder, (stage.policy, stage.reward, stage.cost))
         check_same_processor({"policy": policy, "reward": reward, "cost": cost})
-        ppo, data, dtype = stage.ppo, context.slice("train"), config.dtype
+        ppo, dtype = stage.ppo, config.dtype
+        data = context.data.slice("train", RowKind.PROMPTS)
         steps = stage.iterations * ppo.epochs * -(-ppo.prompts * ppo.samples // ppo.minibatch)
         trained = context.training(stage.train, stage.optim, steps)
         critic = context.training(stage.critic_train, stage.critic_optim, steps)
@@ -134,6 +175,10 @@ def _check(config: RunConfig, name: str, stage: SafeRlhfStage) -> None:
     check_lengths(config, f"stages.{name}.ppo", stage.ppo.max_new_tokens)
 
 
+def _reads(stage: SafeRlhfStage) -> Sequence[Read]:
+    return [TRAIN_PROMPTS, *calibration_reads(stage.lagrange)]
+
+
 SAFE_RLHF = StageKind(
     "safe_rlhf",
     SafeRlhfStage,
@@ -143,4 +188,5 @@ SAFE_RLHF = StageKind(
     check=_check,
     samples=True,
     trains=True,
+    reads=_reads,
 )

@@ -7,11 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.schema import RunConfig
-from rlsys.config.stages import SftStage
-from rlsys.data.record import Records, ids_digest, joined, leaked_ids
-from rlsys.data.records import demonstrations
-from rlsys.data.slice import DataSlice
+from omegaconf import MISSING
+
+from rlsys.config.keys import key
+from rlsys.config.schema import (
+    LOSS_FORMS,
+    OptimConfig,
+    RunConfig,
+    TinyConfig,
+    TrainConfig,
+)
+from rlsys.data.prepare import Read
+from rlsys.data.rows import TARGETS, Demonstration, Rows, ids_digest, joined, leaked_ids
+from rlsys.data.slice import DataSlice, RowKind
+from rlsys.data.source import demonstrations
 from rlsys.errors import ConfigError
 from rlsys.guard.flags import load_flags, passed_rows
 from rlsys.models.tiny import build_tiny_vlm
@@ -24,13 +33,58 @@ from rlsys.stages.supervised import run_supervised
 CONVERSATIONS = "conversations.jsonl"  # in the folder of a stage that makes conversations
 
 
+@dataclass
+class SftStage:
+    """Supervised fine-tuning on one response of each pair."""
+
+    kind: str = key("sft", "Kind of stage.", choices=("sft",))
+    init: str = key(
+        "tiny",
+        "tiny (made from scratch on the data's texts), an earlier stage, or a folder.",
+        ref="policy",
+    )
+    tiny: TinyConfig = key(TinyConfig(), "Sizes, where init is tiny.")
+    split: str = key("train", "A split, or several joined by a plus; empty: conversations alone.")
+    conversations: str = key(
+        "",
+        "More rows: an observe stage, or a file in LLaVA's format. Every model turn is imitated.",
+        ref="conversations",
+    )
+    filter: str = key(
+        "",
+        "A filter stage on the same split: rows whose imitated response it flagged are left out.",
+        ref="filter",
+    )
+    target: str = key("more_helpful", "Which response of a pair is imitated.", choices=TARGETS)
+    loss_form: str = key(
+        "token_mean",
+        "Mean over all response tokens of a step, or over responses: short ones count as much.",
+        choices=LOSS_FORMS,
+    )
+    steps: int = key(MISSING, "Optimiser steps.", ge=1)
+    checkpoint_every: int = key(
+        200,
+        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
+        ge=0,
+    )
+    batch: int = key(64, "Rows per step; all there are, where there are fewer.", ge=1)
+    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+
+    def check(self) -> None:
+        if not self.split and not self.conversations:
+            raise ConfigError("split: name a split, or give conversations")
+        if self.filter and self.conversations:
+            raise ConfigError("filter: a filter knows the rows of a split, not conversations")
+
+
 @dataclass(frozen=True)
 class _Learner:
     policy: PolicyHandle
     stage: SftStage
 
     def step(self, rows: Sequence[int]) -> Pending[Metrics]:
-        return self.policy.sft_step(rows, self.stage.target, self.stage.loss_form)
+        return self.policy.sft_step(rows, self.stage.loss_form)
 
 
 def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> Result:
@@ -44,7 +98,7 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> Resul
     rows: Sequence[int] = range(len(records))
     if stage.filter:
         flags = load_flags(Path(context.folder(stage.filter)))
-        passed = passed_rows(records, flags, stage.target)
+        passed = passed_rows(context.data.pairs(stage.split), flags, stage.target)
         context.display.say(f"    the filter passed {len(passed)} of {len(rows)} rows")
         rows = passed
     learner = _Learner(policy, stage)
@@ -54,28 +108,28 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> Resul
     return last
 
 
-def _start(context: Context, stage: SftStage, records: Records, folder: Path) -> str:
+def _start(context: Context, stage: SftStage, records: Rows[Demonstration], folder: Path) -> str:
     """The folder of the model to start from; ``tiny`` is made from scratch."""
     if stage.init != "tiny":
         return context.folder(stage.init)
-    training = context.data.training
-    beside = records.rows[len(training[stage.split]) if stage.split else 0 :]
-    everything = [*(row for part in training.values() for row in part.rows), *beside]
-    texts = [text for r in everything for text in (r.question, *r.responses)]
+    own = len(context.data.demonstrations(stage.split, stage.target)) if stage.split else 0
+    beside = [text for row in records.rows[own:] for text in row.texts]
+    texts = [*context.data.texts(), *beside]
     build_tiny_vlm(folder / "init", texts, stage.tiny, context.config.seed)
     return str(folder / "init")
 
 
-def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Records]:
+def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Rows[Demonstration]]:
     """What is imitated: the rows of the splits, then those of the conversations."""
-    parts = [context.data.training[stage.split]] if stage.split else []
-    data = context.slice(stage.split)
+    parts = [context.data.demonstrations(stage.split, stage.target)] if stage.split else []
+    data = context.data.slice(stage.split, RowKind.DEMONSTRATIONS, stage.target)
     if stage.conversations:
         path = Path(context.folder(stage.conversations))
         path = path / CONVERSATIONS if path.is_dir() else path
         read = demonstrations(path)
-        leaked = leaked_ids(read, context.data.evaluation)
-        usable = Records([r for r in read.rows if r.id not in leaked], read.rejected, paired=False)
+        held_out = context.data.held_out
+        leaked = leaked_ids(read, held_out) if held_out is not None else frozenset[str]()
+        usable = Rows([r for r in read.rows if r.id not in leaked], read.rejected)
         if leaked or read.rejected:
             context.display.say(
                 f"    {path.name}: {len(usable)} turns; left out: {dict(read.rejected)}, "
@@ -88,8 +142,16 @@ def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Records
 
 
 def _inputs(context: Context, name: str, stage: SftStage) -> dict[str, str]:
-    """The tokenizer of a new model learns from all training texts."""
-    return {"texts": " ".join(context.data.training)} if stage.init == "tiny" else {}
+    """The tokenizer of a new model learns from all training texts; what is held out is no part of
+    the conversations.
+    """
+    inputs = {}
+    if stage.init == "tiny":
+        learned = (f"{split}:{kind.value}:{goal}" for split, kind, goal in context.data.learned)
+        inputs["texts"] = " ".join(learned)
+    if stage.conversations:
+        inputs["held_out"] = str(context.data.held_out is not None)
+    return inputs
 
 
 def _check(config: RunConfig, name: str, stage: SftStage) -> None:
@@ -105,6 +167,23 @@ def _roles(stage: SftStage, earlier: Mapping[str, Any]) -> Sequence[str]:
     return ("policy",)
 
 
+def _reads(stage: SftStage) -> Sequence[Read]:
+    if not stage.split:
+        return []
+    reads = [Read(stage.split, RowKind.DEMONSTRATIONS, stage.target, learned=True)]
+    if stage.filter:  # its flags are of both responses
+        reads.append(Read(stage.split, RowKind.PAIRS, learned=True))
+    return reads
+
+
 SFT = StageKind(
-    "sft", SftStage, run_sft, _roles, makes="policy", check=_check, inputs=_inputs, trains=True
+    "sft",
+    SftStage,
+    run_sft,
+    _roles,
+    makes="policy",
+    check=_check,
+    inputs=_inputs,
+    trains=True,
+    reads=_reads,
 )

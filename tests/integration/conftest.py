@@ -11,8 +11,8 @@ from PIL import Image
 
 from actors.cluster import Cluster, open_cluster
 from rlsys.config.schema import EngineConfig, GroupConfig, RunConfig
-from rlsys.data.records import load_records
-from rlsys.data.slice import DataSlice
+from rlsys.data.slice import DataSlice, RowKind
+from rlsys.data.source import load_pairs
 from rlsys.models.tiny import TinyConfig, build_tiny_vlm
 from tests.helpers import write_rows
 
@@ -35,15 +35,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSlice:
         for i in range(12)
     ]
     write_rows(folder, "train", images)
-    return DataSlice(str(folder), "train", 96)
+    return DataSlice(str(folder), "train", RowKind.PAIRS, 96)
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory, data: DataSlice) -> str:
     """An untrained tiny policy."""
     folder = tmp_path_factory.mktemp("model")
-    records = load_records(data.source, data.split)
-    texts = [t for r in records.rows for t in (r.question, *r.responses)]
+    texts = [text for row in load_pairs(data.source, data.split).rows for text in row.texts]
     sizes = TinyConfig(hidden=64, layers=2, vision_hidden=64, vision_layers=2, vocab=320)
     build_tiny_vlm(folder, texts, sizes, seed=0)
     return str(folder)

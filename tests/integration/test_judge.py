@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from actors.proxies import RemoteJudge
+from rlsys.judging.forms import SCORES
 
 from actors.cluster import Cluster
 from rlsys.config.schema import EngineConfig
 from rlsys.data.slice import DataSlice
 from rlsys.judging.cache import CachedJudge
-from rlsys.judging.judge import Candidate, Prompt, Question, disentangle, score
-from rlsys.judging.outcomes import ParseReason
-from rlsys.judging.parse import Observed, ParseFailure, parse_observations
+from rlsys.judging.judge import Candidate, JudgedPrompt, Question, disentangle, score
+from rlsys.judging.parse import Observed, parse_observations
 from rlsys.judging.prompts import FIELDS, load_prompts
 from rlsys.judging.reply_schemas import SCORES
 
@@ -87,7 +87,7 @@ def test_a_question_that_does_not_fit_has_a_reason(judge: RemoteJudge) -> None:
 def test_disentangling_and_scoring_run_on_the_engine_and_are_remembered(
     judge: RemoteJudge, tmp_path: Path
 ) -> None:
-    prompts = [Prompt(row, "how do i use this ?") for row in range(5)]
+    prompts = [JudgedPrompt(row, "how do i use this ?") for row in range(5)]
     kept = CachedJudge(judge, tmp_path / "judgements.jsonl", "tiny", str)
     found = disentangle(kept, prompts, joint=False, timeout=WAIT)
     candidates = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +18,17 @@ from actors.proxies import (
     SftLearner,
 )
 from rlsys.engines.policy import PolicyWorker
-from rlsys.engines.train import Rank
 
 from actors.cluster import Cluster
 from rlsys.batch import Rollouts, SampleRequest, TrainBatch, sample_seed
-from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
-from rlsys.config.stages import PpoConfig, ScorerStage, SftStage
-from rlsys.data.slice import DataSlice
-from rlsys.engines.weights import SharedMemoryReader
+from rlsys.config.schema import OptimConfig, PpoConfig, RunConfig, TrainConfig
+from rlsys.data.slice import DataSlice, RowKind
 from rlsys.errors import RoleError
 from rlsys.roles.factory import RoleSpec, Workbench
 from rlsys.roles.forward import merge_rows
+from rlsys.runtime.process_group import Rank
+from rlsys.stages.scorer import ScorerStage
+from rlsys.stages.sft import SftStage
 
 WAIT = 120.0
 PPO = PpoConfig(prompts=6, samples=2, max_new_tokens=8, epochs=2, minibatch=4)
@@ -118,7 +120,8 @@ def test_after_every_sync_engine_and_trainer_agree(
     transport: str,
 ) -> None:
     learner = SftLearner(cluster.by_role["policy"], SftStage(steps=1))
-    policy = policy_of(cluster, model, data, transport, zero_stage=1)
+    shown = replace(data, kind=RowKind.DEMONSTRATIONS, target="more_helpful")
+    policy = policy_of(cluster, model, shown, transport, zero_stage=1)
     for version in range(3):
         rollout.load(policy.publish(version).result(WAIT)).result(WAIT)
         for rollouts in draw(rollout, requests(range(6), iteration=version)):
@@ -232,3 +235,19 @@ def test_a_role_that_raises_is_named_with_its_cause(
         ScorerLearner(cluster.by_role["reward"], ScorerStage(kind="reward")).create(
             RoleSpec("reward", model, data)
         ).result(WAIT)
+
+
+def test_a_prompt_without_an_image_is_answered_beside_one_with(
+    cluster: Cluster, model: str, data: DataSlice, rollout: RemoteRollout, run_config: RunConfig
+) -> None:
+    folder = Path(data.source)
+    rows = [{"question": "how do i use this ?"}, {"question": "what ?", "image": "images/3.png"}]
+    (folder / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixed = DataSlice(data.source, "mixed", RowKind.PROMPTS, 96)
+    rollout.create(RoleSpec("rollout", model, mixed, engine=run_config.engine)).result(WAIT)
+    rollout.load_checkpoint(model, 0).result(WAIT)
+    policy = policy_of(cluster, model, mixed, "shm")
+    (rollouts,) = draw(rollout, requests(range(2)))
+    gap = (policy.logprobs(rollouts).result(WAIT) - rollouts.engine_logprobs)[rollouts.mask]
+    assert gap.abs().max() < 1e-4
+    rollout.create(RoleSpec("rollout", model, data, engine=run_config.engine)).result(WAIT)

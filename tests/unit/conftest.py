@@ -1,14 +1,13 @@
 """A tiny vision-language model and four rows to feed it, made once."""
 
 import io
-from collections import Counter
 
 import pytest
 import torch
 from PIL import Image
 
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.record import Record, Records
+from rlsys.data.rows import PreferencePair, Rows
 from rlsys.models.load import load_processor
 from rlsys.models.tiny import TinyConfig, build_tiny_vlm
 
@@ -37,8 +36,8 @@ def _png(size: tuple[int, int], seed: int) -> bytes:
     return stream.getvalue()
 
 
-def make_record(row: int, question: str, responses: tuple[str, str]) -> Record:
-    return Record(
+def make_pair(row: int, question: str, responses: tuple[str, str]) -> PreferencePair:
+    return PreferencePair(
         id=f"row-{row}",
         question=question,
         image=_png(SIZES[row % len(SIZES)], row),
@@ -55,9 +54,9 @@ def make_record(row: int, question: str, responses: tuple[str, str]) -> Record:
 
 
 @pytest.fixture(scope="session")
-def records() -> Records:
+def records() -> Rows[PreferencePair]:
     pairs = zip(QUESTIONS, RESPONSES, strict=True)
-    return Records([make_record(i, q, r) for i, (q, r) in enumerate(pairs)], Counter())
+    return Rows([make_pair(i, q, r) for i, (q, r) in enumerate(pairs)])
 
 
 @pytest.fixture(scope="session")
@@ -70,5 +69,5 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def encoder(tiny: str, records: Records) -> PromptEncoder:
+def encoder(tiny: str, records: Rows[PreferencePair]) -> PromptEncoder:
     return PromptEncoder(load_processor(tiny), records, max_prompt_tokens=128)

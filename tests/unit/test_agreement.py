@@ -6,18 +6,18 @@ from random import Random
 
 import pytest
 
-from rlsys.data.record import Record, unlabelled
 from rlsys.data.riskworld import judgements
 from rlsys.data.riskworld.generate import _pools
 from rlsys.data.riskworld.judgements import observations, recognises, risks, score
 from rlsys.data.riskworld.language import REFUSALS, garbled, right_answer, right_redirect
 from rlsys.data.riskworld.scene import Scene, scene_of
+from rlsys.data.rows import PreferencePair
 from rlsys.judging.agreement import INJECTIONS, Labels, agreement, balanced, injection
 from rlsys.judging.judge import CHUNK, Judge, Question
-from rlsys.judging.outcomes import ParseReason
-from rlsys.judging.parse import Observation, ParseFailure
+from rlsys.judging.parse import Observation
 from rlsys.runtime.pending import Pending
-from tests.unit.test_feedback import KEY, Reply, as_json, make_judge
+from tests.unit.conftest import make_pair
+from tests.unit.test_feedback import Reply, as_json, make_judge
 
 Change = Callable[[Question, str], Reply]
 WAIT = 1.0
@@ -30,12 +30,12 @@ HACK = replace(CUP, family="hack")  # text
 
 def labels(*rows: tuple[Scene, str, str]) -> Labels:
     """Rows of a dataset that holds others between them."""
-    result = []
-    for number, (scene, first, second) in enumerate(rows):
-        plain = unlabelled(f"row-{number}", scene.question, "an image")
-        row = {"id": plain.id, "scene": scene.to_json()}
-        result.append((7 * number + 3, replace(plain, responses=(first, second), row=row)))
-    return result
+    found = []
+    for number, (scene, first, second) in enumerate(told):
+        pair = make_pair(number, scene.question, (first, second))
+        row = {"id": pair.id, "scene": scene.to_json()}
+        found.append((7 * number + 3, replace(pair, row=row)))
+    return found
 
 
 def drawn(count: int) -> Labels:
@@ -79,7 +79,7 @@ class Knowing:
         assert question.name == "score_observation"
         return yes(recognises(row, Observation(**values["observation"]), values["answer"]))
 
-    def record(self, question: Question) -> Record:
+    def record(self, question: Question) -> PreferencePair:
         """Only the text is looked at without its image, and only the image without its text."""
         text = question.values.get("question")
         assert (question.image is None) == (question.name == "observe_text")

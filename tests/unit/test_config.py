@@ -13,11 +13,15 @@ from omegaconf import Container
 import rlsys
 from rlsys.config import feedback, schema, stages
 from rlsys.config.check import ENGINES, ROLES, references
-from rlsys.config.feedback import EndpointConfig, JudgeStage, RlaifStage
+from rlsys.config.judging import EndpointConfig
 from rlsys.config.load import dump_config, load_config, to_plain
-from rlsys.config.schema import RunConfig
-from rlsys.config.stages import STAGES, EvaluateStage, SafeRlhfStage, SftStage
+from rlsys.config.schema import STAGES, RunConfig
 from rlsys.errors import ConfigError
+from rlsys.stages.evaluate import EvaluateStage
+from rlsys.stages.judge import JudgeStage
+from rlsys.stages.rlaif import RlaifStage
+from rlsys.stages.safe_rlhf import SafeRlhfStage
+from rlsys.stages.sft import SftStage
 
 ROOT = Path(rlsys.__file__).parents[1]
 RECIPES = sorted(

@@ -21,9 +21,9 @@ from rlsys.config.check import check
 from rlsys.config.docs import DOCS, kind_table, markdown
 from rlsys.config.keys import KeyInfo, describe, key
 from rlsys.config.load import load_config
-from rlsys.config.schema import OptimConfig, RunConfig
-from rlsys.config.stages import STAGES, SafeRlhfStage
+from rlsys.config.schema import STAGES, OptimConfig, RunConfig
 from rlsys.errors import ConfigError
+from rlsys.stages.safe_rlhf import SafeRlhfStage
 
 DEMO = Path(rlsys.__file__).parents[1] / "configs" / "demo.yaml"
 NUMBERS: dict[Any, Callable[[float], Any]] = {

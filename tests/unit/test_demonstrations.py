@@ -10,8 +10,8 @@ from PIL import Image
 
 from rlsys.data.collate import collate
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.record import Records, leaked_ids
-from rlsys.data.records import demonstrations, load_records
+from rlsys.data.rows import Demonstration, Rows, leaked_ids
+from rlsys.data.source import demonstrations, load_demonstrations
 from rlsys.errors import DataError
 from rlsys.models.heads import build_policy_module
 from rlsys.models.load import load_processor
@@ -41,24 +41,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def records(folder: Path) -> Records:
-    return load_records(str(folder), "teach")
+def records(folder: Path) -> Rows[Demonstration]:
+    return load_demonstrations(str(folder), "teach", "")
 
 
 @pytest.fixture
-def encoder(tiny: str, records: Records) -> PromptEncoder:
+def encoder(tiny: str, records: Rows[Demonstration]) -> PromptEncoder:
     return PromptEncoder(load_processor(tiny), records, 256)
 
 
-def test_every_model_turn_is_a_row_with_what_came_before(records: Records) -> None:
-    assert [(r.id, r.question, r.responses[0]) for r in records.rows] == [
+def test_every_model_turn_is_a_row_with_what_came_before(records: Rows[Demonstration]) -> None:
+    assert [(r.id, r.question, r.answer) for r in records.rows] == [
         ("two", "what is it ?", "a cup"),
         ("two/1", "how do i use it ?", "drink"),
         ("plain", "how are you ?", "well"),
         ("one", "for whom ?", "for you"),
     ]
     assert [r.history for r in records.rows] == [(), (("what is it ?", "a cup"),), (), ()]
-    assert not records.paired
     assert records.rows[2].image is None
 
 
@@ -80,14 +79,14 @@ def test_what_cannot_be_used_is_counted(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_image_of_the_evaluation_split_is_seen_in_every_turn(
-    folder: Path, records: Records
+    folder: Path, records: Rows[Demonstration]
 ) -> None:
-    held_out = Records([records.rows[0]], records.rejected)
+    held_out = Rows(records.rows[:1])
     assert leaked_ids(records, held_out) == {"two", "two/1"}
 
 
 def test_a_later_turn_is_asked_after_the_earlier_ones(
-    encoder: PromptEncoder, records: Records
+    encoder: PromptEncoder, records: Rows[Demonstration]
 ) -> None:
     first, second = (encoder.render(records[row]) for row in (0, 1))
     assert second.startswith(first + "a cup")
@@ -100,7 +99,7 @@ def test_rows_with_and_without_an_image_say_together_what_they_say_alone(
 ) -> None:
     policy = build_policy_module(tiny, "float32", ()).eval()
     rows = [2, 0, 3, 1]
-    answers = [encoder.response(encoder.records[row].responses[0]) for row in rows]
+    answers = [encoder.response(encoder.records[row].answer) for row in rows]
     with torch.no_grad():
         batch = collate(encoder, rows, None, answers)
         together = policy(batch.inputs, batch.states, batch.tokens)

@@ -14,8 +14,7 @@ import torch
 import rlsys.drivers.safe_rlhf as driver
 from rlsys.algorithms.advantages import gae
 from rlsys.batch import PromptCursor, Rollouts, Scores
-from rlsys.config.schema import GapConfig, TimeoutConfig
-from rlsys.config.stages import LagrangeConfig, PpoConfig
+from rlsys.config.schema import GapConfig, LagrangeConfig, PpoConfig, TimeoutConfig
 from rlsys.drivers.safe_rlhf import estimate, safe_rlhf, sample_and_score, sync_weights
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun, SafeRlhfState
 from rlsys.drivers.sft import train

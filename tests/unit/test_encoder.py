@@ -1,17 +1,16 @@
 """Prompts and answers to ids, pixels and padded batches."""
 
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
 from rlsys.data.collate import collate
-from rlsys.data.encoder import EncodedPrompt, PromptEncoder, check_questions, forged_token
-from rlsys.data.record import Record, Records
+from rlsys.data.encoder import EncodedPrompt, PromptEncoder, forged_token
+from rlsys.data.rows import Prompt, Rows
 from rlsys.errors import DataError
 from rlsys.models.heads import NO_TOKEN
-from tests.unit.conftest import QUESTIONS, make_record
+from tests.unit.conftest import QUESTIONS, make_pair
 
 ROWS = [0, 1, 2, 3]
 VISUAL_TOKENS = [4, 8, 8, 9]  # images of 56x56, 112x56, 56x112 and 84x84 pixels, 28x28 per token
@@ -23,8 +22,8 @@ def fresh(encoder: PromptEncoder, limit: int = 128) -> PromptEncoder:
 
 
 def asking(encoder: PromptEncoder, question: str) -> PromptEncoder:
-    record = make_record(0, question, ("yes", "no"))
-    return PromptEncoder(encoder.processor, Records([record], Counter()), 128)
+    record = make_pair(0, question, ("yes", "no"))
+    return PromptEncoder(encoder.processor, Rows([record]), 128)
 
 
 def equal(left: EncodedPrompt, right: EncodedPrompt) -> bool:
@@ -86,12 +85,12 @@ def test_lengths_are_known_without_the_pixels(
     encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pictures of four sizes, each of them twice, and a row without one."""
-    records = [make_record(n, QUESTIONS[n % 4], ("", "")) for n in range(9)]
+    records = [make_pair(n, QUESTIONS[n % 4], ("", "")) for n in range(9)]
     records[8] = replace(records[8], image=None)
-    mine = PromptEncoder(encoder.processor, Records(records, Counter()), 128)
+    mine = PromptEncoder(encoder.processor, Rows(records), 128)
     opened: list[str] = []
-    whole = Record.open_image
-    monkeypatch.setattr(Record, "open_image", lambda r: (opened.append(r.id), whole(r))[1])
+    whole = Prompt.open_image
+    monkeypatch.setattr(Prompt, "open_image", lambda r: (opened.append(r.id), whole(r))[1])
     asked = [7, 8, 0, 1, 2, 3, 4, 5, 6, 0]
     found = mine.lengths(asked)
     assert len(opened) == 4

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rlsys.config.feedback import EndpointConfig
+from rlsys.config.judging import EndpointConfig
 from rlsys.errors import RoleError
 from rlsys.judging.endpoint import EndpointJudge
 from rlsys.judging.judge import Question

@@ -16,7 +16,7 @@ from rlsys.algorithms.moderation import (
     split_logits,
 )
 from rlsys.batch import Rollouts
-from rlsys.data.record import Records
+from rlsys.data.rows import PreferencePair, Rows
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
 from rlsys.errors import DataError
 from rlsys.guard.decision import Moderation, action_for, moderations
@@ -25,7 +25,7 @@ from rlsys.guard.labels import CATEGORIES, OUTPUTS, Label, labelled_answers
 from rlsys.guard.levels import ACTIONS
 from rlsys.runtime.pending import Pending
 from tests.fakes import FakeRollout, Log
-from tests.unit.conftest import make_record
+from tests.unit.conftest import make_pair
 
 ALWAYS = {"minor": "regenerate", "moderate": "regenerate", "severe": "regenerate"}
 
@@ -34,7 +34,7 @@ ALWAYS = {"minor": "regenerate", "moderate": "regenerate", "severe": "regenerate
 
 
 def test_a_row_teaches_both_answers_and_the_bare_prompt() -> None:
-    record = make_record(0, "how ?", ("do it", "no"))
+    record = make_pair(0, "how ?", ("do it", "no"))
     record = record.__class__(**{**vars(record), "category": "animal_abuse", "severity": 2})
     animal = CATEGORIES.index("animal_abuse")
     assert labelled_answers(record) == [
@@ -45,7 +45,7 @@ def test_a_row_teaches_both_answers_and_the_bare_prompt() -> None:
 
 
 def test_an_unsafe_answer_rated_zero_is_still_a_minor_one() -> None:
-    record = make_record(0, "how ?", ("do it", "no"))
+    record = make_pair(0, "how ?", ("do it", "no"))
     record = record.__class__(
         **{**vars(record), "category": "none", "severity": 0, "harmless_rates": (0, 0)}
     )
@@ -54,7 +54,7 @@ def test_an_unsafe_answer_rated_zero_is_still_a_minor_one() -> None:
 
 def test_an_unknown_category_names_its_row() -> None:
     with pytest.raises(DataError, match=r"row-0.*'test'"):
-        labelled_answers(make_record(0, "how ?", ("do it", "no")))
+        labelled_answers(make_pair(0, "how ?", ("do it", "no")))
 
 
 def test_there_are_twenty_categories_and_none() -> None:
@@ -253,10 +253,10 @@ def test_every_draw_has_its_own_seed() -> None:
 # flags
 
 
-def flagged_records() -> tuple[Records, Flags]:
-    rows = [make_record(n, f"question {n}", ("do it", "no")) for n in range(4)]
+def flagged_records() -> tuple[Rows[PreferencePair], Flags]:
+    rows = [make_pair(n, f"question {n}", ("do it", "no")) for n in range(4)]
     # The more helpful response of row n is n % 2, the safer one 1 - n % 2.
-    return Records(rows, Counter()), {f"row-{n}": (n < 2, n == 3) for n in range(4)}
+    return Rows(rows), {f"row-{n}": (n < 2, n == 3) for n in range(4)}
 
 
 def test_only_the_response_that_is_imitated_must_pass(tmp_path: Path) -> None:

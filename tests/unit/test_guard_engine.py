@@ -1,6 +1,5 @@
 """The guard as a model: one step is one step however it is cut, and it learns its labels."""
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,18 +8,18 @@ import torch
 from rlsys.engines.common import Seat
 from rlsys.engines.guard import GuardTrainer, GuardWorker
 from rlsys.engines.scorer import ScorerWorker
-from rlsys.engines.train import Rank
 from torch import Tensor
 
 from rlsys.batch import Rollouts
 from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.record import Records
+from rlsys.data.rows import Rows
 from rlsys.errors import ModelError
 from rlsys.guard.labels import CATEGORIES, OUTPUTS
 from rlsys.guard.quality import guard_quality
 from rlsys.models.heads import build_scorer_module
 from rlsys.roles.forward import merge_rows
+from rlsys.runtime.process_group import Rank
 
 ROWS = [0, 1, 2, 3]
 ONE_BATCH, SMALL = 100_000, 60
@@ -32,7 +31,7 @@ def labelled(encoder: PromptEncoder) -> PromptEncoder:
         replace(record, category=CATEGORIES[1 + number], severity=number)
         for number, record in enumerate(encoder.records.rows)
     ]
-    return PromptEncoder(encoder.processor, Records(rows, Counter()), max_prompt_tokens=128)
+    return PromptEncoder(encoder.processor, Rows(rows), max_prompt_tokens=128)
 
 
 def trainer(

@@ -10,11 +10,10 @@ from random import Random
 from typing import Any, NamedTuple
 
 import pytest
+from rlsys.judging.forms import OBSERVATIONS
 
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.llava import IMAGE_MARK
-from rlsys.data.record import with_note
-from rlsys.data.records import load_records
 from rlsys.data.riskworld import generate, write
 from rlsys.data.riskworld.generate import _all_scenes, _pools
 from rlsys.data.riskworld.judge_sft_data import PER_PICTURE, WEIGHTS, judge_sft_row
@@ -42,7 +41,9 @@ from rlsys.data.riskworld.language import (
 )
 from rlsys.data.riskworld.oracle import judge_scene
 from rlsys.data.riskworld.scene import FAMILIES, HAZARDS, RISKY_THINGS, Scene
-from rlsys.judging.judge import observation_fields, risk_hint
+from rlsys.data.rows import with_note
+from rlsys.data.source import load_demonstrations
+from rlsys.judging.judge import observation_fields
 from rlsys.judging.parse import (
     FIELDS,
     Observation,
@@ -377,7 +378,7 @@ def test_a_question_is_rendered_as_an_engine_renders_it(sft_rows: list[SftRow]) 
 def test_what_is_learned_is_what_is_asked_token_for_token(
     folder: Path, sft_rows: list[SftRow], tiny: str
 ) -> None:
-    records = load_records(str(folder), "judge")
+    records = load_demonstrations(str(folder), "judge", "")
     encoder = PromptEncoder(load_processor(tiny), records, 2048)
     for number in {each.kind: number for number, each in enumerate(sft_rows)}.values():
         each = sft_rows[number]
@@ -387,13 +388,12 @@ def test_what_is_learned_is_what_is_asked_token_for_token(
         assert prompt == learned["input_ids"], each.kind
 
 
-def test_the_loader_takes_every_row(folder: Path, sft_rows: list[SftRow]) -> None:
-    records = load_records(str(folder), "judge")
+def test_the_loader_takes_every_lesson(folder: Path, lessons: list[Lesson]) -> None:
+    records = load_demonstrations(str(folder), "judge", "")
     assert len(records) == SIZE
     assert not records.rejected
-    assert not records.paired
-    for record, each in zip(records.rows, sft_rows, strict=True):
-        assert record.responses[0] == each.reply
+    for record, each in zip(records.rows, lessons, strict=True):
+        assert record.answer == each.reply
         assert (record.image is None) == (each.kind == "observe_text")
         if record.image is not None:
             assert record.image == str(folder / each.row["image"])

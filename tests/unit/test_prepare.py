@@ -2,8 +2,6 @@
 
 import io
 import json
-import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,24 @@ import pytest
 from PIL import Image
 
 from rlsys.artifacts import ArtifactStore
-from rlsys.config.feedback import ObserveStage
-from rlsys.config.schema import DataConfig, RunConfig
-from rlsys.config.stages import FilterStage, PpoConfig, SafeRlhfStage, SftStage
-from rlsys.data.prepare import Prepared, names_folder, prepare
-from rlsys.data.record import Record, Records, rows_digest
-from rlsys.data.records import load_records
+from rlsys.config.schema import STAGES, DataConfig, LagrangeConfig, RunConfig
+from rlsys.data.prepare import READS, Datasets, prepare
+from rlsys.data.rows import Prompt, Rows, rows_digest
+from rlsys.data.slice import RowKind
+from rlsys.data.source import load_pairs
 from rlsys.errors import ConfigError, DataError
+from rlsys.stages.disentangled import DisentangledStage
+from rlsys.stages.dpo import DpoStage
+from rlsys.stages.evaluate import EvaluateStage
+from rlsys.stages.filter import FilterStage
+from rlsys.stages.guard import GuardStage
+from rlsys.stages.guarded import GuardedStage
+from rlsys.stages.judge import JudgeStage
+from rlsys.stages.observe import ObserveStage
+from rlsys.stages.rlaif import RlaifStage
+from rlsys.stages.safe_rlhf import SafeRlhfStage
+from rlsys.stages.scorer import ScorerStage
+from rlsys.stages.sft import SftStage
 from tests.helpers import row
 
 Row = dict[str, Any]
@@ -58,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def prepared(folder: Path, *stages: Any, **data: Any) -> Prepared:
+def prepared(folder: Path, *stages: Any, **data: Any) -> Datasets:
     config = RunConfig(
         name="x",
         data=DataConfig(**{"source": str(folder), **data}),
@@ -68,70 +77,174 @@ def prepared(folder: Path, *stages: Any, **data: Any) -> Prepared:
     return prepare(config, ArtifactStore(folder.parent / "artifacts"))
 
 
-def ids(data: Prepared, split: str) -> list[str]:
-    return [record.id for record in data.training[split].rows]
+def sft(split: str = "train", **keys: Any) -> SftStage:
+    return SftStage(split=split, steps=1, **keys)
 
 
-def test_conversations_are_a_split_to_learn_from(folder: Path) -> None:
-    joint = SftStage(split="train+teach", steps=1)
-    data = prepared(folder, SftStage(split="teach", steps=1), joint)
-    assert ids(data, "teach") == ["two", "two/1", "plain"]
-    assert [record.responses[0] for record in data.training["teach"].rows] == [
-        "a cup", "drink", "well",
-    ]  # fmt: skip
-    assert ids(data, "train+teach") == ["train-0", "train-1", "two", "two/1", "plain"]
-    paired = {split: records.paired for split, records in data.training.items()}
-    assert paired == {"train": True, "teach": False, "train+teach": False}
-    assert data.summary.startswith("2 train, 3 teach, 2 validation, 2 evaluation")
+def auto(threshold: str = "auto") -> SafeRlhfStage:
+    return SafeRlhfStage(iterations=1, lagrange=LagrangeConfig(threshold=threshold))
 
 
-def test_only_the_splits_that_stages_learn_from_are_read(folder: Path) -> None:
-    assert list(prepared(folder, SftStage(split="", conversations="x", steps=1)).training) == [
-        "train"
-    ]
-    assert list(prepared(folder, ObserveStage(judge="x", split="teach")).training) == [
-        "train", "teach",
-    ]  # fmt: skip
-    with pytest.raises(DataError, match=r"stages.stage-0.split: teach holds turns"):
-        prepared(folder, FilterStage(guard="x", split="teach"))
+EVALUATE = EvaluateStage(policies={"x": "x"})
+REWARD = ScorerStage(kind="reward", steps=1)
+
+
+def ids(rows: Rows[Prompt]) -> list[str]:
+    return [row.id for row in rows.rows]
+
+
+def only(folder: Path, **splits: Sequence[Row]) -> Path:
+    """The folder with these splits and no other."""
+    for path in folder.glob("*.jsonl"):
+        path.unlink()
+    for split, rows in splits.items():
+        write_split(folder, split, rows)
+    return folder
+
+
+def test_conversations_are_a_split_to_imitate(folder: Path) -> None:
+    data = prepared(folder, sft("teach"), sft("train+teach"), REWARD)
+    found = data.demonstrations("teach", "more_helpful")
+    assert ids(found) == ["two", "two/1", "plain"]
+    assert [row.answer for row in found.rows] == ["a cup", "drink", "well"]
+    both = data.demonstrations("train+teach", "more_helpful")
+    assert ids(both) == ["train-0", "train-1", "two", "two/1", "plain"]
+    assert data.summary == (
+        "teach: 3 demonstrations (1 without an image); "
+        "train+teach: 5 demonstrations (1 without an image); train: 2 pairs; evaluation: 2 pairs"
+    )
+
+
+def test_a_recipe_that_only_imitates_needs_only_what_it_imitates(folder: Path) -> None:
+    rows = [{"question": "a ?", "answer": "b", "image": "train.png"}, {"question": "c ?"}]
+    data = prepared(only(folder, train=[{**each, "answer": "x"} for each in rows]), sft())
+    assert len(data.demonstrations("train", "more_helpful")) == 2
+    assert data.held_out is None
+    data = prepared(only(folder, train=[row(n, image="train.png") for n in (0, 1)]), sft())
+    assert len(data.demonstrations("train", "more_helpful")) == 2
+    with pytest.raises(DataError, match=r"neither evaluation\.jsonl nor"):
+        prepared(folder, sft(), EVALUATE)
     with pytest.raises(DataError, match=r"neither more\.jsonl nor more\.parquet"):
-        prepared(folder, SftStage(split="more", steps=1))
+        prepared(folder, sft("more"))
 
 
-def test_a_conversation_about_a_held_out_picture_is_left_out(folder: Path) -> None:
+def test_ai_feedback_needs_only_prompts(folder: Path) -> None:
+    rows = [{"question": f"{n} ?", "image": "train.png"} for n in range(3)]
+    rlaif, judge = RlaifStage(judge="stage-0", policy="x"), JudgeStage(model="x")
+    data = prepared(only(folder, train=rows), judge, rlaif)
+    assert ids(data.prompts("train")) == ["train-000000", "train-000001", "train-000002"]
+    assert data.summary == "train: 3 prompts"
+    assert ids(data.slice("train", RowKind.PROMPTS).load()) == ids(data.prompts("train"))
+    with pytest.raises(DataError, match=r"line 1: column 'image_severity' is missing"):
+        prepared(only(folder, train=[{**rows[0], "category": "none"}]), DpoStage(steps=1))
+
+
+@pytest.mark.parametrize("bad", [{"question": "x ?"}, TALKS[1], TALKS[0]])
+def test_a_judge_is_asked_about_one_picture_and_one_question(bad: Row, folder: Path) -> None:
+    write_split(folder, "evaluation", [bad])
+    with pytest.raises(DataError, match=r"stages.stage-0: row .* has no image or is a later turn"):
+        prepared(folder, DisentangledStage(judge="x", policy="x"))
+    assert len(prepared(folder, EVALUATE).prompts("evaluation")) >= 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "found"),
+    [
+        (sft("teach"), "teach: 3 demonstrations (1 without an image)"),
+        (sft("", conversations="x"), ""),
+        (sft(filter="x"), "train: 2 demonstrations, 2 pairs"),
+        (DpoStage(steps=1), "train: 2 pairs"),
+        (REWARD, "train: 2 pairs; evaluation: 2 pairs"),
+        (GuardStage(steps=1), "train: 2 pairs; evaluation: 2 pairs"),
+        (auto("0"), "train: 2 prompts"),
+        (auto(), "train: 2 prompts; validation: 2 pairs"),
+        (FilterStage(guard="x", split="validation"), "validation: 2 pairs"),
+        (ObserveStage(judge="x", split="teach"), "teach: 3 prompts (1 without an image)"),
+        (JudgeStage(), ""),
+        (RlaifStage(judge="x"), "train: 2 prompts"),
+        (DisentangledStage(judge="x"), "evaluation: 2 prompts"),
+        (GuardedStage(), "evaluation: 2 prompts"),
+        (EVALUATE, "evaluation: 2 prompts"),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_what_a_stage_reads(stage: Any, found: str, folder: Path) -> None:
+    assert prepared(folder, stage).summary == found
+
+
+def test_every_kind_of_stage_says_what_it_reads() -> None:
+    assert set(READS) == set(STAGES.values())
+
+
+def test_a_picture_that_is_held_out_is_not_learned_from(folder: Path) -> None:
     write_split(folder, "teach", [*TALKS, talk("seen", "evaluation.png", "a box", "well")])
-    data = prepared(folder, SftStage(split="train+teach", steps=1))
-    assert data.leaked["train+teach"] == {"seen", "seen/1"}
-    assert ids(data, "train+teach") == ["train-0", "train-1", "two", "two/1", "plain"]
+    learned = sft("train+teach")
+    data = prepared(folder, learned, EVALUATE)
+    found = data.demonstrations("train+teach", "more_helpful")
+    assert ids(found) == ["train-0", "train-1", "two", "two/1", "plain"]
+    assert data.slice("train+teach", RowKind.DEMONSTRATIONS, "more_helpful").load() == found
+    assert "rejected 1 x excluded: the image is in the evaluation split" in data.summary
+    alone = prepared(folder, learned)
+    assert len(alone.demonstrations("train+teach", "more_helpful")) == 7
+    assert alone.digest != data.digest
+    assert alone.digest == prepared(folder, DpoStage(steps=1)).digest
 
 
-@pytest.mark.parametrize("split", SPLITS)
+def test_what_is_held_out_cannot_be_learned_from(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.evaluation_split: validation is held out, and"):
+        prepared(folder, sft("train+validation"), EVALUATE, evaluation_split="validation")
+    with pytest.raises(ConfigError, match=r"evaluation is held out, and stages\.stage-0 learns"):
+        prepared(folder, ObserveStage(judge="x", split="evaluation"), EVALUATE)
+    data = prepared(folder, auto(), EVALUATE, evaluation_split="validation")
+    assert ids(data.pairs("validation")) == ids(data.prompts("evaluation"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "split"),
+    [(DpoStage(steps=1), "train"), (REWARD, "evaluation"), (auto(), "validation")],
+)
 @pytest.mark.parametrize("talks", [TALKS, TALKS[:1], TALKS[1:]], ids=["both", "image", "plain"])
 def test_what_is_measured_or_ranked_needs_two_labelled_answers(
-    split: str, talks: list[Row], folder: Path
+    stage: Any, split: str, talks: list[Row], folder: Path
 ) -> None:
     write_split(folder, split, talks)
     with pytest.raises(DataError) as found:
-        prepared(folder)
-    assert str(found.value) == f"{folder} [{split}]: needs two labelled answers a row, not turns"
+        prepared(folder, stage)
+    assert str(found.value) == (
+        f"{folder} [{split}]: holds conversations, not pairs of labelled answers"
+    )
 
 
-def test_sizes_are_for_built_in_worlds_and_needed_there(folder: Path) -> None:
+def test_a_tokenizer_learns_from_all_that_is_learned_from(folder: Path) -> None:
+    data = prepared(folder, sft("teach"), sft(), sft(target="safer"), auto(), REWARD)
+    assert data.learned == [
+        ("teach", RowKind.DEMONSTRATIONS, "more_helpful"),
+        ("train", RowKind.PAIRS, ""),
+    ]
+    rows = [*data.demonstrations("teach", "more_helpful").rows, *data.pairs("train").rows]
+    assert data.texts() == [text for each in rows for text in each.texts]
+
+
+def test_sizes_are_for_built_in_worlds_and_needed_where_a_stage_reads(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.sizes: only built-in worlds draw rows"):
-        prepared(folder, sizes={"train": 30})
-    with pytest.raises(ConfigError, match=r"data\.sizes: riskworld needs .* for evaluation"):
-        prepared(folder, source="riskworld", sizes={"train": 30, "validation": 30})
+        prepared(folder, sft(), sizes={"train": 30})
+    sizes = {"train": 20, "judge": 20}
+    named = r"data\.sizes: riskworld needs .* for validation, which stages\.stage-1 reads"
+    with pytest.raises(ConfigError, match=named):
+        prepared(folder, sft(), auto(), source="riskworld", sizes=sizes)
+    data = prepared(folder, sft(), source="riskworld", sizes=sizes)
+    assert data.summary == "train: 20 demonstrations"
 
 
 def test_a_built_in_world_is_drawn_once(folder: Path) -> None:
-    sizes = {"train": 20, "validation": 20, "evaluation": 20, "judge": 20}
-    stage = SftStage(split="judge", steps=1)
-    first, again = (prepared(folder, stage, source="riskworld", sizes=sizes) for _ in range(2))
+    sizes = {"evaluation": 20, "judge": 20}
+    stages = (sft("judge"), JudgeStage(model="x"))
+    first, again = (prepared(folder, *stages, source="riskworld", sizes=sizes) for _ in range(2))
     assert first.digest == again.digest
     assert first.source == again.source
-    assert len(first.training["judge"]) == 20
-    assert not first.training["judge"].paired
-    assert not first.leaked["judge"]
+    assert len(first.demonstrations("judge", "more_helpful")) == 20
+    assert len(first.pairs("evaluation")) == 20
+    assert "rejected" not in first.summary
     assert first.oracle is not None
 
 
@@ -156,7 +269,8 @@ def test_rows_of_a_hub_are_known_by_what_they_say(
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
     def digest() -> str:
-        return prepared(folder, source="someone/something").digest
+        stages = (DpoStage(steps=1), auto(), EVALUATE)
+        return prepared(folder, *stages, source="someone/something").digest
 
     before = digest()
     assert digest() == before
@@ -169,10 +283,10 @@ def test_rows_of_a_hub_are_known_by_what_they_say(
 
 
 def test_where_a_row_stands_and_what_its_file_shows_count(folder: Path) -> None:
-    rows = load_records(str(folder), "train").rows
+    rows = load_pairs(str(folder), "train").rows
 
-    def digest(*splits: list[Record]) -> str:
-        return rows_digest(Records(split, Counter()) for split in splits)
+    def digest(*splits: Sequence[Prompt]) -> str:
+        return rows_digest(Rows(split) for split in splits)
 
     ways = [digest(rows), digest(rows[::-1]), digest(rows[:1], rows[1:]), digest([], rows)]
     Image.new("RGB", (56, 56), (1, 2, 3)).save(folder / "train.png")

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 import rlsys
-from rlsys.data.records import COLUMNS, load_records
+from rlsys.data.columns import PAIR_COLUMNS
 from rlsys.data.riskworld import judge, write
 from rlsys.data.riskworld.generate import SHARES, TRAIN_SHARES, _answer, _pools
 from rlsys.data.riskworld.language import REFUSALS, right_answer, right_redirect
 from rlsys.data.riskworld.oracle import judge_scene, more_helpful, safer
 from rlsys.data.riskworld.scene import ACTIONS, FAMILIES, RISKS, Scene
+from rlsys.data.source import load_pairs
 from rlsys.errors import ConfigError, DataError
 from rlsys.evaluation.verdict import Verdict
 
@@ -89,8 +90,8 @@ def test_every_row_has_exactly_the_columns_and_is_accepted_by_the_loader(
     folder: Path, splits: dict[str, list[Row]]
 ) -> None:
     for split, size in SIZES.items():
-        assert all(set(row) == set(COLUMNS) | OTHER_COLUMNS for row in splits[split])
-        records = load_records(str(folder), split)
+        assert all(set(row) == set(PAIR_COLUMNS) | OTHER_COLUMNS for row in splits[split])
+        records = load_pairs(str(folder), split)
         assert len(records) == size
         assert not records.rejected
         assert len({record.id for record in records.rows}) == size

@@ -11,17 +11,19 @@ import torch
 from rlsys.engines.common import Seat, Stats, merge_stats
 from rlsys.engines.policy import PolicyWorker
 from rlsys.engines.scorer import CriticWorker, ScorerTrainer, ScorerWorker
-from rlsys.engines.train import Rank, lr_factor
 from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, TrainBatch, micro_batches
-from rlsys.config.schema import OptimConfig, TrainConfig
-from rlsys.config.stages import PpoConfig, ScorerStage
+from rlsys.config.schema import OptimConfig, PpoConfig, TrainConfig
 from rlsys.data.collate import labelled_pairs
 from rlsys.data.encoder import PromptEncoder
+from rlsys.data.rows import PreferencePair, Rows, demonstration
+from rlsys.engines.schedules import lr_factor
 from rlsys.errors import DataError
 from rlsys.models.heads import build_policy_module, build_scorer_module
 from rlsys.models.load import vision_token_ids
+from rlsys.runtime.process_group import Rank
+from rlsys.stages.scorer import ScorerStage
 
 ONE_BATCH, SMALL = 100_000, 60
 TRAIN = TrainConfig(engine="torch")
@@ -70,6 +72,15 @@ def policy(tiny: str, encoder: PromptEncoder, budget: int = ONE_BATCH) -> Policy
     return PolicyWorker(module, Seat(Rank(), encoder, budget), TRAIN, OPTIM, 10)
 
 
+def imitator(
+    tiny: str, encoder: PromptEncoder, budget: int = ONE_BATCH, target: str = "more_helpful"
+) -> PolicyWorker:
+    """A policy that is shown the ``target`` response of every pair."""
+    pairs = encoder.records.of_kind(PAIRS, PreferencePair)
+    shown = Rows([demonstration(pair, target) for pair in pairs])
+    return policy(tiny, PromptEncoder(encoder.processor, shown, 128), budget)
+
+
 def critic(tiny: str, encoder: PromptEncoder, budget: int = ONE_BATCH) -> CriticWorker:
     module = build_scorer_module(tiny, "float32", new_head=True, seed=1)
     return CriticWorker(module, Seat(Rank(), encoder, budget), TRAIN, OPTIM, 10)
@@ -109,11 +120,8 @@ STEPS: dict[str, Step] = {
         policy,
         lambda worker, batch: worker.update(batch, replace(PPO, loss_form="sequence_mean")),
     ),
-    "sft": (policy, lambda worker, _: worker.sft_step(PAIRS, "more_helpful", "token_mean")),
-    "sft by sequence": (
-        policy,
-        lambda worker, _: worker.sft_step(PAIRS, "more_helpful", "sequence_mean"),
-    ),
+    "sft": (imitator, lambda worker, _: worker.sft_step(PAIRS, "token_mean")),
+    "sft by sequence": (imitator, lambda worker, _: worker.sft_step(PAIRS, "sequence_mean")),
     "dpo": (policy, lambda worker, _: worker.dpo_step(known_pairs(worker), 0.5)),
     "critic": (critic, lambda worker, batch: worker.update(batch, PPO, "cost")),
     "reward": (trainer, lambda worker, _: worker.step(PAIRS, REWARD)),
@@ -275,13 +283,13 @@ def test_an_advantage_moves_the_probability_its_way(
 
 
 def test_supervised_steps_imitate_the_chosen_response(tiny: str, encoder: PromptEncoder) -> None:
-    worker = policy(tiny, encoder)
-    losses = [worker.sft_step(PAIRS, "safer", "token_mean").shares["loss"] for _ in range(8)]
+    worker = imitator(tiny, encoder, target="safer")
+    losses = [worker.sft_step(PAIRS, "token_mean").shares["loss"] for _ in range(8)]
     assert losses[-1] < losses[0] - 0.5
-    more_helpful = policy(tiny, encoder)
-    more_helpful.sft_step(PAIRS, "more_helpful", "token_mean")
-    safer = policy(tiny, encoder)
-    safer.sft_step(PAIRS, "safer", "token_mean")
+    more_helpful = imitator(tiny, encoder, target="more_helpful")
+    more_helpful.sft_step(PAIRS, "token_mean")
+    safer = imitator(tiny, encoder, target="safer")
+    safer.sft_step(PAIRS, "token_mean")
     assert distance(weights(more_helpful), weights(safer)) > 1e-5
 
 

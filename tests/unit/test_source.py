@@ -12,8 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from rlsys.data.record import Record, Records, leaked_ids, pixel_hash
-from rlsys.data.records import COLUMNS, load_records
+from rlsys.data.columns import PAIR_COLUMNS
+from rlsys.data.rows import (
+    Demonstration,
+    PreferencePair,
+    Prompt,
+    Rows,
+    leaked_ids,
+    pixel_hash,
+)
+from rlsys.data.source import load_demonstrations, load_pairs, load_prompts
 from rlsys.errors import DataError
 from tests.helpers import row, write_rows
 
@@ -56,12 +64,12 @@ def write_parquet(folder: Path, rows: Sequence[Row], split: str = "train") -> No
 def reject(folder: Path, **changes: Any) -> dict[str, int]:
     """The reasons counted for a split of one good row and one with these changes."""
     rewrite(folder, [row(0), row(1, **changes)])
-    records = load_records(str(folder), "train")
+    records = load_pairs(str(folder), "train")
     assert [record.id for record in records.rows] == ["row-0"]
     return dict(records.rejected)
 
 
-def check_typed(record: Record) -> None:
+def check_typed(record: PreferencePair) -> None:
     """Row 1 of the helper, whatever container it came from."""
     assert record.id == "row-1"
     assert record.question == row(1)["question"]
@@ -83,7 +91,7 @@ def check_typed(record: Record) -> None:
 
 
 def test_jsonl_with_images_beside_it(folder: Path) -> None:
-    records = load_records(str(folder), "train")
+    records = load_pairs(str(folder), "train")
     assert len(records) == 3
     assert records.rejected == {}
     check_typed(records[1])
@@ -103,7 +111,7 @@ def test_parquet_with_bytes_or_paths(folder: Path, packed: str) -> None:
         }[packed]
         rows.append(row(number, image=image))
     write_parquet(folder, rows)
-    records = load_records(str(folder), "train")
+    records = load_pairs(str(folder), "train")
     assert len(records) == 3
     check_typed(records[1])
     assert isinstance(records[1].image, str if packed == "path" else bytes)
@@ -118,17 +126,17 @@ def test_parquet_with_an_image_feature(folder: Path) -> None:
     features = datasets.Dataset.from_list([row(0, image=None)]).features
     features["image"] = datasets.Image()
     datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
-    check_typed(load_records(str(folder), "train")[1])
+    check_typed(load_pairs(str(folder), "train")[1])
 
 
 def test_splits_joined_by_a_plus_follow_each_other_and_share_no_id(folder: Path) -> None:
     lines = [json.dumps(row(n, image="images/1.png")) for n in (7, 8)]
     (folder / "more.jsonl").write_text("\n".join(lines))
-    joined = load_records(str(folder), "train+more", exclude=frozenset({"row-7"}))
+    joined = load_pairs(str(folder), "train+more", exclude=frozenset({"row-7"}))
     assert [record.id for record in joined.rows] == ["row-0", "row-1", "row-2", "row-8"]
     (folder / "more.jsonl").write_text(json.dumps(row(1)))
     with pytest.raises(DataError, match="2 rows have the id 'row-1'"):
-        load_records(str(folder), "train+more")
+        load_pairs(str(folder), "train+more")
 
 
 def test_rows_without_an_id_are_named_by_split_and_place(folder: Path) -> None:
@@ -136,7 +144,7 @@ def test_rows_without_an_id_are_named_by_split_and_place(folder: Path) -> None:
     for item in rows:
         del item["id"]
     rewrite(folder, rows)
-    records = load_records(str(folder), "train")
+    records = load_pairs(str(folder), "train")
     assert [record.id for record in records.rows] == [
         "train-000000", "train-000001", "train-000002",
     ]  # fmt: skip
@@ -144,28 +152,28 @@ def test_rows_without_an_id_are_named_by_split_and_place(folder: Path) -> None:
 
 def test_numbers_may_be_text(folder: Path) -> None:
     rewrite(folder, [row(0, more_helpful_response_id=2, response_1_harmless_rate="-3")])
-    record = load_records(str(folder), "train")[0]
+    record = load_pairs(str(folder), "train")[0]
     assert record.more_helpful == 1
     assert record.harmless_rates[0] == -3
 
 
 def test_where_the_risk_sits_is_kept(folder: Path) -> None:
     rewrite(folder, [row(0, risk="joint")])
-    assert load_records(str(folder), "train")[0].risk == "joint"
+    assert load_pairs(str(folder), "train")[0].risk == "joint"
 
 
 def test_an_absent_split_is_named(folder: Path) -> None:
     with pytest.raises(DataError, match=r"neither test\.jsonl nor test\.parquet"):
-        load_records(str(folder), "test")
+        load_pairs(str(folder), "test")
 
 
-@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("column", PAIR_COLUMNS)
 def test_a_missing_column_is_named(folder: Path, column: str) -> None:
     rows = [row(0), row(1)]
     del rows[1][column]
     rewrite(folder, rows)
     with pytest.raises(DataError, match=rf"train\.jsonl, line 2: column '{column}' is missing"):
-        load_records(str(folder), "train")
+        load_pairs(str(folder), "train")
 
 
 def test_a_missing_parquet_column_is_named(folder: Path) -> None:
@@ -174,7 +182,7 @@ def test_a_missing_parquet_column_is_named(folder: Path) -> None:
     del item["safer_response_id"]
     write_parquet(folder, [item])
     with pytest.raises(DataError, match=r"\[train\]: column 'safer_response_id' is missing"):
-        load_records(str(folder), "train")
+        load_pairs(str(folder), "train")
 
 
 def test_broken_json_names_its_line(folder: Path) -> None:
@@ -183,7 +191,90 @@ def test_broken_json_names_its_line(folder: Path) -> None:
     lines[1] = lines[1][:-10]
     path.write_text("\n".join(lines))
     with pytest.raises(DataError, match=r"train\.jsonl, line 2: not JSON"):
-        load_records(str(folder), "train")
+        load_pairs(str(folder), "train")
+
+
+# prompts and demonstrations
+
+
+def test_a_prompt_needs_a_question_and_may_be_text_alone(folder: Path) -> None:
+    rewrite(folder, [{"question": "a ?"}, {"question": "b ?", "image": None}, {"question": " "},
+                     {"question": "c ?", "image": "images/1.png", "risk": "text"},
+                     {"question": "d ?", "image": "images/none.png"}])  # fmt: skip
+    prompts = load_prompts(str(folder), "train")
+    assert [(p.id, p.question, p.image is None) for p in prompts.rows] == [
+        ("train-000000", "a ?", True),
+        ("train-000001", "b ?", True),
+        ("train-000003", "c ?", False),
+    ]
+    assert {type(prompt) for prompt in prompts.rows} == {Prompt}
+    assert prompts[2].risk == "text"
+    assert prompts.rejected == {"question is empty": 1, "image file is absent": 1}
+    rewrite(folder, [{"image": "images/1.png"}])
+    with pytest.raises(DataError, match="column 'question' is missing"):
+        load_prompts(str(folder), "train")
+
+
+@pytest.mark.parametrize("image", [None, {"bytes": None, "path": None}, "column is absent"])
+def test_text_only_prompts_of_parquet(folder: Path, image: Any) -> None:
+    (folder / "train.jsonl").unlink()
+    rows = [{"question": f"{n} ?", "image": encoded(picture(n))} for n in range(2)]
+    if isinstance(image, str):
+        rows = [{"question": each["question"]} for each in rows]
+    else:
+        cell = isinstance(image, dict)
+        rows[0]["image"] = {"bytes": rows[0]["image"], "path": None} if cell else rows[0]["image"]
+        rows[1]["image"] = image
+    write_parquet(folder, rows)
+    shown = [prompt.image is not None for prompt in load_prompts(str(folder), "train").rows]
+    assert shown == [not isinstance(image, str), False]
+
+
+def test_the_rows_of_pairs_are_prompts_and_demonstrations_too(folder: Path) -> None:
+    rewrite(folder, [row(1), row(2, image="images/2.png", response_1="sorry , i can not help")])
+    (pair,) = load_pairs(str(folder), "train").rows
+    prompts = load_prompts(str(folder), "train")
+    assert [prompt.id for prompt in prompts.rows] == ["row-1", "row-2"]
+    assert prompts[0].row == pair.row
+    for target, place in (("more_helpful", 0), ("safer", 1)):
+        (shown,) = load_demonstrations(str(folder), "train", target).rows
+        assert type(shown) is Demonstration
+        assert (shown.id, shown.question, shown.image) == (pair.id, pair.question, pair.image)
+        assert shown.answer == pair.responses[place]
+
+
+def test_a_demonstration_is_a_question_with_an_answer(folder: Path) -> None:
+    rows = [{"question": "a ?", "answer": "b"}, {"question": "c ?", "answer": ""}]
+    rewrite(folder, [*rows, {"question": "d ?", "answer": "e", "image": "images/2.png"}])
+    found = load_demonstrations(str(folder), "train", "safer")
+    assert [(d.question, d.answer, d.image is None) for d in found.rows] == [
+        ("a ?", "b", True),
+        ("d ?", "e", False),
+    ]
+    assert found.rejected == {"answer is empty": 1}
+    rewrite(folder, [{"question": "a ?"}])
+    with pytest.raises(DataError, match=r"line 1: column 'answer' is missing"):
+        load_demonstrations(str(folder), "train", "safer")
+
+
+def test_turns_of_conversations_are_prompts_and_never_pairs(folder: Path) -> None:
+    turns = [{"from": f, "value": v} for f, v in (("human", "a ?"), ("gpt", "b"))] * 2
+    rewrite(folder, [{"id": "talk", "conversations": turns}])
+    prompts = load_prompts(str(folder), "train")
+    assert [(p.id, p.question, p.history) for p in prompts.rows] == [
+        ("talk", "a ?", ()),
+        ("talk/1", "a ?", (("a ?", "b"),)),
+    ]
+    assert {type(prompt) for prompt in prompts.rows} == {Prompt}
+    with pytest.raises(DataError, match=r"\[train\]: holds conversations, not pairs of labelled"):
+        load_pairs(str(folder), "train")
+
+
+def test_a_row_of_another_kind_is_named() -> None:
+    rows = Rows([Prompt(id="x", question="a ?", image=None)])
+    assert rows.of_kind([0], Prompt) == [rows[0]]
+    with pytest.raises(DataError, match="row x: is a Prompt, what is needed is a PreferencePair"):
+        rows.of_kind([0], PreferencePair)
 
 
 # rejected rows
@@ -234,7 +325,7 @@ def test_a_number_that_is_not_whole_is_counted(folder: Path, changes: Row, reaso
 def test_reasons_add_up(folder: Path) -> None:
     rows = [row(0), row(1, question=""), row(2, question=" "), row(1, image_severity=9)]
     rewrite(folder, rows)
-    records = load_records(str(folder), "train")
+    records = load_pairs(str(folder), "train")
     assert records.rejected == {"question is empty": 2, "image_severity is not in 0..3": 1}
     assert len(records) + records.rejected.total() == len(rows)
 
@@ -242,11 +333,11 @@ def test_reasons_add_up(folder: Path) -> None:
 def test_a_split_without_a_usable_row_is_an_error(folder: Path) -> None:
     rewrite(folder, [row(0, question="")])
     with pytest.raises(DataError, match=r"no usable row.*question is empty.*1"):
-        load_records(str(folder), "train")
+        load_pairs(str(folder), "train")
 
 
 def test_excluded_rows_are_left_out_and_counted(folder: Path) -> None:
-    records = load_records(str(folder), "train", exclude=frozenset({"row-1", "row-9"}))
+    records = load_pairs(str(folder), "train", exclude=frozenset({"row-1", "row-9"}))
     assert [record.id for record in records.rows] == ["row-0", "row-2"]
     assert records.rejected == {"excluded: the image is in the evaluation split": 1}
 
@@ -258,7 +349,7 @@ def test_a_broken_image_file_is_named_when_opened(folder: Path) -> None:
     path = folder / "images" / "1.png"
     for content in (b"not an image", path.read_bytes()[:60]):
         path.write_bytes(content)
-        record = load_records(str(folder), "train")[1]
+        record = load_pairs(str(folder), "train")[1]
         with pytest.raises(DataError, match=r"row row-1: image cannot be read \(.*1\.png\)"):
             record.open_image()
 
@@ -266,7 +357,7 @@ def test_a_broken_image_file_is_named_when_opened(folder: Path) -> None:
 def test_broken_image_bytes_name_their_row(folder: Path) -> None:
     (folder / "train.jsonl").unlink()
     write_parquet(folder, [row(0, image=b"not an image")])
-    record = load_records(str(folder), "train")[0]
+    record = load_pairs(str(folder), "train")[0]
     with pytest.raises(DataError, match=r"row row-0: image cannot be read.*bytes in the image col"):
         record.open_image()
 
@@ -274,11 +365,11 @@ def test_broken_image_bytes_name_their_row(folder: Path) -> None:
 def test_images_of_every_mode_become_rgb(folder: Path) -> None:
     for mode in ("L", "RGBA", "P", "1"):
         picture(1).convert(mode).save(folder / "images" / "1.png")
-        assert load_records(str(folder), "train")[1].open_image().mode == "RGB"
+        assert load_pairs(str(folder), "train")[1].open_image().mode == "RGB"
 
 
-def split(folder: Path, name: str) -> Records:
-    return load_records(str(folder), name)
+def split(folder: Path, name: str) -> Rows[PreferencePair]:
+    return load_pairs(str(folder), name)
 
 
 def test_the_same_picture_in_another_format_is_found(folder: Path) -> None:
@@ -304,5 +395,5 @@ def test_the_shape_of_a_picture_counts(folder: Path) -> None:
     """The same bytes in another shape are another picture."""
     for number, size in ((0, (6, 4)), (1, (4, 6))):
         Image.new("RGB", size, (9, 9, 9)).save(folder / "images" / f"{number}.png")
-    records = load_records(str(folder), "train")
+    records = load_pairs(str(folder), "train")
     assert pixel_hash(records[0]) != pixel_hash(records[1])

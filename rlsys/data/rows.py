@@ -1,0 +1,190 @@
+"""Rows as the roles see them, whatever file they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from PIL import Image, UnidentifiedImageError
+
+from rlsys.errors import DataError
+
+TARGETS = ("more_helpful", "safer")
+"""Which response of a pair is imitated or chosen."""
+R = TypeVar("R", bound="Prompt")
+R_co = TypeVar("R_co", bound="Prompt", covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One question about an image, or without one.
+
+    image: a path, or the file's bytes; row: the whole original row without the image; history:
+    earlier (question, answer) turns of the same conversation.
+    """
+
+    id: str
+    question: str
+    image: str | bytes | None
+    row: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    history: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What a tokenizer made for this row learns from."""
+        return (self.question,)
+
+    @property
+    def risk(self) -> str | None:
+        """Where the risk sits (none, image, text, both, joint), when the source says."""
+        return self.row.get("risk")
+
+    def open_image(self) -> Image.Image:
+        """Decoded, RGB. Raises: DataError naming the file or the row."""
+        with self._opened() as image:
+            return image.convert("RGB")
+
+    def image_size(self) -> tuple[int, int]:
+        """Width and height, pixels; nothing is decoded. Raises: DataError as ``open_image``."""
+        with self._opened() as image:
+            return image.size
+
+    @contextmanager
+    def _opened(self) -> Iterator[Image.Image]:
+        if self.image is None:
+            raise DataError(f"row {self.id}: has no image")
+        try:
+            source = io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image
+            with Image.open(source) as image:
+                yield image
+        except (OSError, UnidentifiedImageError) as error:
+            where = self.image if isinstance(self.image, str) else "bytes in the image column"
+            raise DataError(f"row {self.id}: image cannot be read ({where}): {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration(Prompt):
+    """A prompt with the answer to imitate."""
+
+    answer: str
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.question, self.answer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferencePair(Prompt):
+    """A prompt with two labelled answers. Pair fields are (response 1, response 2).
+
+    more_helpful, safer: 0 or 1. harmless_rates in -3..3, helpful_rates in 0..3, severity 0..3.
+    """
+
+    category: str
+    severity: int
+    responses: tuple[str, str]
+    more_helpful: int
+    safer: int
+    safe: tuple[bool, bool]
+    harmless_rates: tuple[int, int]
+    helpful_rates: tuple[int, int]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.question, *self.responses)
+
+
+def preferred(pair: PreferencePair, target: str) -> int:
+    """Place of the ``target`` response (more_helpful or safer): 0 or 1."""
+    return pair.more_helpful if target == "more_helpful" else pair.safer
+
+
+def demonstration(pair: PreferencePair, target: str) -> Demonstration:
+    """The ``target`` response of a pair (more_helpful or safer), to be imitated."""
+    return Demonstration(
+        id=pair.id,
+        question=pair.question,
+        image=pair.image,
+        row=pair.row,
+        history=pair.history,
+        answer=pair.responses[preferred(pair, target)],
+    )
+
+
+def with_note(question: str, note: str) -> str:
+    """As a policy reads a question whose risks it is told; without a note, the question itself."""
+    return f"{question} {note}" if note else question
+
+
+@dataclass(frozen=True)
+class Rows(Generic[R_co]):
+    """The usable rows of a split, and why the others were not."""
+
+    rows: Sequence[R_co]
+    rejected: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> R_co:
+        return self.rows[index]
+
+    def of_kind(self, numbers: Iterable[int], kind: type[R]) -> list[R]:
+        """These rows. Raises: DataError for one of another kind."""
+        found = [self.rows[number] for number in numbers]
+        for row in found:
+            if not isinstance(row, kind):
+                raise DataError(
+                    f"row {row.id}: is a {type(row).__name__}, what is needed is a {kind.__name__}"
+                )
+        return cast("list[R]", found)
+
+
+def joined(parts: Sequence[Rows[R]]) -> Rows[R]:
+    """One after another. Raises: DataError for an id that two rows share: images go by it."""
+    rows = [row for part in parts for row in part.rows]
+    for name, count in Counter(row.id for row in rows).most_common(1):
+        if count > 1:
+            raise DataError(f"{count} rows have the id {name!r}; ids must differ")
+    return Rows(rows, sum((part.rejected for part in parts), Counter[str]()))
+
+
+def ids_digest(rows: Rows[Prompt]) -> str:
+    """Changes with the ids and their order."""
+    return hashlib.sha256("\n".join(row.id for row in rows.rows).encode()).hexdigest()
+
+
+def rows_digest(splits: Iterable[Rows[Prompt]]) -> str:
+    """Changes with anything in a row that is learned from or judged, with its split and place."""
+    total = hashlib.sha256()
+    for rows in splits:
+        total.update(f"{len(rows)} rows".encode())
+        for row in rows.rows:
+            image = row.image
+            total.update(repr(replace(row, image=None)).encode())
+            total.update(Path(image).read_bytes() if isinstance(image, str) else image or b"")
+    return total.hexdigest()
+
+
+def pixel_hash(row: Prompt) -> str:
+    """Hash of the decoded pixels: the same picture in another file format hashes the same."""
+    image = row.open_image()
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def leaked_ids(train: Rows[Prompt], evaluation: Rows[Prompt]) -> frozenset[str]:
+    """Ids of training rows whose image is also in the evaluation split."""
+    held_out = {pixel_hash(row) for row in evaluation.rows if row.image is not None}
+    hashes: dict[str | bytes, str] = {}
+    for row in train.rows:  # several rows may show one image
+        if row.image is not None and row.image not in hashes:
+            hashes[row.image] = pixel_hash(row)
+    return frozenset(
+        row.id for row in train.rows if row.image is not None and hashes[row.image] in held_out
+    )
