@@ -100,3 +100,4 @@ def test_disentangling_and_scoring_run_on_the_engine_and_are_remembered(
     unread = sum(each.outcomes["observe_image: cut off"] for each in found)
     unread += sum(each.outcomes["observe_text: cut off"] for each in found)
     assert kept.asked - asked <= unread, "only what had no reply is asked again"
+    kept.close()
