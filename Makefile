@@ -6,7 +6,7 @@ TORCH := torch==2.13.0+cpu
 # Used only where the configured package index has no CPU build of torch.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test unit lint setup soak clean
+.PHONY: demo test unit lint format setup soak clean
 
 demo: .venv/.ready
 	$(BIN)/rlsys run configs/demo.yaml
@@ -21,6 +21,10 @@ lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+format: .venv/.ready
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
 
 setup: .venv/.ready
 

@@ -1,82 +1,16 @@
-"""Which kinds of stages the report knows, and what each of them shows."""
+"""The parts of the page that stages fill, as their kinds say."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 from rlsys.report.data import RunData
-from rlsys.report.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY
-from rlsys.report.feedback import feedback_section
-from rlsys.report.guarded import guarded_section
-from rlsys.report.judge import judge_section
 from rlsys.report.section import KindReport, Section
-from rlsys.report.supervised import supervised_section
-from rlsys.report.training import (
-    COST,
-    CRITICS,
-    KL,
-    LENGTH,
-    LOGPROB_GAP,
-    MULTIPLIER,
-    REWARD,
-    TIME,
-    UPDATES,
-    ended,
-    training_section,
-)
+from rlsys.report.supervised import SUPERVISED
+from rlsys.stages.registry import STAGES
 
-SUPERVISED = KindReport(
-    heading="Other stages",
-    anchor="stages",
-    nav="Other stages",
-    order=50,
-    section=supervised_section,
-    absent="No other stage recorded a loss in metrics.jsonl: none ran here, or all were reused.",
-)
-
-# In the order of their colours in a legend. A kind that is not here is shown as supervised.
-SECTIONS: dict[str, KindReport] = {
-    "sft": replace(SUPERVISED, colour="#7A8691"),
-    "dpo": replace(SUPERVISED, colour=ORANGE),
-    "safe_rlhf": KindReport(
-        heading="Safe RLHF training",
-        anchor="training",
-        nav="Training",
-        order=30,
-        section=partial(
-            training_section,
-            pictures=[
-                REWARD, COST, MULTIPLIER, KL, LOGPROB_GAP, LENGTH, CRITICS, UPDATES, TIME,
-            ],
-        ),
-        absent="No safe_rlhf stage ran: metrics.jsonl has no row of that kind.",
-        ended=ended,
-        colour=BLUE,
-        aligns=True,
-    ),
-    "rlaif": KindReport(
-        heading="AI feedback",
-        anchor="feedback",
-        nav="AI feedback",
-        order=20,
-        section=feedback_section,
-        colour=GREEN,
-    ),
-    "guarded": KindReport(
-        heading="Behind the guard",
-        anchor="guard",
-        nav="Guard",
-        order=40,
-        section=guarded_section,
-        colour=PURPLE,
-        self_evaluated=True,
-    ),
-    "disentangled": replace(SUPERVISED, colour=SKY, self_evaluated=True),
-    "judge": KindReport(
-        heading="The judge", anchor="judge", nav="Judge", order=10, section=judge_section
-    ),
-}  # fmt: skip
+# In the order of their colours in a legend.
+SECTIONS: dict[str, KindReport] = {name: kind.report for name, kind in STAGES.items()}
 
 
 @dataclass(frozen=True)

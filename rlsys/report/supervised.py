@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlsys.report import plots
 from rlsys.report.data import RunData, Series
-from rlsys.report.section import Picture, Section
+from rlsys.report.section import KindReport, Picture, Section
 
 
 def supervised_section(run: RunData, series: Series) -> Section:
@@ -20,3 +20,13 @@ def supervised_section(run: RunData, series: Series) -> Section:
         "the end of the training curve and clearly above the majority baseline (dotted)."
     )
     return Section(series.stage, pictures, [note], layout="three_columns")
+
+
+SUPERVISED = KindReport(
+    heading="Other stages",
+    anchor="stages",
+    nav="Other stages",
+    order=50,
+    section=supervised_section,
+    absent="No other stage recorded a loss in metrics.jsonl: none ran here, or all were reused.",
+)

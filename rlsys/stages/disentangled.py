@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from rlsys.data.slice import RowKind
 from rlsys.judging.judge import JudgedPrompt, check_parse_failures, disentangle, risk_hint
 from rlsys.judging.outcomes import count_metrics
 from rlsys.models.load import load_processor
+from rlsys.report.drawing import SKY
+from rlsys.report.supervised import SUPERVISED
 from rlsys.runtime.pending import as_completed
 from rlsys.stages.answering import (
     Evaluator,
@@ -103,4 +105,5 @@ DISENTANGLED = StageKind(
     samples=True,
     evaluates=True,
     reads=_reads,
+    report=replace(SUPERVISED, colour=SKY, self_evaluated=True),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from rlsys.data.rows import TARGETS
 from rlsys.data.slice import RowKind
 from rlsys.drivers.dpo import with_reference
 from rlsys.models.load import load_processor
+from rlsys.report.drawing import ORANGE
+from rlsys.report.supervised import SUPERVISED
 from rlsys.roles.policy import PolicyHandle, PolicySpec
 from rlsys.runtime.pending import Metrics, Pending
 from rlsys.stages.context import Context
@@ -93,4 +95,13 @@ def _reads(stage: DpoStage) -> Sequence[Read]:
     return [TRAIN_PAIRS]
 
 
-DPO = StageKind("dpo", DpoStage, run_dpo, _roles, makes="policy", trains=True, reads=_reads)
+DPO = StageKind(
+    "dpo",
+    DpoStage,
+    run_dpo,
+    _roles,
+    makes="policy",
+    trains=True,
+    reads=_reads,
+    report=replace(SUPERVISED, colour=ORANGE),
+)

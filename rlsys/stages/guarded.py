@@ -21,6 +21,9 @@ from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
 from rlsys.errors import ConfigError
 from rlsys.guard.levels import ACTIONS, LEVELS
 from rlsys.models.load import load_processor
+from rlsys.report.drawing import PURPLE
+from rlsys.report.guarded import guarded_section
+from rlsys.report.section import KindReport
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.answering import (
@@ -136,4 +139,13 @@ GUARDED = StageKind(
     samples=True,
     evaluates=True,
     reads=_reads,
+    report=KindReport(
+        heading="Behind the guard",
+        anchor="guard",
+        nav="Guard",
+        order=40,
+        section=guarded_section,
+        colour=PURPLE,
+        self_evaluated=True,
+    ),
 )

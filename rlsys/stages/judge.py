@@ -29,6 +29,8 @@ from rlsys.judging.agreement import agreement, injection
 from rlsys.judging.cache import CachedJudge
 from rlsys.judging.judge import CHUNK
 from rlsys.judging.prompts import PromptSet, load_prompts
+from rlsys.report.judge import judge_section
+from rlsys.report.section import KindReport
 from rlsys.roles.judge import JudgeHandle, JudgeSpec
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
@@ -202,4 +204,7 @@ JUDGE = StageKind(
     check=_check,
     inputs=_inputs,
     reads=_reads,
+    report=KindReport(
+        heading="The judge", anchor="judge", nav="Judge", order=10, section=judge_section
+    ),
 )

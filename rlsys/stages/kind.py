@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rlsys.config.schema import RunConfig
 from rlsys.data.prepare import Read
+from rlsys.report.section import KindReport
+from rlsys.report.supervised import SUPERVISED
 
 if TYPE_CHECKING:
     from rlsys.stages.context import Context
@@ -46,6 +48,7 @@ class StageKind(Generic[C]):
     inputs(context, name, stage): what its result depends on beside its keys, what they name, the
     data and the seed.
     reads(stage): the rows it needs.
+    report: what it shows in the report.
     samples: it samples from rollout engines, whose settings then decide about its result.
     evaluates: its folder holds evaluation.json and the samples of the gallery.
     trains: it goes on from the checkpoints that a stopped run left.
@@ -59,6 +62,7 @@ class StageKind(Generic[C]):
     check: Callable[[RunConfig, str, C], None] = no_check
     inputs: Callable[[Context, str, C], dict[str, str]] = no_inputs
     reads: Callable[[C], Sequence[Read]] = no_reads
+    report: KindReport = SUPERVISED
     samples: bool = False
     evaluates: bool = False
     trains: bool = False

@@ -26,6 +26,9 @@ from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_po
 from rlsys.errors import ConfigError
 from rlsys.judging.pairs import PairRule
 from rlsys.models.load import load_processor
+from rlsys.report.drawing import GREEN
+from rlsys.report.feedback import feedback_section
+from rlsys.report.section import KindReport
 from rlsys.roles.factory import check_same_processor
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.roles.policy import PolicyHandle, PolicySpec
@@ -192,4 +195,12 @@ RLAIF = StageKind(
     samples=True,
     trains=True,
     reads=_reads,
+    report=KindReport(
+        heading="AI feedback",
+        anchor="feedback",
+        nav="AI feedback",
+        order=20,
+        section=feedback_section,
+        colour=GREEN,
+    ),
 )

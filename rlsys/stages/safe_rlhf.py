@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import safe_rlhf, sync_weights
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun, SafeRlhfState
 from rlsys.errors import ConfigError
+from rlsys.report import training as charts
+from rlsys.report.drawing import BLUE
+from rlsys.report.section import KindReport
 from rlsys.roles.critic import COST_CRITIC, REWARD_CRITIC, CriticHandle, CriticSpec
 from rlsys.roles.factory import check_same_processor
 from rlsys.roles.policy import PolicyHandle, PolicySpec
@@ -179,6 +183,17 @@ def _reads(stage: SafeRlhfStage) -> Sequence[Read]:
     return [TRAIN_PROMPTS, *calibration_reads(stage.lagrange)]
 
 
+PICTURES = [
+    charts.REWARD,
+    charts.COST,
+    charts.MULTIPLIER,
+    charts.KL,
+    charts.LOGPROB_GAP,
+    charts.LENGTH,
+    charts.CRITICS,
+    charts.UPDATES,
+    charts.TIME,
+]
 SAFE_RLHF = StageKind(
     "safe_rlhf",
     SafeRlhfStage,
@@ -189,4 +204,15 @@ SAFE_RLHF = StageKind(
     samples=True,
     trains=True,
     reads=_reads,
+    report=KindReport(
+        heading="Safe RLHF training",
+        anchor="training",
+        nav="Training",
+        order=30,
+        section=partial(charts.training_section, pictures=PICTURES),
+        absent="No safe_rlhf stage ran: metrics.jsonl has no row of that kind.",
+        ended=charts.ended,
+        colour=BLUE,
+        aligns=True,
+    ),
 )

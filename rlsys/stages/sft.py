@@ -24,6 +24,7 @@ from rlsys.data.source import demonstrations
 from rlsys.errors import ConfigError
 from rlsys.guard.flags import load_flags, passed_rows
 from rlsys.models.tiny import build_tiny_vlm
+from rlsys.report.supervised import SUPERVISED
 from rlsys.roles.policy import PolicyHandle, PolicySpec
 from rlsys.runtime.pending import Metrics, Pending
 from rlsys.stages.context import Context
@@ -186,4 +187,5 @@ SFT = StageKind(
     inputs=_inputs,
     trains=True,
     reads=_reads,
+    report=replace(SUPERVISED, colour="#7A8691"),
 )

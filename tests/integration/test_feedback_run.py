@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from safetensors.torch import load_file
@@ -18,6 +18,31 @@ from tests.endpoint_server import Server, serving
 from tests.integration.helpers import RLSYS, artifact, rows_of, wait_until
 
 RECIPE = str(Path(__file__).with_name("feedback.yaml"))
+# Whichever test comes first waits for the runs of the fixtures.
+pytestmark = pytest.mark.timeout(1200)
+
+
+class Killed(NamedTuple):
+    """What a run whose judge was killed in the middle of round 2 left.
+
+    Attributes:
+        runs: its ``runs_dir``, for whoever goes on from there.
+        undisturbed: a copy of ``runs`` from before the round.
+        error: what the run said on stderr.
+        known: the judgements it had made.
+    """
+
+    runs: Path
+    undisturbed: Path
+    error: str
+    known: list[tuple[str, str]]
+
+
+class Finished(NamedTuple):
+    """A run that ended well, and all judgements in its ``runs_dir`` at its end."""
+
+    run: Path
+    judgements: list[tuple[str, str]]
 
 
 def command(runs: Path, *overrides: str) -> list[str]:
@@ -30,8 +55,7 @@ def judgements(runs: Path) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run whose judge is killed in the middle of round 2, and its copy as it was before."""
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     runs = tmp_path_factory.mktemp("feedback") / "runs"
     with subprocess.Popen(
         command(runs, "name=killed"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -40,8 +64,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         try:
             wait_until(lambda: (run / "stages.json").exists() and "taught" in
                        (run / "stages.json").read_text(), process, 300)  # fmt: skip
-            copy = runs.with_name("undisturbed")
-            shutil.copytree(runs, copy, ignore=shutil.ignore_patterns(".*", "killed"))
+            undisturbed = runs.with_name("undisturbed")
+            shutil.copytree(runs, undisturbed, ignore=shutil.ignore_patterns(".*", "killed"))
             drawn = ".rlaif-*/progress/answers/version-1/*.pt"  # with the weights of round 1
             wait_until(lambda: len(list((runs / "artifacts").glob(drawn))) > 2, process, 200)
             description = json.loads((run / "run.json").read_text())
@@ -50,33 +74,48 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         finally:
             process.kill()
     assert process.returncode == 1, out + err
-    return {"runs": runs, "copy": copy, "error": err, "known": judgements(runs)}
+    return Killed(runs, undisturbed, err, judgements(runs))
 
 
-def finish(runs: Path, name: str) -> Path:
+def finish(runs: Path, name: str) -> Finished:
     done = subprocess.run(
         command(runs, f"name={name}"), capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return runs / name
+    return Finished(runs / name, judgements(runs))
 
 
-@pytest.mark.timeout(1200)
-def test_a_run_killed_while_judging_judges_nothing_twice_and_ends_the_same(
-    killed: dict[str, Any],
+@pytest.fixture(scope="module")
+def resumed(killed: Killed) -> Finished:
+    """The same recipe again, from what the killed run left."""
+    return finish(killed.runs, "resumed")
+
+
+@pytest.fixture(scope="module")
+def whole(killed: Killed) -> Finished:
+    """The same recipe, its rounds undisturbed."""
+    return finish(killed.undisturbed, "whole")
+
+
+def test_a_killed_judge_ends_the_run_naming_its_role(killed: Killed) -> None:
+    assert "role 'judge' failed" in " ".join(killed.error.split())
+    assert len(rows_of(killed.runs / "killed", "rlaif")) == 1, "it was in round 2"
+
+
+def test_a_resumed_run_judges_nothing_twice(
+    killed: Killed, resumed: Finished, whole: Finished
 ) -> None:
-    assert "role 'judge' failed" in " ".join(killed["error"].split())
-    assert len(rows_of(killed["runs"] / "killed", "rlaif")) == 1, "it was in round 2"
-    resumed = finish(killed["runs"], "resumed")
-    whole = finish(killed["copy"], "whole")
-    after = judgements(killed["runs"])
-    assert set(killed["known"]) <= set(after)
+    after = resumed.judgements
+    assert set(killed.known) <= set(after)
     assert len({key for key, _ in after}) == len(after), "nothing was judged twice"
-    assert sorted(after) == sorted(judgements(killed["copy"]))
+    assert sorted(after) == sorted(whole.judgements)
+
+
+def test_a_resumed_run_ends_the_same(resumed: Finished, whole: Finished) -> None:
     rounds = [
         [{k: v for k, v in row.items() if not k.startswith(("time", "gap", "questions"))}
          for row in rows_of(run, "rlaif")]
-        for run in (resumed, whole)
+        for run in (resumed.run, whole.run)
     ]  # fmt: skip
     for row in (*rounds[0], *rounds[1]):
         row.pop("stage"), row.pop("kind")
@@ -86,29 +125,27 @@ def test_a_run_killed_while_judging_judges_nothing_twice_and_ends_the_same(
     for part in ("round-1", "round-2", "round-3", "."):
         weights = [
             load_file(artifact(run, "rlaif") / part / "model.safetensors")
-            for run in (resumed, whole)
+            for run in (resumed.run, whole.run)
         ]
         assert weights[0].keys() == weights[1].keys()
         for name, tensor in weights[0].items():
             assert tensor.equal(weights[1][name]), (part, name)
-    assert not list(artifact(resumed, "rlaif").glob("progress"))
+    assert not list(artifact(resumed.run, "rlaif").glob("progress"))
 
 
 def test_cost_model_and_guard_have_their_say_and_ppo_goes_on_from_there(
-    killed: dict[str, Any],
+    resumed: Finished,
 ) -> None:
-    """By the recipe alone. Reads what the run above left."""
-    run = killed["runs"] / "resumed"
-    (extra,) = rows_of(run, "extra")
+    """By the recipe alone."""
+    (extra,) = rows_of(resumed.run, "extra")
     outcomes = {k: v for k, v in extra.items() if k.startswith("pairs/")}
     assert sum(outcomes.values()) == 12 * (1 - extra["unobserved_prompts"])
-    (iteration,) = rows_of(run, "ppo")
+    (iteration,) = rows_of(resumed.run, "ppo")
     assert iteration["gap/max"] < 1e-4
 
 
-def test_a_teachers_conversations_are_what_a_reader_expects(killed: dict[str, Any]) -> None:
-    """Reads what the run above left."""
-    folder = artifact(killed["runs"] / "resumed", "teacher")
+def test_a_teachers_conversations_are_what_a_reader_expects(resumed: Finished) -> None:
+    folder = artifact(resumed.run, "teacher")
     found = load_conversations(folder / "conversations.jsonl")
     assert not found.rejected
     metrics = json.loads((folder / "artifact.json").read_text())["metrics"]
@@ -123,13 +160,15 @@ def test_a_teachers_conversations_are_what_a_reader_expects(killed: dict[str, An
         assert Path(row.image).exists()
 
 
-def test_who_is_told_no_risk_answers_as_if_nobody_had_looked(killed: dict[str, Any]) -> None:
+def test_who_is_told_no_risk_answers_as_if_nobody_had_looked(
+    resumed: Finished, tmp_path: Path
+) -> None:
     """The disentangled stage against plain answers of the same policy; and on the command line."""
-    run = killed["runs"] / "resumed"
+    run = resumed.run
     samples = [json.loads(x) for x in (run / "samples.jsonl").read_text().splitlines()]
     plain = {s["id"]: s["answer"] for s in samples if s["policy"] == "taught"}
     told = {s["id"]: s["answer"] for s in samples if s["policy"] == "told"}
-    prompts = run / "prompts.jsonl"
+    prompts = tmp_path / "prompts.jsonl"
     data = artifact_data(run)
     rows = [json.loads(x) for x in (data / "evaluation.jsonl").read_text().splitlines()][:8]
     prompts.write_text(
@@ -176,7 +215,7 @@ RISK = {"malicious_content": "x", "source": "image", "risk_category": "Privacy"}
 
 
 def test_a_judge_behind_an_endpoint_that_is_away_for_a_while(
-    killed: dict[str, Any], tmp_path: Path
+    resumed: Finished, tmp_path: Path
 ) -> None:
     """The stages ask over the wire, and an outage loses nothing; a policy is told what is found."""
     away = (60, 90)  # these requests meet an outage
@@ -196,7 +235,7 @@ def test_a_judge_behind_an_endpoint_that_is_away_for_a_while(
     recipe = tmp_path / "endpoint.yaml"
     server = Server(respond)
     with serving(server) as url:
-        policy = artifact(killed["runs"] / "resumed", "taught")
+        policy = artifact(resumed.run, "taught")
         recipe.write_text(ENDPOINT_RECIPE.format(url=url, policy=policy))
         asked = [RLSYS, "run", str(recipe), f"runs_dir={tmp_path / 'runs'}"]
         environment = {name: value for name, value in os.environ.items() if "OPENAI" not in name}

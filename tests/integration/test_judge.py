@@ -99,6 +99,7 @@ def test_disentangling_and_scoring_run_on_the_engine_and_are_remembered(
     again = disentangle(kept, prompts, joint=False, timeout=WAIT)
     assert [each.observations for each in again] == [each.observations for each in found]
     assert score(kept, candidates, WAIT) == feedback
-    truncated = sum(each.outcomes["observe_image/truncated"] for each in found)
-    truncated += sum(each.outcomes["observe_text/truncated"] for each in found)
-    assert kept.requested - asked <= truncated, "only questions without a reply are asked again"
+    unread = sum(each.outcomes["observe_image: cut off"] for each in found)
+    unread += sum(each.outcomes["observe_text: cut off"] for each in found)
+    assert kept.asked - asked <= unread, "only what had no reply is asked again"
+    kept.close()

@@ -28,7 +28,7 @@ RECIPE = str(ROOT / "examples/photos/recipe.yaml")
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data from real photographs; artefacts made by one test serve the next."""
+    """Data from real photographs; artefacts one test makes are reused by others, never needed."""
     folder = tmp_path_factory.mktemp("photos")
     script = str(ROOT / "examples/photos/prepare.py")
     subprocess.run([sys.executable, script, str(folder / "data")], check=True, timeout=60)
@@ -40,51 +40,59 @@ def command(workdir: Path, *overrides: str) -> list[str]:
     return [RLSYS, "run", RECIPE, *places, *overrides]
 
 
-def test_two_whole_iterations_on_real_photographs(workdir: Path) -> None:
+@pytest.fixture(scope="module")
+def photos(workdir: Path) -> Path:
+    """A finished run of the example's recipe, as it is."""
     done = subprocess.run(
         command(workdir), capture_output=True, text=True, timeout=250, cwd=workdir, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    run = workdir / "runs/photos"
-    iterations = rows_of(run, "ppo")
+    return workdir / "runs/photos"
+
+
+def test_two_whole_iterations_on_real_photographs(photos: Path) -> None:
+    iterations = rows_of(photos, "ppo")
     assert [row["step"] for row in iterations] == [1, 2]
     assert [row["weights_version"] for row in iterations] == [0, 1]
     assert all(row["gap/max"] < 1e-4 for row in iterations)
     assert iterations[1]["kl"] > iterations[0]["kl"], "the policy must have moved"
-    tables = json.loads((run / "evaluation.json").read_text())
+    tables = json.loads((photos / "evaluation.json").read_text())
     assert list(tables) == ["start", "final", "guarded", "guarded + refusal"]
-    rounds = rows_of(run, "guarded")
+    rounds = rows_of(photos, "guarded")
     assert [row["step"] for row in rounds] == [0, 1, 2]
     assert rounds[0]["flagged"] >= rounds[2]["flagged"]
     assert tables["final"]["all"]["unsafe"]["n"] == 4
     assert tables["final"]["all"]["helpful"] is None
-    report = (run / "report.html").read_text()
+    report = (photos / "report.html").read_text()
     assert "data:image/png;base64" in report
-    manifest = json.loads((run / "checkpoints/ppo/iteration-000002/manifest.json").read_text())
+    manifest = json.loads((photos / "checkpoints/ppo/iteration-000002/manifest.json").read_text())
     assert manifest["driver"]["iteration"] == 2
     saved = {name.split("/")[0] for name in manifest["files"]}
     assert {"policy", "reward_critic", "cost_critic"} <= saved
-    assert list((run / "wandb").glob("offline-run-*/*.wandb")), "the tracker must have recorded"
+    assert list((photos / "wandb").glob("offline-run-*/*.wandb")), "the tracker must have recorded"
 
 
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize("guarded", [False, True])
-def test_generate_answers_plainly_and_behind_a_guard(workdir: Path, guarded: bool) -> None:
-    """Reads what the run above left; without a guard the answers are the run's greedy ones."""
+def test_generate_answers_plainly_and_behind_a_guard(
+    workdir: Path, photos: Path, guarded: bool
+) -> None:
+    """Without a guard the answers are the run's greedy ones."""
     rows = [json.loads(x) for x in (workdir / "data/evaluation.jsonl").read_text().splitlines()]
     prompts, out = workdir / "data/ask.jsonl", workdir / f"answers-{guarded}.jsonl"
     keys = ("id", "image", "question")
     prompts.write_text("".join(json.dumps({k: row[k] for k in keys}) + "\n" for row in rows))
-    start = artifact(workdir / "runs/photos", "start")
+    start = artifact(photos, "start")
     asked = [RLSYS, "generate", str(start), "--prompts", str(prompts), "--out", str(out)]
     asked += ["--max-new-tokens", "24"]
     if guarded:
-        guard = str(artifact(workdir / "runs/photos", "guard"))
+        guard = str(artifact(photos, "guard"))
         asked += ["--guard", guard, "--rounds", "1", "--candidates", "2", "--refusal", "no ."]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert [answer["id"] for answer in answers] == [row["id"] for row in rows]
-    samples = (workdir / "runs/photos/samples.jsonl").read_text().splitlines()
+    samples = (photos / "samples.jsonl").read_text().splitlines()
     plain = {s["id"]: s["answer"] for s in map(json.loads, samples) if s["policy"] == "start"}
     for answer in answers:
         if not guarded:

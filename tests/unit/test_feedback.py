@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -290,7 +291,8 @@ def test_nothing_is_asked_twice_not_even_by_the_next_run(tmp_path: Path) -> None
     assert cached.ask(questions).result(1.0) == first
     cached.close()
     later = CachedJudge(judge, tmp_path / "c.jsonl", "model", lambda row: f"image {row}")
-    assert later.ask(questions).result(1.0) == first
+    with closing(later):
+        assert later.ask(questions).result(1.0) == first
     assert len(judge.requested) == 6
     assert (later.requested, later.cached) == (0, 12)
 
@@ -306,6 +308,8 @@ def test_two_writers_at_once_keep_files_of_their_own_and_the_next_reads_both(
     later = CachedJudge(judge, tmp_path / "2.jsonl", "model", str)
     assert later.ask(questions).result(1.0) == ["yes", "yes"]
     assert (len(judge.requested), later.requested) == (2, 0)
+    for cached in (*writers, later):
+        cached.close()
 
 
 def test_a_prompts_new_wording_asks_anew_and_the_others_are_remembered(tmp_path: Path) -> None:
@@ -330,14 +334,16 @@ def test_the_same_question_in_a_long_row_is_asked_once() -> None:
 def test_another_judge_image_or_question_is_another_judgement(changed: str, tmp_path: Path) -> None:
     judge = make_judge(verify="yes", score="3")
     question = Question("verify", {"content": "x"}, 1)
-    CachedJudge(judge, tmp_path / "c.jsonl", "model", str).ask([question]).result(1.0)
+    with closing(CachedJudge(judge, tmp_path / "c.jsonl", "model", str)) as cached:
+        cached.ask([question]).result(1.0)
     other = {
         "name": Question("score", {"content": "x"}, 1),
         "values": Question("verify", {"content": "y"}, 1),
     }.get(changed, question)
     identity = "other" if changed == "identity" else "model"
     image = (lambda row: f"other {row}") if changed == "image" else str
-    CachedJudge(judge, tmp_path / "c.jsonl", identity, image).ask([other]).result(1.0)
+    with closing(CachedJudge(judge, tmp_path / "c.jsonl", identity, image)) as cached:
+        cached.ask([other]).result(1.0)
     assert len(judge.requested) == 2
 
 
@@ -350,6 +356,7 @@ def test_no_reply_is_not_remembered(tmp_path: Path) -> None:
     assert cached.ask([question]).result(1.0) == ["yes"]
     assert cached.ask([question]).result(1.0) == ["yes"]
     assert len(judge.requested) == 2
+    cached.close()
 
 
 def test_a_line_cut_off_is_forgotten_and_an_odd_one_is_an_error(tmp_path: Path) -> None:
@@ -364,7 +371,8 @@ def test_a_line_cut_off_is_forgotten_and_an_odd_one_is_an_error(tmp_path: Path) 
     assert again.ask(questions).result(1.0) == ["yes"] * 3
     assert len(judge.requested) == 4
     again.close()
-    assert len(CachedJudge(judge, path, "model", str)._replies) == 3
+    with closing(CachedJudge(judge, path, "model", str)) as whole:
+        assert len(whole._known) == 3
     path.write_text("[1\n" + path.read_text())
     with pytest.raises(DataError, match="line 1"):
         CachedJudge(judge, path, "model", str)

@@ -295,7 +295,7 @@ def taken_apart(question: str) -> tuple[str, Row]:
 
 
 def lines(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.open()]
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(folder: Path, split: str) -> list[Row]:
-    return [json.loads(line) for line in (folder / f"{split}.jsonl").open()]
+    return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from rlsys.data.llava import IMAGE_MARK
-from rlsys.data.record import with_note
+from rlsys.data.rows import with_note
 from rlsys.data.riskworld import judgements
 from rlsys.data.riskworld.language import right_answer
 from rlsys.data.riskworld.scene import Scene
