@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rlsys.errors import ConfigError, RlsysError
-from rlsys.stages.guarded import GuardedStage
+from rlsys.guard.levels import REFUSAL
 
 app = typer.Typer(
     help="Safety alignment of multimodal LLMs: Safe RLHF-V on Ray, vLLM and DeepSpeed.",
@@ -97,7 +97,7 @@ def generate(
     candidates: Annotated[int, typer.Option(help="Answers drawn per prompt and round.")] = 4,
     temperature: float = 1.0,
     hint: Annotated[str, typer.Option(help="Put after the question of what is drawn again.")] = "",
-    refusal: Annotated[str, typer.Option(help="Where nothing passed.")] = GuardedStage.refusal,
+    refusal: Annotated[str, typer.Option(help="Where nothing passed.")] = REFUSAL,
     max_new_tokens: int = 64,
     out: Annotated[Path | None, typer.Option(help="Write JSON lines here.")] = None,
 ) -> None:
@@ -107,6 +107,7 @@ def generate(
     from rlsys.config.check import check_values
     from rlsys.data.worlds import prompts_folder
     from rlsys.judging.prompts import load_prompts
+    from rlsys.stages.guarded import GuardedStage
 
     settings = GuardedStage(
         rounds=rounds, candidates=candidates, temperature=temperature, hint=hint,

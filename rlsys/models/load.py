@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from rlsys.errors import ModelError
 
@@ -20,15 +19,22 @@ def load_policy(folder: str, dtype: str) -> Any:
     """The conditional-generation model of a checkpoint. Raises: ModelError."""
     if load_head(folder) is not None:
         raise ModelError(f"{folder}: this is a reward or cost model, not a policy")
+    from transformers import AutoModelForImageTextToText  # here: it takes seconds to import
+
     return _checked(AutoModelForImageTextToText, folder, dtype, allow_head_missing=False)
 
 
 def load_trunk(folder: str, dtype: str) -> Any:
     """The model without its language-model head, from a policy's or a scorer's checkpoint."""
+    from transformers import AutoModel
+
     return _checked(AutoModel, folder, dtype, allow_head_missing=True)
 
 
 def load_processor(folder: str) -> Any:
+    """Tokenizer and image processor of a checkpoint."""
+    from transformers import AutoProcessor
+
     return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
 

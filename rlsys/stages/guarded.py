@@ -19,7 +19,7 @@ from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
 from rlsys.errors import ConfigError
-from rlsys.guard.levels import ACTIONS, LEVELS
+from rlsys.guard.levels import ACTIONS, LEVELS, REFUSAL
 from rlsys.models.load import load_processor
 from rlsys.report.drawing import PURPLE
 from rlsys.report.guarded import guarded_section
@@ -57,7 +57,7 @@ class GuardedStage(AnsweringStage):
         "What follows a severity; annotate passes, and is counted.",
         choices=ACTIONS,
     )
-    refusal: str = key("I cannot help with this.", "Takes the place of what is refused.")
+    refusal: str = key(REFUSAL, "Takes the place of what is refused.")
 
     def check(self) -> None:
         if set(self.actions) != set(LEVELS[1:]):

@@ -9,10 +9,10 @@ from random import Random
 from typing import Any
 
 from rlsys.data.llava import IMAGE_MARK
-from rlsys.data.rows import with_note
 from rlsys.data.riskworld import judgements
 from rlsys.data.riskworld.language import right_answer
 from rlsys.data.riskworld.scene import Scene
+from rlsys.data.rows import with_note
 from rlsys.judging.judge import observation_fields, risk_hint
 from rlsys.judging.parse import items_of
 from rlsys.judging.prompts import PromptSet
