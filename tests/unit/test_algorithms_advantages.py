@@ -50,7 +50,7 @@ def test_gae_by_hand() -> None:
 
 
 @FEW
-@given(lengths=rows, gamma=unit, gae_lambda=unit, seed=st.integers(0, 99))
+@given(lengths=rows, gamma=unit, lam=unit, seed=st.integers(0, 99))
 def test_gae_is_the_sum_of_discounted_errors(
     lengths: list[int], gamma: float, lam: float, seed: int
 ) -> None:
@@ -182,7 +182,7 @@ def test_a_large_multiplier_leaves_only_the_cost() -> None:
 
 
 @FEW
-@given(gae_lambda=st.floats(0, 1e4), seed=st.integers(0, 99))
+@given(lam=st.floats(0, 1e4), seed=st.integers(0, 99))
 def test_the_mix_lies_between_reward_and_negated_cost(lam: float, seed: int) -> None:
     reward, cost = torch.randn(2, 8, generator=torch.Generator().manual_seed(seed)).double()
     mixed = mix_advantages(reward, cost, lam)

@@ -20,6 +20,7 @@ HEAVY = ["transformers", "vllm", "ray", "deepspeed", "omegaconf"]
 CITATION = re.compile(r"arXiv\s+\d{4}\.\d{5}|[A-Z][a-z]+\b[^.]*\((19|20)\d\d\)")
 # Bookkeeping and textbook statistics: no paper to name.
 PLAIN = {
+    "at_temperature",
     "balanced_accuracy",
     "calibrate_threshold",
     "forbid",

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlsys.algorithms.logprobs import forbid, logprob_gap, token_logprobs
+from rlsys.algorithms.logprobs import at_temperature, forbid, logprob_gap, token_logprobs
 from rlsys.algorithms.masked import length_mask
 
 FEW = settings(max_examples=20, deadline=None, derandomize=True)
@@ -131,3 +131,26 @@ def test_logprob_gap_refuses_what_is_not_a_number() -> None:
         logprob_gap(one, one, torch.zeros(1, 1, dtype=torch.bool))
     with pytest.raises(ValueError, match="not a number"):
         logprob_gap(one * math.nan, one, torch.ones(1, 1, dtype=torch.bool))
+
+
+# temperature
+
+
+def test_a_temperature_by_hand() -> None:
+    # Divided by 0.5, ln 1, ln 2, ln 3 are ln 1, ln 4, ln 9: probabilities 1/14, 4/14, 9/14.
+    logits = torch.tensor([[0.0, math.log(2), math.log(3)]] * 3)
+    logprobs = token_logprobs(at_temperature(logits, 0.5), torch.tensor([0, 1, 2]))
+    assert logprobs.exp().tolist() == pytest.approx([1 / 14, 4 / 14, 9 / 14], abs=1e-6)
+
+
+def test_temperature_one_changes_nothing_and_another_is_in_fp32() -> None:
+    logits = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+    assert at_temperature(logits, 1.0) is logits
+    assert at_temperature(logits, 0.7).dtype == torch.float32
+    assert at_temperature(logits, 0.7).tolist() == pytest.approx([1 / 0.7, 2 / 0.7], abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_a_temperature_of_zero_is_no_distribution(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature above 0"):
+        at_temperature(torch.zeros(2), temperature)

@@ -41,7 +41,7 @@ def make_scores(rollouts: Rollouts) -> Scores:
 def test_micro_batches_hold_every_row_once_within_the_budget(
     tokens: list[int], budget: int, world: int
 ) -> None:
-    plan = micro_batches(range(len(tokens)), tokens, budget=budget, world=world)
+    plan = micro_batches(range(len(tokens)), tokens, token_budget=budget, world=world)
     assert len(plan) == world
     assert len({len(share) for share in plan}) == 1  # collectives need equally many
     rows = [row for share in plan for micro in share for row in micro]
@@ -50,7 +50,7 @@ def test_micro_batches_hold_every_row_once_within_the_budget(
         for micro in share:
             if len(micro) > 1:
                 assert max(tokens[row] for row in micro) * len(micro) <= budget
-    assert plan == micro_batches(range(len(tokens)), tokens, budget=budget, world=world)
+    assert plan == micro_batches(range(len(tokens)), tokens, token_budget=budget, world=world)
 
 
 @FEW
@@ -61,33 +61,33 @@ def test_the_plan_does_not_depend_on_the_order_of_the_rows(
     rows = list(range(len(tokens)))
     shuffled = rows.copy()
     seed.shuffle(shuffled)  # type: ignore[attr-defined]
-    plan = micro_batches(rows, tokens, budget=budget, world=world)
-    assert micro_batches(shuffled, tokens, budget=budget, world=world) == plan
+    plan = micro_batches(rows, tokens, token_budget=budget, world=world)
+    assert micro_batches(shuffled, tokens, token_budget=budget, world=world) == plan
 
 
 @FEW
 @given(tokens=token_counts, world=st.integers(1, 4))
 def test_no_rank_has_a_row_more_work_than_another(tokens: list[int], world: int) -> None:
-    plan = micro_batches(range(len(tokens)), tokens, budget=50, world=world)
+    plan = micro_batches(range(len(tokens)), tokens, token_budget=50, world=world)
     loads = [sum(tokens[row] for micro in share for row in micro) for share in plan]
     assert max(loads) - min(loads) <= max(tokens)
 
 
 def test_micro_batches_by_hand() -> None:
     # Longest first: 9 | 5 4 | 2 1 under a budget of 10 padded tokens (two rows of 5 fit).
-    assert micro_batches([0, 1, 2, 3, 4], [9, 5, 4, 2, 1], budget=10, world=1) == [
+    assert micro_batches([0, 1, 2, 3, 4], [9, 5, 4, 2, 1], token_budget=10, world=1) == [
         [[0], [1, 2], [3, 4]]
     ]
 
 
 def test_rows_are_a_subset_of_the_table() -> None:
     """An optimiser step plans some rows; ``tokens`` counts all of them."""
-    plan = micro_batches([3, 1], [50, 2, 50, 3], budget=6, world=1)
+    plan = micro_batches([3, 1], [50, 2, 50, 3], token_budget=6, world=1)
     assert plan == [[[3, 1]]]
 
 
 def test_a_rank_without_rows_gets_empty_micro_batches() -> None:
-    plan = micro_batches([0], [5], budget=5, world=3)
+    plan = micro_batches([0], [5], token_budget=5, world=3)
     assert sorted(plan) == [[[]], [[]], [[0]]]
 
 

@@ -1,5 +1,6 @@
 """Fingerprints and the buffer that carries weights to the engines."""
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,9 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlsys.engines.weights import (
+from rlsys.engines.transports.registry import TRANSPORTS
+from rlsys.engines.transports.shared_memory import (
+    NAME,
     SharedMemoryReader,
     SharedMemoryWriter,
+    shared_folder,
+)
+from rlsys.engines.weights import (
+    WeightUpdate,
     buffer_size,
     fingerprint,
     lay_out,
@@ -47,11 +54,11 @@ def model(seed: int = 0, size: int = 5) -> list[tuple[str, Tensor]]:
     ]
 
 
-def packed(tensors: list[tuple[str, Tensor]], version: int = 1) -> tuple[object, np.ndarray]:
-    update = lay_out(version, tensors, None)
-    buffer = np.zeros(buffer_size(update), dtype=np.uint8)
-    pack(update, dict(tensors), buffer)
-    return update, buffer
+def packed(tensors: list[tuple[str, Tensor]], version: int = 1) -> tuple[WeightUpdate, np.ndarray]:
+    entries = lay_out(tensors)
+    buffer = np.zeros(buffer_size(entries), dtype=np.uint8)
+    pack(entries, dict(tensors), buffer)
+    return WeightUpdate(version, entries, "none", None), buffer
 
 
 # fingerprints
@@ -134,7 +141,7 @@ def test_a_fingerprint_is_the_same_on_every_platform() -> None:
 def test_a_packed_update_unpacks_to_the_same_tensors() -> None:
     tensors = model()
     update, buffer = packed(tensors)
-    found = list(unpack(update, buffer))  # type: ignore[arg-type]
+    found = list(unpack(update, buffer))
     assert [name for name, _ in found] == [name for name, _ in tensors]
     for (_, sent), (_, got) in zip(tensors, found, strict=True):
         assert got.dtype == sent.dtype
@@ -143,46 +150,46 @@ def test_a_packed_update_unpacks_to_the_same_tensors() -> None:
 
 
 def test_tensors_start_aligned_and_do_not_overlap() -> None:
-    update = lay_out(1, model(), None)
+    entries = lay_out(model())
     end = 0
-    for entry in update.entries:
+    for entry in entries:
         assert entry.start % 64 == 0
         assert entry.start >= end
         end = entry.start + entry.nbytes
-    assert buffer_size(update) == end
-    assert update.nbytes == 4 * 35 + 2 * 3 + 4 + 5 + 4 * 35 + 4 * 35
+    assert buffer_size(entries) == end
+    assert WeightUpdate(1, entries, "none", None).nbytes == 4 * 35 + 2 * 3 + 4 + 5 + 4 * 35 + 4 * 35
 
 
 def test_a_corrupted_byte_names_its_tensor() -> None:
     tensors = model()
     for place, (name, _) in enumerate(tensors):
         update, buffer = packed(tensors, version=17)
-        entry = update.entries[place]  # type: ignore[attr-defined]
+        entry = update.entries[place]
         buffer[entry.start + entry.nbytes - 1] ^= 1
         arrived: list[str] = []
         with pytest.raises(SyncError, match=rf"version 17: tensor {name} ") as caught:
-            arrived.extend(n for n, _ in unpack(update, buffer))  # type: ignore[arg-type]
+            arrived.extend(n for n, _ in unpack(update, buffer))
         assert f"{entry.fingerprint:016x}" in str(caught.value)
 
 
 def test_tensors_that_changed_places_are_seen() -> None:
     tensors = model()
     update, buffer = packed(tensors)
-    first, *_, last = update.entries  # type: ignore[attr-defined]
+    first, *_, last = update.entries
     assert first.nbytes == last.nbytes
     a = buffer[first.start : first.start + first.nbytes].copy()
     b = buffer[last.start : last.start + last.nbytes].copy()
     buffer[first.start : first.start + first.nbytes] = b
     buffer[last.start : last.start + last.nbytes] = a
     with pytest.raises(SyncError, match=r"embed\.weight"):
-        list(unpack(update, buffer))  # type: ignore[arg-type]
+        list(unpack(update, buffer))
 
 
 def test_weights_of_the_version_before_are_seen() -> None:
     _, old = packed(model(seed=0), version=1)
     update, _ = packed(model(seed=1), version=2)
     with pytest.raises(SyncError, match="version 2"):
-        list(unpack(update, old))  # type: ignore[arg-type]
+        list(unpack(update, old))
 
 
 # shared memory
@@ -193,8 +200,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "shm" / "weights"
 
 
-def contents(reader: SharedMemoryReader, update: object) -> dict[str, Tensor]:
-    return {name: t.clone() for name, t in reader.read(update)}  # type: ignore[arg-type]
+def contents(reader: SharedMemoryReader, update: WeightUpdate) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in reader.read(update)}
 
 
 def same(found: dict[str, Tensor], sent: list[tuple[str, Tensor]]) -> bool:
@@ -207,7 +214,7 @@ def test_readers_see_every_version_through_one_mapping(path: Path) -> None:
     for version in range(4):
         tensors = model(seed=10 * version)
         update = writer.publish(version, tensors)
-        assert (update.version, update.handle) == (version, str(path))
+        assert (update.version, update.transport, update.handle) == (version, NAME, str(path))
         inodes.add(path.stat().st_ino)
         for reader in readers:
             assert same(contents(reader, update), tensors)
@@ -260,3 +267,16 @@ def test_a_closed_writer_leaves_no_file(path: Path) -> None:
     writer.close()
     assert not path.exists()
     writer.close()
+
+
+def test_a_transport_keeps_the_files_of_a_run_in_its_own_folder() -> None:
+    transport, tensors = TRANSPORTS[NAME], model()
+    writer = transport.writer("tests-of-weights")
+    try:
+        update = writer.publish(1, tensors)
+        assert Path(update.handle).parent == shared_folder("tests-of-weights")
+        assert shared_folder("tests-of-weights") != shared_folder("another")
+        found = {name: tensor.clone() for name, tensor in transport.reader().read(update)}
+        assert same(found, tensors)
+    finally:
+        shutil.rmtree(shared_folder("tests-of-weights"))
