@@ -1,4 +1,4 @@
-"""Small data for tests, in BeaverTails-V columns."""
+"""Small data for tests, in BeaverTails-V columns, and where a worker under test runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from rlsys.data.encoder import PromptEncoder
+from rlsys.engines.transports.base import WeightWriter
+from rlsys.roles.factory import WorkerContext
+from rlsys.runtime.process_group import Rank
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:
@@ -39,3 +44,14 @@ def write_rows(folder: Path, split: str, images: Sequence[Image.Image]) -> None:
         for number, image in enumerate(images):
             image.save(folder / "images" / f"{number}.png")
             stream.write(json.dumps(row(number)) + "\n")
+
+
+def worker_context(
+    encoder: PromptEncoder, token_budget: int, rank: Rank | None = None
+) -> WorkerContext:
+    """A rank on the CPU that publishes no weights."""
+
+    def writer(transport: str) -> WeightWriter:
+        raise AssertionError(f"nothing is published through {transport!r} here")
+
+    return WorkerContext(rank or Rank(), encoder, token_budget, "cpu", writer)

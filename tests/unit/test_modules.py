@@ -43,8 +43,8 @@ def batch_of(encoder: PromptEncoder, rows: Sequence[int], width: int | None = No
     return collate(encoder, rows, None, [encoder.response(ANSWERS[r]) for r in rows], width)
 
 
-def say(module: PolicyModule, batch: Collated) -> Tensor:
-    return module(batch.inputs, batch.states, batch.tokens)
+def say(module: PolicyModule, batch: Collated, temperature: float = 1.0) -> Tensor:
+    return module(batch.inputs, batch.logit_positions, batch.labels, temperature)
 
 
 def widen(batch: Collated, columns: int, encoder: PromptEncoder) -> Collated:
@@ -55,7 +55,7 @@ def widen(batch: Collated, columns: int, encoder: PromptEncoder) -> Collated:
     for name, value in pad.items():
         tail = torch.full((rows, columns), value, dtype=inputs[name].dtype)
         inputs[name] = torch.cat([inputs[name], tail], dim=1)
-    return Collated(inputs, batch.states, batch.tokens, batch.ends)
+    return Collated(inputs, batch.logit_positions, batch.labels, batch.last_positions)
 
 
 def lengths(encoder: PromptEncoder) -> list[int]:
@@ -97,7 +97,9 @@ def test_more_padding_changes_nothing(
     assert bool(padded.isfinite().all())
     torch.testing.assert_close(real(padded, encoder), real(plain, encoder), **TOLERANCE)
     torch.testing.assert_close(
-        scorer(wide.inputs, wide.ends), scorer(batch.inputs, batch.ends), **TOLERANCE
+        scorer(wide.inputs, wide.last_positions),
+        scorer(batch.inputs, batch.last_positions),
+        **TOLERANCE,
     )
 
 
@@ -121,12 +123,12 @@ def test_a_padded_batch_scores_what_single_rows_score(
     scorer: ScorerModule, encoder: PromptEncoder
 ) -> None:
     batch = batch_of(encoder, ROWS)
-    ends = scorer(batch.inputs, batch.ends)
-    values = scorer(batch.inputs, batch.states)
+    ends = scorer(batch.inputs, batch.last_positions)
+    values = scorer(batch.inputs, batch.logit_positions)
     singles = [batch_of(encoder, [row]) for row in ROWS]
-    alone = torch.cat([scorer(single.inputs, single.ends) for single in singles])
+    alone = torch.cat([scorer(single.inputs, single.last_positions) for single in singles])
     torch.testing.assert_close(ends, alone, **TOLERANCE)
-    alone = torch.cat([scorer(single.inputs, single.states)[0] for single in singles])
+    alone = torch.cat([scorer(single.inputs, single.logit_positions)[0] for single in singles])
     torch.testing.assert_close(real(values, encoder), alone, **TOLERANCE)
     assert ends.dtype == torch.float32
     assert len(set(ends.flatten().tolist())) == 4
@@ -151,11 +153,29 @@ def test_a_row_sees_its_own_image_as_transformers_shows_it(
     said = say(policy, batch)
     for row, answer in enumerate(rows):
         count = lengths(encoder)[answer]
-        state, token = batch.states[row, :count], batch.tokens[row, :count]
-        torch.testing.assert_close(said[row, :count], every[row, state, token], **TOLERANCE)
+        place, label = batch.logit_positions[row, :count], batch.labels[row, :count]
+        torch.testing.assert_close(said[row, :count], every[row, place, label], **TOLERANCE)
     hidden = scorer.trunk(**plain, use_cache=False).last_hidden_state
-    expected = scorer.head(hidden[torch.arange(len(rows)), batch.ends[:, 0]])
-    torch.testing.assert_close(scorer(batch.inputs, batch.ends), expected, **TOLERANCE)
+    expected = scorer.head(hidden[torch.arange(len(rows)), batch.last_positions[:, 0]])
+    torch.testing.assert_close(scorer(batch.inputs, batch.last_positions), expected, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_a_temperature_divides_the_logits(policy: PolicyModule, encoder: PromptEncoder) -> None:
+    """One row, whose logits come from the model's own forward pass."""
+    batch, count = batch_of(encoder, [2]), lengths(encoder)[2]
+    plain = {key: batch.inputs[key] for key in batch.inputs if key not in ("pixels", "image_index")}
+    logits = policy.vlm(**plain, **batch.inputs["pixels"], use_cache=False).logits[0]
+    logits[:, list(policy.forbidden)] = float("-inf")
+    positions, labels = batch.logit_positions[0, :count], batch.labels[0, :count]
+    for temperature in (0.7, 1.0, 1.3):
+        expected = (logits / temperature).log_softmax(-1)[positions, labels]
+        found = say(policy, batch, temperature)[0, :count]
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+    colder = say(policy, batch, 0.7) - say(policy, batch)
+    assert float(colder.abs().max()) > 1e-2
+    with pytest.raises(ValueError, match="temperature above 0"):
+        say(policy, batch, 0.0)
 
 
 @torch.no_grad()
@@ -181,9 +201,16 @@ def test_the_image_matters(
     batch = batch_of(encoder, [0])
     pixels = batch.inputs["pixels"]
     inputs = batch.inputs | {"pixels": pixels | {"pixel_values": -pixels["pixel_values"]}}
-    other = Collated(inputs, batch.states, batch.tokens, batch.ends)
+    other = Collated(inputs, batch.logit_positions, batch.labels, batch.last_positions)
     assert float((say(policy, other) - say(policy, batch)).abs().max()) > 1e-4
-    assert float((scorer(inputs, batch.ends) - scorer(batch.inputs, batch.ends)).abs()) > 1e-4
+    assert (
+        float(
+            (
+                scorer(inputs, batch.last_positions) - scorer(batch.inputs, batch.last_positions)
+            ).abs()
+        )
+        > 1e-4
+    )
 
 
 # what the sampler may draw from
@@ -196,8 +223,8 @@ def test_forbidden_ids_have_no_probability_and_the_others_have_all(
     vocabulary = len(encoder.tokenizer)
     batch = batch_of(encoder, [0])
     every = torch.arange(vocabulary)[None]
-    state = batch.states[:, :1].expand(-1, vocabulary)
-    probability = policy(batch.inputs, state, every).exp()[0]
+    first = batch.logit_positions[:, :1].expand(-1, vocabulary)
+    probability = policy(batch.inputs, first, every).exp()[0]
     assert encoder.image_token_id in policy.forbidden
     assert encoder.tokenizer.eos_token_id not in policy.forbidden
     assert probability[list(policy.forbidden)].tolist() == [0.0] * len(policy.forbidden)
@@ -222,7 +249,7 @@ def test_an_end_score_reads_nothing_behind_its_end(
 ) -> None:
     """Unlike padding, the tokens behind the end are attended to by whatever comes later."""
     batch = batch_of(encoder, [2])
-    end = int(batch.ends) - 3
+    end = int(batch.last_positions) - 3
     ends = torch.tensor([[end]])
     seen: list[Tensor] = []
 

@@ -2,18 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rlsys.engines.common import Seat, Stats, merge_stats
-from rlsys.engines.policy import PolicyWorker
-from rlsys.engines.scorer import CriticWorker, ScorerTrainer, ScorerWorker
 from torch import Tensor
 
-from rlsys.batch import PreferencePairs, Rollouts, TrainBatch, micro_batches
+from rlsys.batch import PolicyBatch, PreferencePairs, Rollouts, ValueBatch, micro_batches
 from rlsys.config.schema import OptimConfig, PpoConfig, TrainConfig
 from rlsys.data.collate import labelled_pairs
 from rlsys.data.encoder import PromptEncoder
@@ -22,20 +19,33 @@ from rlsys.engines.schedules import lr_factor
 from rlsys.errors import DataError
 from rlsys.models.heads import build_policy_module, build_scorer_module
 from rlsys.models.load import vision_token_ids
+from rlsys.roles.critic import CriticWorker
+from rlsys.roles.forward import merge_rows
+from rlsys.roles.policy import PolicyWorker
+from rlsys.roles.scorer import ScorerLoss, ScorerTrainer, ScorerWorker
+from rlsys.roles.trained import Stats, Training, merge_stats
 from rlsys.runtime.process_group import Rank
-from rlsys.stages.scorer import ScorerStage
+from tests.helpers import worker_context
 
 ONE_BATCH, SMALL = 100_000, 60
-TRAIN = TrainConfig(engine="torch")
 OPTIM = OptimConfig(lr=1e-3, warmup_steps=2, weight_decay=0.01)
+TRAINING = Training(TrainConfig(engine="torch"), OPTIM, total_steps=10, seed=0)
 PPO = PpoConfig(prompts=4, samples=2, max_new_tokens=6, epochs=1, minibatch=8)
 LENGTHS = [3, 6, 1, 4, 2, 5, 6, 1]
 
 Worker = PolicyWorker | CriticWorker | ScorerTrainer
 
 
+@dataclass(frozen=True)
+class Batches:
+    """The same rollouts, for the policy and for a critic."""
+
+    policy: PolicyBatch
+    value: ValueBatch
+
+
 @pytest.fixture(scope="module")
-def batch(encoder: PromptEncoder) -> TrainBatch:
+def batch(encoder: PromptEncoder) -> Batches:
     """Two rollouts of every prompt with random answers, and random but finite targets."""
     generator = torch.Generator().manual_seed(5)
     index = [0, 0, 1, 1, 2, 2, 3, 3]
@@ -57,19 +67,16 @@ def batch(encoder: PromptEncoder) -> TrainBatch:
         values = mean + torch.randn(shape, generator=generator)
         return values.masked_fill(~rollouts.mask, 0.0)
 
-    targets = {
-        name: draw(0.0)
-        for name in (
-            "advantages", "old_reward_values", "reward_returns", "old_cost_values", "cost_returns",
-        )
-    }  # fmt: skip
-    return TrainBatch(rollouts, old_logprobs=draw(-5.5), **targets, shuffle_seed=3)
+    return Batches(
+        PolicyBatch(rollouts, old_logprobs=draw(-5.5), advantages=draw(0.0), shuffle_seed=3),
+        ValueBatch(rollouts, old_values=draw(0.0), returns=draw(0.0), shuffle_seed=3),
+    )
 
 
 def policy(tiny: str, encoder: PromptEncoder, budget: int = ONE_BATCH) -> PolicyWorker:
     module = build_policy_module(tiny, "float32", ())
     module.forbidden = tuple(vision_token_ids(module.vlm.config, encoder.tokenizer)[1])
-    return PolicyWorker(module, Seat(Rank(), encoder, budget), TRAIN, OPTIM, 10)
+    return PolicyWorker(module, worker_context(encoder, budget), TRAINING)
 
 
 def imitator(
@@ -83,12 +90,12 @@ def imitator(
 
 def critic(tiny: str, encoder: PromptEncoder, budget: int = ONE_BATCH) -> CriticWorker:
     module = build_scorer_module(tiny, "float32", new_head=True, seed=1)
-    return CriticWorker(module, Seat(Rank(), encoder, budget), TRAIN, OPTIM, 10)
+    return CriticWorker(module, worker_context(encoder, budget), TRAINING)
 
 
 def trainer(tiny: str, encoder: PromptEncoder, budget: int = ONE_BATCH) -> ScorerTrainer:
     module = build_scorer_module(tiny, "float32", new_head=True, seed=1)
-    return ScorerTrainer(module, Seat(Rank(), encoder, budget), TRAIN, OPTIM, 10)
+    return ScorerTrainer(module, worker_context(encoder, budget), TRAINING)
 
 
 def weights(worker: Worker) -> dict[str, Tensor]:
@@ -102,28 +109,26 @@ def distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
 
 def known_pairs(worker: PolicyWorker, target: str = "safer") -> PreferencePairs:
     """The labelled pairs of all four rows; the reference lies half a nat from the policy."""
-    encoder = worker.seat.encoder
+    encoder = worker.context.encoder
     pairs = labelled_pairs(encoder.records, PAIRS, target, encoder.tokenizer)
-    places, sums = worker.pair_logprobs(pairs)
-    reference = torch.empty_like(sums)
-    reference[places] = sums + torch.tensor([0.5, -0.5])
-    return replace(pairs, reference=reference)
+    sums = merge_rows([worker.pair_logprobs(pairs)])
+    return replace(pairs, reference=sums + torch.tensor([0.5, -0.5]))
 
 
-Step = tuple[Callable[..., Any], Callable[[Any, TrainBatch], Stats]]
+Step = tuple[Callable[..., Any], Callable[[Any, Batches], Stats]]
 PAIRS = [0, 1, 2, 3]
-REWARD = ScorerStage(kind="reward")
-COST = ScorerStage(kind="cost", label_mode="graded")
+REWARD = ScorerLoss("reward", regularization=0.001)
+COST = ScorerLoss("cost", regularization=0.001, label_mode="graded")
 STEPS: dict[str, Step] = {
-    "policy": (policy, lambda worker, batch: worker.update(batch, PPO)),
+    "policy": (policy, lambda worker, batch: worker.update(batch.policy, PPO)),
     "policy_by_sequence": (
         policy,
-        lambda worker, batch: worker.update(batch, replace(PPO, loss_form="sequence_mean")),
+        lambda worker, batch: worker.update(batch.policy, replace(PPO, loss_form="sequence_mean")),
     ),
     "sft": (imitator, lambda worker, _: worker.sft_step(PAIRS, "token_mean")),
     "sft by sequence": (imitator, lambda worker, _: worker.sft_step(PAIRS, "sequence_mean")),
     "dpo": (policy, lambda worker, _: worker.dpo_step(known_pairs(worker), 0.5)),
-    "critic": (critic, lambda worker, batch: worker.update(batch, PPO, "cost")),
+    "critic": (critic, lambda worker, batch: worker.update(batch.value, PPO)),
     "reward": (trainer, lambda worker, _: worker.step(PAIRS, REWARD)),
     "cost": (trainer, lambda worker, _: worker.step(PAIRS, COST)),
 }
@@ -131,7 +136,7 @@ STEPS: dict[str, Step] = {
 
 @pytest.mark.parametrize("name", STEPS)
 def test_micro_batches_are_one_step(
-    name: str, tiny: str, encoder: PromptEncoder, batch: TrainBatch
+    name: str, tiny: str, encoder: PromptEncoder, batch: Batches
 ) -> None:
     make, step = STEPS[name]
     whole, cut = make(tiny, encoder), make(tiny, encoder, SMALL)
@@ -158,7 +163,7 @@ def test_micro_batches_are_one_step(
 
 
 def test_gradients_of_two_ranks_add_up_to_one_rank(
-    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+    tiny: str, encoder: PromptEncoder, batch: Batches
 ) -> None:
     """Each rank of two takes its share of the rows; the sum is the whole step's gradient."""
     gradients: list[dict[str, Tensor]] = []
@@ -166,9 +171,9 @@ def test_gradients_of_two_ranks_add_up_to_one_rank(
         total: dict[str, Tensor] = {}
         for rank in ranks:
             worker = policy(tiny, encoder)
-            worker.seat = replace(worker.seat, rank=rank)
+            worker.context = replace(worker.context, rank=rank)
             worker.engine.step = lambda: {}  # type: ignore[method-assign]
-            worker.update(batch, PPO)
+            worker.update(batch.policy, PPO)
             for name, parameter in worker.module.named_parameters():
                 total[name] = total.get(name, 0) + parameter.grad
         gradients.append(total)
@@ -178,13 +183,13 @@ def test_gradients_of_two_ranks_add_up_to_one_rank(
 
 
 def test_a_rank_without_rows_adds_nothing(
-    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+    tiny: str, encoder: PromptEncoder, batch: Batches
 ) -> None:
     """One pair over two ranks: the idle one runs a spare row with zero weight."""
     worker = trainer(tiny, encoder)
-    worker.seat = replace(worker.seat, rank=Rank(1, 2))
+    worker.context = replace(worker.context, rank=Rank(1, 2))
     worker.engine.step = lambda: {}  # type: ignore[method-assign]
-    assert micro_batches([0], [10], budget=ONE_BATCH, world=2)[1] == [[]]
+    assert micro_batches([0], [10], token_budget=ONE_BATCH, world=2)[1] == [[]]
     stats = worker.step([2], REWARD)
     assert stats.shares == {"loss": 0.0, "accuracy": 0.0}
     gradients = [p.grad for p in worker.module.parameters() if p.grad is not None]
@@ -192,64 +197,59 @@ def test_a_rank_without_rows_adds_nothing(
     assert all(bool((g == 0).all()) for g in gradients)
 
 
-PADDED = ["old_logprobs", "advantages"]
-
-
-@pytest.mark.parametrize("field", PADDED)
-def test_padding_of_a_train_batch_moves_no_policy_parameter(
-    field: str, tiny: str, encoder: PromptEncoder, batch: TrainBatch
+@pytest.mark.parametrize("field", ["old_logprobs", "advantages"])
+def test_padding_of_a_policy_batch_moves_no_policy_parameter(
+    field: str, tiny: str, encoder: PromptEncoder, batch: Batches
 ) -> None:
     plain, soiled = policy(tiny, encoder), policy(tiny, encoder)
-    values = getattr(batch, field).masked_fill(~batch.rollouts.mask, float("nan"))
-    expected = plain.update(batch, PPO)
-    assert soiled.update(replace(batch, **{field: values}), PPO) == expected
+    given = batch.policy
+    values = getattr(given, field).masked_fill(~given.rollouts.mask, float("nan"))
+    expected = plain.update(given, PPO)
+    assert soiled.update(replace(given, **{field: values}), PPO) == expected
     assert distance(weights(plain), weights(soiled)) == 0.0
 
 
-@pytest.mark.parametrize("field", ["cost_returns", "old_cost_values"])
-def test_padding_of_a_train_batch_moves_no_critic_parameter(
-    field: str, tiny: str, encoder: PromptEncoder, batch: TrainBatch
+@pytest.mark.parametrize("field", ["returns", "old_values"])
+def test_padding_of_a_value_batch_moves_no_critic_parameter(
+    field: str, tiny: str, encoder: PromptEncoder, batch: Batches
 ) -> None:
     plain, soiled = critic(tiny, encoder), critic(tiny, encoder)
-    values = getattr(batch, field).masked_fill(~batch.rollouts.mask, float("nan"))
-    expected = plain.update(batch, PPO, "cost")
-    assert soiled.update(replace(batch, **{field: values}), PPO, "cost") == expected
+    given = batch.value
+    values = getattr(given, field).masked_fill(~given.rollouts.mask, float("nan"))
+    expected = plain.update(given, PPO)
+    assert soiled.update(replace(given, **{field: values}), PPO) == expected
     assert distance(weights(plain), weights(soiled)) == 0.0
 
 
 def test_padding_of_response_ids_moves_no_parameter(
-    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+    tiny: str, encoder: PromptEncoder, batch: Batches
 ) -> None:
-    rollouts = batch.rollouts
+    rollouts = batch.policy.rollouts
     ids = rollouts.response_ids.masked_fill(~rollouts.mask, 3)
-    other = replace(batch, rollouts=replace(rollouts, response_ids=ids))
+    other = replace(batch.policy, rollouts=replace(rollouts, response_ids=ids))
     assert not torch.equal(ids, rollouts.response_ids)
     plain, soiled = policy(tiny, encoder), policy(tiny, encoder)
-    plain.update(batch, PPO)
+    plain.update(batch.policy, PPO)
     soiled.update(other, PPO)
     assert distance(weights(plain), weights(soiled)) == 0.0
 
 
-def test_a_critic_reads_the_signal_it_is_told(
-    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+def test_a_critic_moves_towards_its_returns(
+    tiny: str, encoder: PromptEncoder, batch: Batches
 ) -> None:
-    swapped = replace(
-        batch,
-        reward_returns=batch.cost_returns,
-        old_reward_values=batch.old_cost_values,
-        cost_returns=batch.reward_returns,
-        old_cost_values=batch.old_reward_values,
-    )
-    left, right, other = (critic(tiny, encoder) for _ in range(3))
-    left.update(batch, PPO, "cost")
-    right.update(swapped, PPO, "reward")
-    other.update(batch, PPO, "reward")
-    assert distance(weights(left), weights(right)) == 0.0
-    assert distance(weights(left), weights(other)) > 1e-5
+    rollouts = batch.value.rollouts
+    for goal in (1.0, -1.0):
+        worker = critic(tiny, encoder)
+        old = merge_rows([worker.values(rollouts)])
+        wanted = replace(batch.value, old_values=old, returns=torch.full_like(old, goal))
+        for _ in range(3):
+            worker.update(wanted, PPO)
+        moved = (merge_rows([worker.values(rollouts)]) - old)[rollouts.mask].mean()
+        assert float(moved) * goal > 0
 
 
 def test_epochs_and_minibatches_give_that_many_steps(
-    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+    tiny: str, encoder: PromptEncoder, batch: Batches
 ) -> None:
     worker = policy(tiny, encoder)
     rates: list[float] = []
@@ -261,24 +261,22 @@ def test_epochs_and_minibatches_give_that_many_steps(
         return metrics
 
     worker.engine.step = counted  # type: ignore[method-assign]
-    worker.update(batch, replace(PPO, epochs=2, minibatch=3))
+    worker.update(batch.policy, replace(PPO, epochs=2, minibatch=3))
     # 3 steps per epoch over 8 rows; warm-up of 2 steps, then constant
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3])
 
 
 def test_an_advantage_moves_the_probability_its_way(
-    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+    tiny: str, encoder: PromptEncoder, batch: Batches
 ) -> None:
+    rollouts = batch.policy.rollouts
     for sign in (1.0, -1.0):
         worker = policy(tiny, encoder)
-        rows, before = worker.logprobs(batch.rollouts)
-        old = torch.empty_like(before)
-        old[rows] = before
-        liked = replace(batch, old_logprobs=old, advantages=torch.full_like(old, sign))
+        old = merge_rows([worker.logprobs(rollouts)])
+        liked = replace(batch.policy, old_logprobs=old, advantages=torch.full_like(old, sign))
         for _ in range(3):
             worker.update(liked, PPO)
-        rows, after = worker.logprobs(batch.rollouts)
-        moved = (after - before)[batch.rollouts.mask[rows]].mean()
+        moved = (merge_rows([worker.logprobs(rollouts)]) - old)[rollouts.mask].mean()
         assert float(moved) * sign > 0
 
 
@@ -301,8 +299,7 @@ def test_preference_steps_part_the_pairs_from_log_two(
     pairs = labelled_pairs(encoder.records, PAIRS, target, encoder.tokenizer)
     chosen = [r.responses[getattr(r, target)] for r in encoder.records.rows]
     assert [encoder.decode(ids) for ids in pairs.chosen] == chosen
-    places, sums = worker.pair_logprobs(pairs)
-    pairs = replace(pairs, reference=sums[torch.tensor(places).argsort()])
+    pairs = replace(pairs, reference=merge_rows([worker.pair_logprobs(pairs)]))
     first = worker.dpo_step(pairs, 0.5).shares
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert first["margin"] == pytest.approx(0.0, abs=1e-4)
@@ -313,16 +310,15 @@ def test_preference_steps_part_the_pairs_from_log_two(
 
 
 def test_pair_logprobs_are_the_sums_of_token_logprobs(
-    tiny: str, encoder: PromptEncoder, batch: TrainBatch
+    tiny: str, encoder: PromptEncoder, batch: Batches
 ) -> None:
-    worker, rollouts = policy(tiny, encoder, SMALL), batch.rollouts
-    rows, logprobs = worker.logprobs(rollouts)
-    sums = logprobs.masked_fill(~rollouts.mask[rows], 0.0).sum(-1)[torch.tensor(rows).argsort()]
+    worker, rollouts = policy(tiny, encoder, SMALL), batch.policy.rollouts
+    logprobs = merge_rows([worker.logprobs(rollouts)])
+    sums = logprobs.masked_fill(~rollouts.mask, 0.0).sum(-1)
     answers = [ids[:n] for ids, n in zip(rollouts.response_ids, LENGTHS, strict=True)]
     pairs = PreferencePairs(rollouts.prompt_index[0::2], answers[0::2], answers[1::2])
-    places, found = worker.pair_logprobs(pairs)
-    ordered = found[torch.tensor(places).argsort()]
-    torch.testing.assert_close(ordered, sums.reshape(-1, 2), atol=1e-4, rtol=1e-5)
+    found = merge_rows([worker.pair_logprobs(pairs)])
+    torch.testing.assert_close(found, sums.reshape(-1, 2), atol=1e-4, rtol=1e-5)
 
 
 def test_preference_pairs_without_a_reference_teach_nothing(
@@ -337,26 +333,23 @@ def test_preference_pairs_without_a_reference_teach_nothing(
 
 
 @pytest.mark.parametrize(
-    ("stage", "higher"),
+    ("loss", "higher"),
     [(REWARD, "more_helpful"), (COST, "unsafe"), (replace(COST, sign_scale=0.0), "unsafe")],
 )
 def test_a_trainer_pulls_the_pairs_apart(
-    stage: ScorerStage, higher: str, tiny: str, encoder: PromptEncoder
+    loss: ScorerLoss, higher: str, tiny: str, encoder: PromptEncoder
 ) -> None:
     worker = trainer(tiny, encoder)
     records = [encoder.records[row] for row in PAIRS]
     up = [r.more_helpful if higher == "more_helpful" else 1 - r.safer for r in records]
 
     def margins() -> Tensor:
-        places, scores = worker.score_pairs(PAIRS)
-        ordered = torch.empty_like(scores)
-        ordered[places] = scores
-        first = torch.tensor(up)[:, None]
-        return (ordered.gather(1, first) - ordered.gather(1, 1 - first)).squeeze(1)
+        scores, first = merge_rows([worker.score_pairs(PAIRS)]), torch.tensor(up)[:, None]
+        return (scores.gather(1, first) - scores.gather(1, 1 - first)).squeeze(1)
 
     before = margins()
     for _ in range(4):
-        worker.step(PAIRS, stage)
+        worker.step(PAIRS, loss)
     assert bool((margins() > before).all())
 
 
@@ -367,15 +360,15 @@ def test_a_saved_scorer_scores_the_same_when_loaded(
     worker.step(PAIRS, REWARD)
     worker.save_model(tmp_path)
     loaded = build_scorer_module(str(tmp_path), "float32", new_head=False, seed=0)
-    again = ScorerWorker(loaded, Seat(Rank(), encoder, ONE_BATCH))
+    again = ScorerWorker(loaded, worker_context(encoder, ONE_BATCH))
     torch.testing.assert_close(again.score_pairs(PAIRS), worker.score_pairs(PAIRS))
 
 
 def test_a_saved_policy_says_the_same_when_loaded(
-    tiny: str, encoder: PromptEncoder, batch: TrainBatch, tmp_path: Path
+    tiny: str, encoder: PromptEncoder, batch: Batches, tmp_path: Path
 ) -> None:
     worker = policy(tiny, encoder)
-    worker.update(batch, PPO)
+    worker.update(batch.policy, PPO)
     worker.save_model(tmp_path)
     again = policy(str(tmp_path), encoder)
     assert distance(weights(worker), weights(again)) == 0.0
@@ -384,20 +377,38 @@ def test_a_saved_policy_says_the_same_when_loaded(
 RESUMED: dict[str, Step] = {name: STEPS[name] for name in ("policy", "critic", "reward")}
 
 
+def noisy(worker: Worker) -> Worker:
+    """Its forward pass draws from torch's generator, as dropout does."""
+    model = worker.module.vlm if isinstance(worker, PolicyWorker) else worker.module.trunk
+    model.get_input_embeddings().register_forward_hook(
+        lambda _, __, embedded: embedded + 0.05 * torch.randn_like(embedded)
+    )
+    return worker
+
+
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_checkpoint_continues_bit_for_bit(
-    name: str, tiny: str, encoder: PromptEncoder, batch: TrainBatch, tmp_path: Path
+def test_a_saved_state_continues_bit_for_bit(
+    name: str, tiny: str, encoder: PromptEncoder, batch: Batches, tmp_path: Path
 ) -> None:
     make, step = RESUMED[name]
-    worker = make(tiny, encoder)
-    step(worker, batch)
-    step(worker, batch)
-    worker.engine.save(tmp_path, "iteration-2")
-    third = step(worker, batch)
-    resumed = make(tiny, encoder)
-    resumed.engine.load(tmp_path, "iteration-2")
-    assert step(resumed, batch) == third
-    assert distance(weights(worker), weights(resumed)) == 0.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        worker = noisy(make(tiny, encoder))
+        for _ in range(2):
+            step(worker, batch)
+        worker.save_state(tmp_path, name)
+        drawn = torch.get_rng_state()
+        following = [step(worker, batch) for _ in range(2)]
+        resumed = noisy(make(tiny, encoder))
+        torch.manual_seed(1)
+        resumed.load_state(tmp_path, name)
+        assert torch.equal(torch.get_rng_state(), drawn)
+        assert [step(resumed, batch) for _ in range(2)] == following
+        assert distance(weights(worker), weights(resumed)) == 0.0
+        other = noisy(make(tiny, encoder))
+        other.load_state(tmp_path, name)
+        torch.manual_seed(1)
+        assert step(other, batch) != following[0]  # the random state does matter here
 
 
 # learning rate

@@ -1,4 +1,4 @@
-"""Answers under way: combination, order, deadlines, first causes."""
+"""Results under way: combination, order, deadlines, first causes."""
 
 import pickle
 import threading
@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-import rlsys.roles as roles
+import rlsys.runtime.pending as module
 from rlsys.errors import RlsysError, RoleError, RoleTimeout
 from rlsys.runtime.pending import Part, Pending, ProcessDied, as_completed, as_settled, wait_settled
 
 
 @pytest.fixture(autouse=True)
 def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roles, "CAUSE_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "CAUSE_GRACE_SECONDS", 0.05)
 
 
 def done(value: Any) -> Future[Any]:
@@ -35,8 +35,8 @@ def part(future: Future[Any], rank: int = 0, role: str = "policy") -> Part:
     return Part(future, role, rank, f"node{rank}")
 
 
-def pending(futures: Sequence[Future[Any]], guards: Sequence[Part] = ()) -> Pending[list[Any]]:
-    return Pending([part(f, rank) for rank, f in enumerate(futures)], list, guards)
+def pending(futures: Sequence[Future[Any]], liveness: Sequence[Part] = ()) -> Pending[list[Any]]:
+    return Pending([part(f, rank) for rank, f in enumerate(futures)], list, liveness)
 
 
 def test_the_answers_of_all_ranks_are_combined_in_rank_order() -> None:
@@ -147,7 +147,7 @@ def test_a_dead_process_explains_its_peers_broken_connections() -> None:
 
 
 def test_the_first_cause_may_come_a_moment_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roles, "CAUSE_GRACE_SECONDS", 5.0)
+    monkeypatch.setattr(module, "CAUSE_GRACE_SECONDS", 5.0)
     late: Future[Any] = Future()
     timer = threading.Timer(0.05, late.set_exception, [ProcessDied("killed")])
     timer.start()
@@ -157,12 +157,12 @@ def test_the_first_cause_may_come_a_moment_later(monkeypatch: pytest.MonkeyPatch
     timer.join()
 
 
-def test_the_first_cause_may_come_from_a_guard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roles, "CAUSE_GRACE_SECONDS", 5.0)
-    guard: Future[Any] = Future()
-    timer = threading.Timer(0.05, guard.set_exception, [ProcessDied("killed")])
+def test_the_first_cause_may_come_from_liveness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CAUSE_GRACE_SECONDS", 5.0)
+    alive: Future[Any] = Future()
+    timer = threading.Timer(0.05, alive.set_exception, [ProcessDied("killed")])
     timer.start()
-    broken = pending([failed(ConnectionError("reset"))], guards=[part(guard, 1)])
+    broken = pending([failed(ConnectionError("reset"))], liveness=[part(alive, 1)])
     try:
         with pytest.raises(RoleError, match="ProcessDied"):
             broken.result(1.0)
@@ -170,11 +170,11 @@ def test_the_first_cause_may_come_from_a_guard(monkeypatch: pytest.MonkeyPatch) 
         timer.join()
 
 
-def test_a_guard_that_fails_ends_a_wait_for_a_part_that_never_answers() -> None:
-    guard: Future[Any] = Future()
-    waiting = pending([Future()], guards=[Part(guard, "cost", 2, "node9")])
+def test_a_process_that_dies_ends_a_wait_for_a_part_that_never_answers() -> None:
+    alive: Future[Any] = Future()
+    waiting = pending([Future()], liveness=[Part(alive, "cost", 2, "node9")])
     assert not waiting.settled()
-    timer = threading.Timer(0.05, guard.set_exception, [ProcessDied("oom")])
+    timer = threading.Timer(0.05, alive.set_exception, [ProcessDied("oom")])
     timer.start()
     started = time.monotonic()
     with pytest.raises(RoleError, match=r"'cost' failed \(rank 2, host node9\).*oom"):
@@ -183,17 +183,17 @@ def test_a_guard_that_fails_ends_a_wait_for_a_part_that_never_answers() -> None:
     timer.join()
 
 
-def test_a_guard_that_fails_ends_as_completed() -> None:
-    guard = Part(failed(ProcessDied("oom")), "cost", 2, "node9")
+def test_a_process_that_dies_ends_as_completed() -> None:
+    dead = Part(failed(ProcessDied("oom")), "cost", 2, "node9")
     with pytest.raises(RoleError, match="oom"):
-        list(as_completed([pending([Future()], guards=[guard])], 30.0))
+        list(as_completed([pending([Future()], liveness=[dead])], 30.0))
 
 
-def test_a_living_guard_changes_nothing() -> None:
-    assert pending([done(1)], guards=[part(Future(), 7)]).result(1.0) == [1]
+def test_a_living_process_changes_nothing() -> None:
+    assert pending([done(1)], liveness=[part(Future(), 7)]).result(1.0) == [1]
     with pytest.raises(RoleTimeout) as caught:
-        pending([Future()], guards=[part(Future(), 7)]).result(0.02)
-    assert "node7" not in str(caught.value)  # a guard is not late: it never answers
+        pending([Future()], liveness=[part(Future(), 7)]).result(0.02)
+    assert "node7" not in str(caught.value)  # it is not late: it never answers
 
 
 def test_a_role_error_survives_pickle() -> None:
