@@ -1,8 +1,8 @@
 """PPO-Lagrangian's loop, on roles that answer at once."""
 
 import ast
+import json
 import time
-from collections import deque
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import rlsys.drivers.safe_rlhf as driver
 from rlsys.algorithms.advantages import gae
 from rlsys.batch import PromptCursor, Rollouts, Scores
 from rlsys.config.schema import GapConfig, LagrangeConfig, PpoConfig, TimeoutConfig
+from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import estimate, safe_rlhf, sample_and_score, sync_weights
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun, SafeRlhfState
 from rlsys.drivers.sft import train
@@ -45,8 +46,7 @@ def make_run(iterations: int = 1, threshold: float = 0.0, **lagrange: Any) -> Sa
 
 
 def make_state(run: SafeRlhfRun) -> SafeRlhfState:
-    window = deque[float](maxlen=run.lagrange.window)
-    return SafeRlhfState(run.lagrange.init, window, PromptCursor(PROMPTS, run.seed))
+    return SafeRlhfState(Multiplier.start(run.lagrange), PromptCursor(PROMPTS, run.seed))
 
 
 def go(roles: Roles, run: SafeRlhfRun, state: SafeRlhfState | None = None) -> list[Metrics]:
@@ -164,15 +164,51 @@ def test_the_kl_penalty_survives_every_multiplier(lam: float) -> None:
     run = make_run()
     run = replace(run, ppo=replace(run.ppo, gamma=1.0, gae_lambda=1.0))
     state = make_state(run)
-    state.lam = lam
+    state.multiplier.value = lam
     advantages = []
     for gap in (0.0, -1.0):
         rollouts, scores = sample_and_score(make_roles(reference_gap=gap)[0], make_state(run), run)
-        advantages.append(estimate(rollouts, scores, state, run).advantages)
+        advantages.append(estimate(rollouts, scores, state, run).policy.advantages)
     left = rollouts.lengths[:, None] - torch.arange(rollouts.response_ids.shape[1])
     # 1 nat on each of the tokens still to come, at beta = 0.1
     expected = (-0.1 * left.clamp(min=0)).masked_fill(~rollouts.mask, 0.0)
     torch.testing.assert_close(advantages[1] - advantages[0], expected, rtol=0, atol=1e-5)
+
+
+def test_each_critic_learns_the_signal_it_predicts() -> None:
+    run = make_run()
+    run = replace(run, ppo=replace(run.ppo, gamma=1.0, gae_lambda=1.0, kl_beta=0.0))
+    roles, log = make_roles(reward=lambda p, s: 0.3 * p - s, cost=lambda p, s: 2.0 + p)
+    go(roles, run)
+    levels = {"reward_critic": 0.0, "cost_critic": 0.3}
+    assert log.value_batches.keys() == levels.keys()
+    for name, batch in log.value_batches.items():
+        rollouts = batch.rollouts
+        values = levels[name] + 0.1 * rollouts.response_ids.float()
+        torch.testing.assert_close(batch.old_values, values, rtol=0, atol=1e-6)
+        keys = zip(rollouts.prompt_index.tolist(), rollouts.sample_index.tolist(), strict=True)
+        scores = [0.3 * p - s if name == "reward_critic" else 2.0 + p for p, s in keys]
+        # without discount and with lambda 1 every state's return is the score at the end
+        expected = torch.tensor(scores)[:, None].expand(values.shape)
+        mask = rollouts.mask
+        torch.testing.assert_close(batch.returns[mask], expected[mask], rtol=0, atol=1e-5)
+
+
+def test_the_state_is_restored_from_json() -> None:
+    run = make_run(iterations=2, threshold=0.5, window=12)
+    roles, log = make_roles(cost=lambda p, s: 0.1 * p)
+    state = make_state(run)
+    go(roles, run, state)
+    again = make_state(run)
+    again.restore(json.loads(json.dumps(state.as_dict())))
+    assert again.as_dict() == state.as_dict()
+    assert again.multiplier.window.maxlen == 12
+    longer = replace(run, iterations=4)
+    others, other_log = make_roles(cost=lambda p, s: 0.1 * p)
+    lambdas = [[row["lambda"] for row in go(each, longer, s)] for each, s in
+               ((roles, state), (others, again))]  # fmt: skip
+    assert lambdas[0] == lambdas[1]
+    assert log.requests[2:] == other_log.requests
 
 
 def test_the_window_forgets_old_episodes() -> None:
@@ -192,7 +228,7 @@ def test_the_window_forgets_old_episodes() -> None:
     state = make_state(run)
     safe_rlhf(roles, state, run, report)
     assert [row["cost_window"] for row in rows] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
-    assert len(state.window) == 16
+    assert len(state.multiplier.window) == 16
 
 
 def test_a_gap_over_the_limit_stops_the_run_before_any_update() -> None:
@@ -301,26 +337,45 @@ def test_a_run_continues_at_its_iteration() -> None:
 def test_supervised_training_takes_every_step_and_reports_from_one() -> None:
     seen: list[list[int]] = []
 
-    class Learner:
-        def step(self, rows: list[int]) -> Pending[Metrics]:
-            seen.append(rows)
-            return Pending.of({"loss": float(len(seen))})
+    def step(rows: list[int]) -> Pending[Metrics]:
+        seen.append(rows)
+        return Pending.of({"loss": float(len(seen))})
 
     steps: list[tuple[int, float]] = []
     train(
-        Learner(),
+        step,
         PromptCursor(6, seed=1),
         steps=4,
         batch=3,
         timeout=1.0,
-        report=lambda step, metrics: steps.append((step, metrics["loss"])),
+        report=lambda number, metrics: steps.append((number, metrics["loss"])),
     )
     assert steps == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
     assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == list(range(6))
-    train(
-        Learner(), PromptCursor(2, seed=1), steps=1, batch=64, timeout=1.0, report=lambda *_: None
-    )
+    train(step, PromptCursor(2, seed=1), steps=1, batch=64, timeout=1.0, report=lambda *_: None)
     assert sorted(seen[-1]) == [0, 1]  # a batch is never larger than the data
+
+
+def test_supervised_training_continues_where_it_was_stopped() -> None:
+    taken: list[list[int]] = []
+
+    def step(rows: list[int]) -> Pending[Metrics]:
+        taken.append(rows)
+        return Pending.of({})
+
+    numbers: list[int] = []
+
+    def go_on(cursor: PromptCursor, start: int, steps: int) -> None:
+        train(step, cursor, steps=steps, batch=4, timeout=1.0, start=start,
+              report=lambda number, _: numbers.append(number))  # fmt: skip
+
+    go_on(PromptCursor(6, seed=1), 0, 5)
+    whole, position = list(taken), PromptCursor(6, seed=1)
+    taken.clear()
+    go_on(position, 0, 2)
+    go_on(PromptCursor(6, seed=1, position=position.position), 2, 5)
+    assert taken == whole
+    assert numbers == [1, 2, 3, 4, 5] * 2
 
 
 def test_the_driver_is_short_and_knows_neither_processes_nor_tensors() -> None:
@@ -333,5 +388,5 @@ def test_the_driver_is_short_and_knows_neither_processes_nor_tensors() -> None:
         elif isinstance(node, ast.ImportFrom):
             modules.add(str(node.module))
     allowed = ("rlsys.algorithms.", "rlsys.drivers.", "rlsys.config.schema")
-    own = {"__future__", "time", "rlsys.batch", "rlsys.roles"}
+    own = {"__future__", "time", "dataclasses", "rlsys.batch", "rlsys.runtime.pending"}
     assert {m for m in modules - own if not m.startswith(allowed)} == set()

@@ -5,9 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rlsys.engines.common import Seat
-from rlsys.engines.guard import GuardTrainer, GuardWorker
-from rlsys.engines.scorer import ScorerWorker
 from torch import Tensor
 
 from rlsys.batch import Rollouts
@@ -19,7 +16,11 @@ from rlsys.guard.labels import CATEGORIES, OUTPUTS
 from rlsys.guard.quality import guard_quality
 from rlsys.models.heads import build_scorer_module
 from rlsys.roles.forward import merge_rows
+from rlsys.roles.guard import GuardTrainer, GuardWorker
+from rlsys.roles.scorer import ScorerWorker
+from rlsys.roles.trained import Training
 from rlsys.runtime.process_group import Rank
+from tests.helpers import worker_context
 
 ROWS = [0, 1, 2, 3]
 ONE_BATCH, SMALL = 100_000, 60
@@ -39,9 +40,8 @@ def trainer(
 ) -> GuardTrainer:
     module = build_scorer_module(tiny, "float32", new_head=True, seed=1, outputs=OUTPUTS)
     optim = OptimConfig(lr=3e-3, warmup_steps=2)
-    return GuardTrainer(
-        module, Seat(Rank(rank, world), encoder, budget), TrainConfig(engine="torch"), optim, 10
-    )
+    training = Training(TrainConfig(engine="torch"), optim, total_steps=10, seed=0)
+    return GuardTrainer(module, worker_context(encoder, budget, Rank(rank, world)), training)
 
 
 def gradients(worker: GuardTrainer) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ def test_it_learns_a_few_rows_by_heart(tiny: str, labelled: PromptEncoder, tmp_p
     assert stats.shares["accuracy"] == pytest.approx(1.0)
     worker.save_model(tmp_path)
     module = build_scorer_module(str(tmp_path), "float32", new_head=False, seed=0, outputs=OUTPUTS)
-    guard = GuardWorker(module, Seat(Rank(), labelled, SMALL))
+    guard = GuardWorker(module, worker_context(labelled, SMALL))
     outputs = merge_rows([guard.moderate_rows(ROWS)])
     assert outputs.shape == (12, OUTPUTS)
     quality = guard_quality(outputs, labelled.records)
@@ -102,15 +102,15 @@ def test_a_rollout_is_moderated_like_the_same_text(tiny: str, labelled: PromptEn
     )
     parts = []
     for rank in (Rank(0, 2), Rank(1, 2)):
-        guard = GuardWorker(module, Seat(rank, labelled, SMALL))
+        guard = GuardWorker(module, worker_context(labelled, SMALL, rank))
         parts.append(guard.moderate(rollouts))
-    whole = GuardWorker(module, Seat(Rank(), labelled, ONE_BATCH)).moderate_rows(ROWS)
+    whole = GuardWorker(module, worker_context(labelled, ONE_BATCH)).moderate_rows(ROWS)
     torch.testing.assert_close(merge_rows(parts), merge_rows([whole])[::3], atol=1e-5, rtol=1e-4)
 
 
 def test_a_scorer_reads_a_text_as_it_reads_a_response(tiny: str, labelled: PromptEncoder) -> None:
     module = build_scorer_module(tiny, "float32", new_head=True, seed=1)
-    scorer = ScorerWorker(module, Seat(Rank(), labelled, SMALL))
+    scorer = ScorerWorker(module, worker_context(labelled, SMALL))
     texts = [labelled.records[row].responses[1] for row in ROWS]
     pairs = merge_rows([scorer.score_pairs(ROWS)])
     alone = merge_rows([scorer.score_texts(ROWS, texts)])
