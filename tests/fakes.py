@@ -151,3 +151,41 @@ def make_roles(
         cost_critic=FakeCritic(log, "cost_critic", level=0.3),
     )
     return roles, log
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a group. rank: None for all."""
+
+    role: str
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rank: int | None = None
+
+
+@dataclass
+class FakeGroup:
+    """Ranks that answer with ``answer(rank, call)`` and write down what they were asked."""
+
+    size: int = 2
+    answer: Callable[[int, Call], Any] = lambda rank, call: None
+    calls: list[Call] = field(default_factory=list)
+
+    def create(self, role: str, spec: Any) -> Pending[list[None]]:
+        return self.call_all(role, "create", spec)
+
+    def drop(self, role: str) -> Pending[list[None]]:
+        return self.call_all(role, "drop")
+
+    def call_all(self, role: str, method: str, *args: Any, **kwargs: Any) -> Pending[list[Any]]:
+        call = Call(role, method, args, kwargs)
+        self.calls.append(call)
+        return Pending.of([self.answer(rank, call) for rank in range(self.size)])
+
+    def call_one(
+        self, role: str, rank: int, method: str, *args: Any, **kwargs: Any
+    ) -> Pending[Any]:
+        call = Call(role, method, args, kwargs, rank)
+        self.calls.append(call)
+        return Pending.of(self.answer(rank, call))
