@@ -17,14 +17,13 @@ from rlsys.algorithms.shaping import kl_coefficient, shape_rewards
 from rlsys.batch import (
     PolicyBatch,
     Rollouts,
-    SampleRequest,
     Scores,
     ValueBatch,
     gather_scored,
     sample_seed,
 )
-from rlsys.config.schema import TimeoutConfig
 from rlsys.drivers.safe_rlhf_state import Report, Roles, SafeRlhfRun, SafeRlhfState, describe
+from rlsys.drivers.sampling import sample_requests, sync_weights
 from rlsys.drivers.timing import timed
 from rlsys.runtime.pending import as_completed
 
@@ -48,7 +47,8 @@ def safe_rlhf(roles: Roles, state: SafeRlhfState, run: SafeRlhfRun, report: Repo
                 stats = pending.result(run.timeouts.call)
                 metrics |= {f"{name}/{key}": value for key, value in stats.items()}
         with timed(state.timings, "sync"):  # 6
-            sync_weights(roles, state.iteration + 1, run.timeouts)
+            version, limit = state.iteration + 1, run.timeouts.sync
+            sync_weights(roles.policy, roles.rollout, version, limit)
         state.iteration += 1
         state.timings["time/iteration"] = time.perf_counter() - started
         metrics["samples_per_s"] = len(rollouts) / state.timings["time/iteration"]
@@ -61,11 +61,7 @@ def sample_and_score(
     """Draw responses; every finished chunk goes to all six models at once, while others decode."""
     limit = run.timeouts.call
     prompts = state.cursor.next(run.ppo.prompts)
-    requests = [
-        SampleRequest(p, s, sample_seed(run.seed, state.iteration, p, s))
-        for p in prompts
-        for s in range(run.ppo.samples)
-    ]
+    requests = sample_requests(prompts, run.ppo.samples, seed=run.seed, iteration=state.iteration)
     scoring = []
     with timed(state.timings, "sample"):
         for chunk in as_completed(roles.rollout.generate(requests), limit):
@@ -112,9 +108,3 @@ def estimate(rollouts: Rollouts, scores: Scores, state: SafeRlhfState, run: Safe
         ValueBatch(rollouts, scores.reward_values, reward_returns, seed),
         ValueBatch(rollouts, scores.cost_values, cost_returns, seed),
     )
-
-
-def sync_weights(roles: Roles, version: int, timeouts: TimeoutConfig) -> None:
-    """Policy to every engine, under one version."""
-    update = roles.policy.publish(version).result(timeouts.sync)
-    roles.rollout.load(update).result(timeouts.sync)

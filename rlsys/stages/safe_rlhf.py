@@ -26,8 +26,9 @@ from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.multiplier import Multiplier
-from rlsys.drivers.safe_rlhf import safe_rlhf, sync_weights
+from rlsys.drivers.safe_rlhf import safe_rlhf
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun, SafeRlhfState
+from rlsys.drivers.sampling import sync_weights
 from rlsys.errors import ConfigError
 from rlsys.report import training as charts
 from rlsys.report.drawing import BLUE
@@ -95,10 +96,11 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     )
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
+    gap = stage.gap.of(config.dtype)
     run = SafeRlhfRun(
-        stage.iterations, threshold, config.seed, stage.ppo, stage.lagrange, stage.gap, limits
+        stage.iterations, threshold, config.seed, stage.ppo, stage.lagrange, gap, limits
     )
-    sync_weights(roles, state.iteration, limits)
+    sync_weights(handles.policy, rollout, state.iteration, limits.sync)
     history: list[Metrics] = []
     with context.display.bar(name, stage.iterations) as bar:
         bar.advance("", by=state.iteration)
@@ -106,7 +108,7 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
         def report(now: SafeRlhfState, metrics: Metrics, _: Rollouts, __: Scores) -> None:
             context.log(name, stage.kind, now.iteration, metrics)
             history.append(metrics)
-            warn_of_gap(context, now.iteration, metrics, stage.gap)
+            warn_of_gap(context, now.iteration, metrics, gap)
             if checkpoint_due(now.iteration, stage.iterations, stage.checkpoint_every):
                 checkpoints.save(now.iteration, now.as_dict())
                 rollout.evict(now.iteration)
@@ -147,7 +149,7 @@ class _Handles:
         check_same_processor({"policy": policy, "reward": reward, "cost": cost})
         ppo, dtype = stage.ppo, config.dtype
         data = context.data.slice("train", RowKind.PROMPTS)
-        steps = stage.iterations * ppo.epochs * -(-ppo.prompts * ppo.samples // ppo.minibatch)
+        steps = ppo.total_steps(stage.iterations)
         trained = context.training(stage.train, stage.optim, steps)
         critic = context.training(stage.critic_train, stage.critic_optim, steps)
         budget = stage.train.micro_batch_tokens
