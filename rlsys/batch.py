@@ -105,12 +105,21 @@ S = TypeVar("S", bound=SampleScores)
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """Rollouts with what a policy update needs; all [B, T]."""
+    """Rollouts with what a policy update needs; all [B, T].
+
+    reference_logprobs: needed where ``kl_beta``, the weight of a KL term in the loss, is not 0.
+    """
 
     rollouts: Rollouts
     old_logprobs: Tensor
     advantages: Tensor
     shuffle_seed: int
+    reference_logprobs: Tensor | None = None
+    kl_beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kl_beta and self.reference_logprobs is None:
+            raise ValueError("a KL term in the loss needs the reference's log-probabilities")
 
 
 @dataclass(frozen=True)

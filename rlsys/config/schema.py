@@ -272,7 +272,7 @@ class GapConfig:
     warn: float = key(
         1e-4, "Largest accepted difference of log-probabilities in float32, nats.", gt=0
     )
-    warn_bfloat16: float = key(0.06, "The same in bfloat16.", gt=0)
+    warn_bfloat16: float = key(0.1, "The same in bfloat16.", gt=0)
     stop_factor: float = key(10.0, "Times the accepted difference: the run stops.", ge=1)
 
     def of(self, dtype: str) -> GapConfig:

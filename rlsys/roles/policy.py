@@ -124,6 +124,9 @@ class PolicyWorker(TrainedWorker):
                     batch.advantages[micro].masked_fill(~mask, 0.0),
                     clip=update.policy_clip,
                 )
+                if batch.reference_logprobs is not None and batch.kl_beta:
+                    reference = batch.reference_logprobs[micro].masked_fill(~mask, 0.0)
+                    losses = losses + batch.kl_beta * k3(logprobs, reference)
                 loss = aggregate(
                     losses,
                     mask,
