@@ -22,18 +22,19 @@ from rlsys.batch import (
     gather_scored,
     sample_seed,
 )
-from rlsys.drivers.safe_rlhf_state import Report, Roles, SafeRlhfRun, SafeRlhfState, describe
+from rlsys.drivers.constrained import ConstrainedState, describe
+from rlsys.drivers.safe_rlhf_state import Report, Roles, SafeRlhfRun
 from rlsys.drivers.sampling import sample_requests, sync_weights
 from rlsys.drivers.timing import timed
 from rlsys.runtime.pending import as_completed
 
 
-def safe_rlhf(roles: Roles, state: SafeRlhfState, run: SafeRlhfRun, report: Report) -> None:
+def safe_rlhf(roles: Roles, state: ConstrainedState, run: SafeRlhfRun, report: Report) -> None:
     """Run iterations up to ``run.iterations``. ``report`` logs, checkpoints and shows progress."""
     while state.iteration < run.iterations:
         started = time.perf_counter()
         rollouts, scores = sample_and_score(roles, state, run)  # 1, 2
-        metrics = describe(rollouts, scores, run)
+        metrics = describe(rollouts, scores, run.threshold, run.gap)
         costs = scores.costs.tolist()
         state.multiplier.step(costs, run.threshold, run.lagrange, state.iteration)  # 3
         batches = estimate(rollouts, scores, state, run)  # 4
@@ -56,7 +57,7 @@ def safe_rlhf(roles: Roles, state: SafeRlhfState, run: SafeRlhfRun, report: Repo
 
 
 def sample_and_score(
-    roles: Roles, state: SafeRlhfState, run: SafeRlhfRun
+    roles: Roles, state: ConstrainedState, run: SafeRlhfRun
 ) -> tuple[Rollouts, Scores]:
     """Draw responses; every finished chunk goes to all six models at once, while others decode."""
     limit = run.timeouts.call
@@ -91,7 +92,9 @@ class Batches:
     cost: ValueBatch
 
 
-def estimate(rollouts: Rollouts, scores: Scores, state: SafeRlhfState, run: SafeRlhfRun) -> Batches:
+def estimate(
+    rollouts: Rollouts, scores: Scores, state: ConstrainedState, run: SafeRlhfRun
+) -> Batches:
     """KL into reward and cost with opposite signs, GAE on each, one mixed advantage."""
     ppo, lengths = run.ppo, rollouts.lengths
     kl = k1(scores.policy_logprobs, scores.reference_logprobs).masked_fill(~rollouts.mask, 0.0)
