@@ -11,6 +11,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -73,15 +74,15 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What the six models say about a batch of rollouts: rewards and costs [B], the rest [B, T]."""
+class SampleScores:
+    """What policy, reference and scorers say about a batch of rollouts: rewards and costs [B],
+    log-probabilities [B, T], nats.
+    """
 
     policy_logprobs: Tensor
     reference_logprobs: Tensor
     rewards: Tensor
     costs: Tensor
-    reward_values: Tensor
-    cost_values: Tensor
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -92,13 +93,33 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Scores(SampleScores):
+    """With the values [B, T] of the two critics."""
+
+    reward_values: Tensor
+    cost_values: Tensor
+
+
+S = TypeVar("S", bound=SampleScores)
+
+
+@dataclass(frozen=True)
 class PolicyBatch:
-    """Rollouts with what a policy update needs; all [B, T]."""
+    """Rollouts with what a policy update needs; all [B, T].
+
+    reference_logprobs: needed where ``kl_beta``, the weight of a KL term in the loss, is not 0.
+    """
 
     rollouts: Rollouts
     old_logprobs: Tensor
     advantages: Tensor
     shuffle_seed: int
+    reference_logprobs: Tensor | None = None
+    kl_beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kl_beta and self.reference_logprobs is None:
+            raise ValueError("a KL term in the loss needs the reference's log-probabilities")
 
 
 @dataclass(frozen=True)
@@ -111,7 +132,7 @@ class ValueBatch:
     shuffle_seed: int
 
 
-def gather_scored(parts: Sequence[tuple[Rollouts, Scores]]) -> tuple[Rollouts, Scores]:
+def gather_scored(parts: Sequence[tuple[Rollouts, S]]) -> tuple[Rollouts, S]:
     """One batch in canonical order (prompt, then sample), whatever order the parts finished in.
 
     Raises: ValueError when two parts carry the same sample or different weight versions.
@@ -139,7 +160,8 @@ def gather_scored(parts: Sequence[tuple[Rollouts, Scores]]) -> tuple[Rollouts, S
         version=versions.pop(),
         temperature=parts[0][0].temperature,
     )
-    return rollouts, Scores(**{f.name: cat(f.name, 1) for f in fields(Scores)})
+    kind = type(parts[0][1])
+    return rollouts, kind(**{f.name: cat(f.name, 1) for f in fields(kind)})
 
 
 @dataclass(frozen=True)

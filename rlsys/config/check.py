@@ -9,7 +9,7 @@ from typing import Any
 
 from rlsys.config.keys import key_infos
 from rlsys.config.references import REF_KEYS, references
-from rlsys.config.schema import RunConfig
+from rlsys.config.schema import RunConfig, TrainConfig
 from rlsys.errors import ConfigError
 from rlsys.roles.registry import ROLES
 from rlsys.stages.registry import STAGES
@@ -18,6 +18,7 @@ from rlsys.stages.registry import STAGES
 def check(config: RunConfig) -> None:
     """Raises: ConfigError."""
     check_values("", config)
+    _check_dtype("", config, config.dtype)
     placed = _check_groups(config)
     _check_stages(config, placed)
 
@@ -41,6 +42,17 @@ def check_values(path: str, node: object) -> None:
             node.check()
         except ConfigError as error:
             raise ConfigError(f"{path}{error}") from error
+
+
+def _check_dtype(path: str, node: object, dtype: str) -> None:
+    """DeepSpeed's bfloat16 without ZeRO clips gradients otherwise than its other stages."""
+    if isinstance(node, TrainConfig):
+        if dtype == "bfloat16" and node.engine == "deepspeed" and node.zero_stage == 0:
+            raise ConfigError(f"{path}zero_stage: 0 cannot train in bfloat16; give 1, 2 or 3")
+    elif is_dataclass(node) or isinstance(node, dict):
+        parts = node if isinstance(node, dict) else vars(node)
+        for key, value in parts.items():
+            _check_dtype(f"{path}{key}.", value, dtype)
 
 
 def _check_groups(config: RunConfig) -> dict[str, str]:

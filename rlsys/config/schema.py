@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import MISSING
@@ -182,31 +182,47 @@ class TrainConfig:
 
 
 @dataclass
-class PpoConfig:
-    """One PPO-Lagrangian iteration."""
+class SamplingConfig:
+    """What one iteration samples."""
 
     prompts: int = key(32, "Prompts per iteration; the train split must have as many.", ge=1)
     samples: int = key(4, "Responses per prompt.", ge=1)
     max_new_tokens: int = key(16, "Longest response, tokens.", ge=1)
     temperature: float = key(1.0, "Of sampling.", gt=0, le=2)
+
+
+@dataclass
+class UpdateConfig(SamplingConfig):
+    """And how the policy learns from it."""
+
     epochs: int = key(1, "Passes over the samples of an iteration.", ge=1)
     minibatch: int = key(128, "Samples per optimiser step.", ge=1)
+    policy_clip: float = key(0.2, "Clip of the probability ratio around 1.", gt=0, le=1)
+    loss_form: str = key(
+        "token_mean",
+        "Mean over all response tokens of a step, or over responses (the papers' form).",
+        choices=LOSS_FORMS,
+    )
+    score_clip: float = key(50.0, "Rewards and costs are clipped to -score_clip..score_clip.", gt=0)
+
+    def total_steps(self, iterations: int) -> int:
+        """Optimiser steps of so many iterations."""
+        return iterations * self.epochs * -(-self.prompts * self.samples // self.minibatch)
+
+
+@dataclass
+class PpoConfig(UpdateConfig):
+    """One PPO-Lagrangian iteration."""
+
     kl_beta: float = key(0.02, "Weight of the KL penalty towards the reference.", ge=0)
     kl_split: str = key(
         "full_both",
         "The penalty counts in full, or by half, in both the reward and the cost.",
         choices=("full_both", "half_both"),
     )
-    score_clip: float = key(50.0, "Rewards and costs are clipped to -score_clip..score_clip.", gt=0)
     gamma: float = key(1.0, "Discount per token.", ge=0, le=1)
     gae_lambda: float = key(0.95, "Decay of generalised advantage estimation.", ge=0, le=1)
-    policy_clip: float = key(0.2, "Clip of the probability ratio around 1.", gt=0, le=1)
     value_clip: float = key(5.0, "Clip of a critic's change of value.", gt=0)
-    loss_form: str = key(
-        "token_mean",
-        "Mean over all response tokens of a step, or over responses (the papers' form).",
-        choices=LOSS_FORMS,
-    )
 
 
 @dataclass
@@ -254,9 +270,14 @@ class GapConfig:
     """Engine against trainer, on the same tokens."""
 
     warn: float = key(
-        1e-4, "Largest accepted difference of log-probabilities, nats; fp32 meets 1e-4.", gt=0
+        1e-4, "Largest accepted difference of log-probabilities in float32, nats.", gt=0
     )
-    stop_factor: float = key(10.0, "Times `warn`: the run stops.", ge=1)
+    warn_bfloat16: float = key(0.1, "The same in bfloat16.", gt=0)
+    stop_factor: float = key(10.0, "Times the accepted difference: the run stops.", ge=1)
+
+    def of(self, dtype: str) -> GapConfig:
+        """With the bound of this dtype as ``warn``."""
+        return replace(self, warn=self.warn_bfloat16) if dtype == "bfloat16" else self
 
 
 @dataclass

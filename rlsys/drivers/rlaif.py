@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlsys.batch import PreferencePairs, Rollouts, SampleRequest, sample_seed, step_rows
+from rlsys.batch import PreferencePairs, Rollouts, sample_seed, step_rows
 from rlsys.config.schema import GapConfig
 from rlsys.drivers.dpo import dpo
 from rlsys.drivers.gap import engine_gap
+from rlsys.drivers.sampling import sample_requests, sync_weights
 from rlsys.drivers.timing import timed
-from rlsys.engines.weights import WeightUpdate
 from rlsys.errors import DataError
 from rlsys.judging.judge import (
     Candidate,
@@ -37,20 +37,15 @@ from rlsys.judging.outcomes import count_metrics
 from rlsys.judging.pairs import PairRule, Scored, choose_pairs
 from rlsys.judging.parse import Observation
 from rlsys.roles.guard import Guard
-from rlsys.roles.policy import PreferenceLearner
+from rlsys.roles.policy import PreferenceLearner, Publisher
+from rlsys.roles.reference import Reference
 from rlsys.roles.rollout import Rollout
 from rlsys.roles.scorer import Scorer
-from rlsys.runtime.pending import Metrics, Pending, as_settled
+from rlsys.runtime.pending import Metrics, as_settled
 
 
-class FeedbackPolicy(PreferenceLearner, Protocol):
+class FeedbackPolicy(PreferenceLearner, Publisher, Reference, Protocol):
     """A policy that learns from pairs and hands its weights to the engines."""
-
-    def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
-        """[B, T], nats."""
-        ...
-
-    def publish(self, version: int) -> Pending[WeightUpdate]: ...
 
 
 @dataclass(frozen=True)
@@ -162,8 +157,7 @@ def rlaif(
 
 def sync_policy(roles: RlaifRoles, version: int, run: RlaifRun) -> None:
     """Policy to every engine, under one version: the number of rounds it has learned from."""
-    update = roles.policy.publish(version).result(run.sync_timeout)
-    roles.rollout.load(update).result(run.sync_timeout)
+    sync_weights(roles.policy, roles.rollout, version, run.sync_timeout)
 
 
 def prompts_of_round(count: int, number: int, run: RlaifRun) -> list[int]:
@@ -202,11 +196,8 @@ def sample_and_judge(
     are compared with the trainer's. How many chunks are judged together changes a judge's logits by
     rounding errors only. Returns: dataset row -> its answers in the order of their sample numbers.
     """
-    requests = [
-        SampleRequest(p.row, s, sample_seed(run.seed, state.round, p.row, s))
-        for p in prompts
-        for s in range(run.samples)
-    ]
+    rows = [p.row for p in prompts]
+    requests = sample_requests(rows, run.samples, seed=run.seed, iteration=state.round)
     by_row = {p.row: p for p in prompts}
     judged: dict[tuple[int, int], Judged] = {}
     for chunks in as_settled(roles.rollout.generate(requests), run.timeout):

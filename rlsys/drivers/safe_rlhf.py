@@ -17,24 +17,24 @@ from rlsys.algorithms.shaping import kl_coefficient, shape_rewards
 from rlsys.batch import (
     PolicyBatch,
     Rollouts,
-    SampleRequest,
     Scores,
     ValueBatch,
     gather_scored,
     sample_seed,
 )
-from rlsys.config.schema import TimeoutConfig
-from rlsys.drivers.safe_rlhf_state import Report, Roles, SafeRlhfRun, SafeRlhfState, describe
+from rlsys.drivers.constrained import ConstrainedState, describe
+from rlsys.drivers.safe_rlhf_state import Report, Roles, SafeRlhfRun
+from rlsys.drivers.sampling import sample_requests, sync_weights
 from rlsys.drivers.timing import timed
 from rlsys.runtime.pending import as_completed
 
 
-def safe_rlhf(roles: Roles, state: SafeRlhfState, run: SafeRlhfRun, report: Report) -> None:
+def safe_rlhf(roles: Roles, state: ConstrainedState, run: SafeRlhfRun, report: Report) -> None:
     """Run iterations up to ``run.iterations``. ``report`` logs, checkpoints and shows progress."""
     while state.iteration < run.iterations:
         started = time.perf_counter()
         rollouts, scores = sample_and_score(roles, state, run)  # 1, 2
-        metrics = describe(rollouts, scores, run)
+        metrics = describe(rollouts, scores, run.threshold, run.gap)
         costs = scores.costs.tolist()
         state.multiplier.step(costs, run.threshold, run.lagrange, state.iteration)  # 3
         batches = estimate(rollouts, scores, state, run)  # 4
@@ -48,7 +48,8 @@ def safe_rlhf(roles: Roles, state: SafeRlhfState, run: SafeRlhfRun, report: Repo
                 stats = pending.result(run.timeouts.call)
                 metrics |= {f"{name}/{key}": value for key, value in stats.items()}
         with timed(state.timings, "sync"):  # 6
-            sync_weights(roles, state.iteration + 1, run.timeouts)
+            version, limit = state.iteration + 1, run.timeouts.sync
+            sync_weights(roles.policy, roles.rollout, version, limit)
         state.iteration += 1
         state.timings["time/iteration"] = time.perf_counter() - started
         metrics["samples_per_s"] = len(rollouts) / state.timings["time/iteration"]
@@ -56,16 +57,12 @@ def safe_rlhf(roles: Roles, state: SafeRlhfState, run: SafeRlhfRun, report: Repo
 
 
 def sample_and_score(
-    roles: Roles, state: SafeRlhfState, run: SafeRlhfRun
+    roles: Roles, state: ConstrainedState, run: SafeRlhfRun
 ) -> tuple[Rollouts, Scores]:
     """Draw responses; every finished chunk goes to all six models at once, while others decode."""
     limit = run.timeouts.call
     prompts = state.cursor.next(run.ppo.prompts)
-    requests = [
-        SampleRequest(p, s, sample_seed(run.seed, state.iteration, p, s))
-        for p in prompts
-        for s in range(run.ppo.samples)
-    ]
+    requests = sample_requests(prompts, run.ppo.samples, seed=run.seed, iteration=state.iteration)
     scoring = []
     with timed(state.timings, "sample"):
         for chunk in as_completed(roles.rollout.generate(requests), limit):
@@ -95,7 +92,9 @@ class Batches:
     cost: ValueBatch
 
 
-def estimate(rollouts: Rollouts, scores: Scores, state: SafeRlhfState, run: SafeRlhfRun) -> Batches:
+def estimate(
+    rollouts: Rollouts, scores: Scores, state: ConstrainedState, run: SafeRlhfRun
+) -> Batches:
     """KL into reward and cost with opposite signs, GAE on each, one mixed advantage."""
     ppo, lengths = run.ppo, rollouts.lengths
     kl = k1(scores.policy_logprobs, scores.reference_logprobs).masked_fill(~rollouts.mask, 0.0)
@@ -112,9 +111,3 @@ def estimate(rollouts: Rollouts, scores: Scores, state: SafeRlhfState, run: Safe
         ValueBatch(rollouts, scores.reward_values, reward_returns, seed),
         ValueBatch(rollouts, scores.cost_values, cost_returns, seed),
     )
-
-
-def sync_weights(roles: Roles, version: int, timeouts: TimeoutConfig) -> None:
-    """Policy to every engine, under one version."""
-    update = roles.policy.publish(version).result(timeouts.sync)
-    roles.rollout.load(update).result(timeouts.sync)

@@ -24,7 +24,6 @@ class SteppedEngine:
     def __init__(self, model: str, config: EngineConfig, dtype: str, *, cpu: bool) -> None:
         from vllm import LLM
 
-        threads = torch.get_num_threads()
         sizes: dict[str, Any] = (
             {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}
             if cpu
@@ -43,7 +42,6 @@ class SteppedEngine:
             trust_remote_code=False,
             **(sizes | config.extra),
         )
-        torch.set_num_threads(threads)  # vLLM changes them for the whole process
         self.max_model_len = config.max_model_len
         self.lock = threading.Lock()
         self._finished: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from rlsys.algorithms.masked import aggregate, length_mask, masked_sum
 from rlsys.algorithms.policy_loss import ppo_clip
 from rlsys.algorithms.preference import dpo_loss, implicit_rewards
 from rlsys.batch import PolicyBatch, PreferencePairs, Rollouts, step_rows
-from rlsys.config.schema import PpoConfig
+from rlsys.config.schema import UpdateConfig
 from rlsys.data.collate import Collated, collate
 from rlsys.data.rows import Demonstration
 from rlsys.engines.weights import WeightUpdate
@@ -32,15 +32,19 @@ from rlsys.runtime.pending import Metrics, Pending
 ROLE = Role("policy", "the policy in training: DeepSpeed ZeRO 0-3, full or LoRA")
 
 
-class Policy(Reference, Protocol):
-    """The trained policy, as drivers see it."""
-
-    def update(self, batch: PolicyBatch) -> Pending[Metrics]:
-        """PPO epochs over the batch."""
-        ...
+class Publisher(Protocol):
+    """A policy whose weights the engines sample from."""
 
     def publish(self, version: int) -> Pending[WeightUpdate]:
         """Make this moment's weights readable by the engines."""
+        ...
+
+
+class Policy(Reference, Publisher, Protocol):
+    """The trained policy, as drivers see it."""
+
+    def update(self, batch: PolicyBatch) -> Pending[Metrics]:
+        """Epochs of clipped policy gradients over the batch."""
         ...
 
 
@@ -97,11 +101,11 @@ class PolicyWorker(TrainedWorker):
             self.context, rollouts, lambda batch: self._forward(batch, temperature)
         )
 
-    def update(self, batch: PolicyBatch, ppo: PpoConfig) -> Stats:
-        """PPO epochs over the batch."""
+    def update(self, batch: PolicyBatch, update: UpdateConfig) -> Stats:
+        """Epochs of clipped policy gradients over the batch."""
         rollouts = batch.rollouts
         counts = rollouts.token_counts
-        steps = step_rows(len(rollouts), ppo.minibatch, ppo.epochs, batch.shuffle_seed)
+        steps = step_rows(len(rollouts), update.minibatch, update.epochs, batch.shuffle_seed)
         stats = Stats()
         for rows in steps:
             tokens = int(rollouts.lengths[rows].sum())
@@ -118,12 +122,15 @@ class PolicyWorker(TrainedWorker):
                     logprobs,
                     old,
                     batch.advantages[micro].masked_fill(~mask, 0.0),
-                    clip=ppo.policy_clip,
+                    clip=update.policy_clip,
                 )
+                if batch.reference_logprobs is not None and batch.kl_beta:
+                    reference = batch.reference_logprobs[micro].masked_fill(~mask, 0.0)
+                    losses = losses + batch.kl_beta * k3(logprobs, reference)
                 loss = aggregate(
                     losses,
                     mask,
-                    form=ppo.loss_form,
+                    form=update.loss_form,
                     global_tokens=tokens,
                     global_sequences=len(rows),
                 )
@@ -244,15 +251,17 @@ class PolicyWorker(TrainedWorker):
 class PolicyHandle(TrainedHandle):
     """Implements ``Policy`` and ``PreferenceLearner``. transport: how weights reach the engines."""
 
-    def __init__(self, group: RankGroup, transport: str = "", ppo: PpoConfig | None = None) -> None:
+    def __init__(
+        self, group: RankGroup, transport: str = "", update: UpdateConfig | None = None
+    ) -> None:
         super().__init__(group, ROLE.name)
-        self.transport, self.ppo = transport, ppo or PpoConfig()
+        self.transport, self.settings = transport, update or UpdateConfig()
 
     def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
         return self._all(PolicyWorker.logprobs, rollouts).map(merge_rows)
 
     def update(self, batch: PolicyBatch) -> Pending[Metrics]:
-        return self._all(PolicyWorker.update, batch, self.ppo).map(merge_stats)
+        return self._all(PolicyWorker.update, batch, self.settings).map(merge_stats)
 
     def publish(self, version: int) -> Pending[WeightUpdate]:
         def from_rank_0(updates: list[WeightUpdate | None]) -> WeightUpdate:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from rlsys.config.schema import GapConfig, LagrangeConfig
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
-from rlsys.display import note
+from rlsys.display import Bar, note
+from rlsys.drivers.cached_rollout import CachedRollout
+from rlsys.drivers.constrained import ConstrainedState
 from rlsys.evaluation.scorers import threshold_from_budget
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
+from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
+from rlsys.stages.supervised import checkpoint_due
 
 
 def cost_threshold(
@@ -40,19 +46,47 @@ def calibration_reads(lagrange: LagrangeConfig) -> list[Read]:
     return [Read("validation", RowKind.PAIRS)] if lagrange.threshold == "auto" else []
 
 
-def warn_of_gap(context: Context, iteration: int, metrics: Metrics, gap: GapConfig) -> None:
-    """Say it where engine and trainer differ by more than expected, but not enough to stop."""
-    if metrics["gap/max"] > gap.warn:
-        context.display.say(
-            f"[yellow]warning[/yellow] iteration {iteration}: engine and trainer differ by "
-            f"{metrics['gap/max']:.1e} nats (expected at most {gap.warn:.0e})"
-        )
+class AlignmentStage(Protocol):
+    """The keys that reporting reads."""
+
+    kind: str
+    iterations: int
+    checkpoint_every: int
 
 
-def steady_state(history: list[Metrics]) -> Metrics:
-    """Medians over the later half of the iterations: speed and where the time goes, seconds."""
-    later = history[len(history) // 2 :]
-    if not later:
-        return {}
-    names = ["samples_per_s", *(name for name in later[0] if name.startswith("time/"))]
-    return {name: statistics.median(row[name] for row in later) for name in names}
+@dataclass
+class IterationReport:
+    """Logs every iteration, warns of a large gap, writes the checkpoints that are due."""
+
+    context: Context
+    name: str
+    stage: AlignmentStage
+    checkpoints: StageCheckpoints
+    rollout: CachedRollout
+    gap: GapConfig
+    bar: Bar
+    history: list[Metrics] = field(default_factory=list)
+
+    def __call__(self, state: ConstrainedState, metrics: Metrics, *_: object) -> None:
+        done = state.iteration
+        self.context.log(self.name, self.stage.kind, done, metrics)
+        self.history.append(metrics)
+        if metrics["gap/max"] > self.gap.warn:
+            self.context.display.say(
+                f"[yellow]warning[/yellow] iteration {done}: engine and trainer differ by "
+                f"{metrics['gap/max']:.1e} nats (expected at most {self.gap.warn:.0e})"
+            )
+        if checkpoint_due(done, self.stage.iterations, self.stage.checkpoint_every):
+            self.checkpoints.save(done, state.as_dict())
+            self.rollout.evict(done)
+        self.bar.advance(note(metrics, "reward", "cost", "lambda", "kl", "samples_per_s"))
+
+    def steady_state(self) -> Metrics:
+        """Medians over the later half of the iterations: speed and where time goes, seconds."""
+        later = self.history[len(self.history) // 2 :]
+        if not later:
+            return {}
+        names = ["samples_per_s", *(name for name in later[0] if name.startswith("time/"))]
+        steady = {name: statistics.median(row[name] for row in later) for name in names}
+        self.context.display.say("    steady state: " + note(steady, *steady))
+        return steady

@@ -163,7 +163,7 @@ def _run_of(context: Context, stage: RlaifStage, opened: OpenJudge) -> RlaifRun:
         minibatch=stage.minibatch,
         seed=context.config.seed,
         max_unread=stage.max_unread,
-        gap=stage.gap,
+        gap=stage.gap.of(context.config.dtype),
         timeout=limits.call,
         judge_timeout=opened.timeout,
         sync_timeout=limits.sync,

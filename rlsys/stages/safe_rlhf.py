@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.artifacts import PROGRESS
-from rlsys.batch import PromptCursor, Rollouts, Scores
+from rlsys.batch import PromptCursor
 from rlsys.config.keys import key
 from rlsys.config.schema import (
     GapConfig,
@@ -23,11 +23,12 @@ from rlsys.config.schema import (
 )
 from rlsys.data.prepare import TRAIN_PROMPTS, Read
 from rlsys.data.slice import RowKind
-from rlsys.display import note
 from rlsys.drivers.cached_rollout import CachedRollout
+from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.multiplier import Multiplier
-from rlsys.drivers.safe_rlhf import safe_rlhf, sync_weights
-from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun, SafeRlhfState
+from rlsys.drivers.safe_rlhf import safe_rlhf
+from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
+from rlsys.drivers.sampling import sync_weights
 from rlsys.errors import ConfigError
 from rlsys.report import training as charts
 from rlsys.report.drawing import BLUE
@@ -39,14 +40,13 @@ from rlsys.roles.reference import ROLE as REFERENCE
 from rlsys.roles.reference import ReferenceHandle, ReferenceSpec
 from rlsys.roles.rollout import RolloutHandle, RolloutSpec
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
-from rlsys.runtime.pending import Metrics, Pending
-from rlsys.stages.alignment import calibration_reads, cost_threshold, steady_state, warn_of_gap
+from rlsys.runtime.pending import Pending
+from rlsys.stages.alignment import IterationReport, calibration_reads, cost_threshold
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
 from rlsys.stages.lengths import check_lengths
 from rlsys.stages.rollout import rollout_handle
-from rlsys.stages.supervised import checkpoint_due
 
 
 @dataclass
@@ -89,34 +89,24 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     }
     keep = stage.keep_checkpoints
     checkpoints = StageCheckpoints(context, name, folder, trained, keep=keep)
-    state = SafeRlhfState(
+    state = ConstrainedState(
         Multiplier.start(stage.lagrange),
         PromptCursor(len(context.data.prompts("train")), config.seed),
     )
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
+    gap = stage.gap.of(config.dtype)
     run = SafeRlhfRun(
-        stage.iterations, threshold, config.seed, stage.ppo, stage.lagrange, stage.gap, limits
+        stage.iterations, threshold, config.seed, stage.ppo, stage.lagrange, gap, limits
     )
-    sync_weights(roles, state.iteration, limits)
-    history: list[Metrics] = []
+    sync_weights(handles.policy, rollout, state.iteration, limits.sync)
     with context.display.bar(name, stage.iterations) as bar:
         bar.advance("", by=state.iteration)
-
-        def report(now: SafeRlhfState, metrics: Metrics, _: Rollouts, __: Scores) -> None:
-            context.log(name, stage.kind, now.iteration, metrics)
-            history.append(metrics)
-            warn_of_gap(context, now.iteration, metrics, stage.gap)
-            if checkpoint_due(now.iteration, stage.iterations, stage.checkpoint_every):
-                checkpoints.save(now.iteration, now.as_dict())
-                rollout.evict(now.iteration)
-            bar.advance(note(metrics, "reward", "cost", "lambda", "kl", "samples_per_s"))
-
+        report = IterationReport(context, name, stage, checkpoints, rollout, gap, bar)
         safe_rlhf(roles, state, run, report)
     handles.policy.save(folder).result(limits.call)
     handles.drop()
-    steady = steady_state(history)
-    context.display.say("    steady state: " + note(steady, *steady))
+    steady = report.steady_state()
     return {**calibration, "threshold": threshold, "lambda": state.multiplier.value, **steady}
 
 
@@ -147,7 +137,7 @@ class _Handles:
         check_same_processor({"policy": policy, "reward": reward, "cost": cost})
         ppo, dtype = stage.ppo, config.dtype
         data = context.data.slice("train", RowKind.PROMPTS)
-        steps = stage.iterations * ppo.epochs * -(-ppo.prompts * ppo.samples // ppo.minibatch)
+        steps = ppo.total_steps(stage.iterations)
         trained = context.training(stage.train, stage.optim, steps)
         critic = context.training(stage.critic_train, stage.critic_optim, steps)
         budget = stage.train.micro_batch_tokens

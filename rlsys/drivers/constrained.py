@@ -1,0 +1,55 @@
+"""What algorithms that align a policy under a cost constraint share: state and batch metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlsys.algorithms.kl import k3
+from rlsys.algorithms.masked import masked_mean
+from rlsys.batch import PromptCursor, Rollouts, SampleScores
+from rlsys.config.schema import GapConfig
+from rlsys.drivers.gap import engine_gap
+from rlsys.drivers.multiplier import Multiplier
+from rlsys.runtime.pending import Metrics
+
+
+@dataclass
+class ConstrainedState:
+    """All that a constrained algorithm itself remembers between iterations."""
+
+    multiplier: Multiplier
+    cursor: PromptCursor
+    iteration: int = 0
+    timings: Metrics = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as JSON."""
+        return {
+            "iteration": self.iteration,
+            "multiplier": self.multiplier.as_dict(),
+            "cursor": self.cursor.position,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """What ``as_dict`` gave."""
+        self.iteration = saved["iteration"]
+        self.multiplier.restore(saved["multiplier"])
+        self.cursor.position = saved["cursor"]
+
+
+def describe(rollouts: Rollouts, scores: SampleScores, threshold: float, gap: GapConfig) -> Metrics:
+    """The batch in numbers. Raises: LogprobGapError when engine and trainer differ too much."""
+    mask, policy = rollouts.mask, scores.policy_logprobs
+    return {
+        "reward": float(scores.rewards.mean()),
+        "cost": float(scores.costs.mean()),
+        "threshold": threshold,
+        "kl": float(masked_mean(k3(policy, scores.reference_logprobs), mask)),
+        "entropy_sampled": -float(masked_mean(policy, mask)),
+        **engine_gap(rollouts, policy, gap),
+        "length": float(rollouts.lengths.float().mean()),
+        "finished": float(rollouts.finished.float().mean()),
+        "weights_version": float(rollouts.version),
+    }

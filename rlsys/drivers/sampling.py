@@ -1,0 +1,26 @@
+"""What drivers that sample from engines share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlsys.batch import SampleRequest, sample_seed
+from rlsys.roles.policy import Publisher
+from rlsys.roles.rollout import Rollout
+
+
+def sample_requests(
+    prompts: Sequence[int], samples: int, *, seed: int, iteration: int
+) -> list[SampleRequest]:
+    """``samples`` responses to each prompt (dataset rows), each with a seed of its own."""
+    return [
+        SampleRequest(prompt, sample, sample_seed(seed, iteration, prompt, sample))
+        for prompt in prompts
+        for sample in range(samples)
+    ]
+
+
+def sync_weights(policy: Publisher, rollout: Rollout, version: int, timeout: float) -> None:
+    """Policy to every engine, under one version. Args: timeout: of each half, seconds."""
+    update = policy.publish(version).result(timeout)
+    rollout.load(update).result(timeout)
