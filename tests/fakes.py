@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsys.batch import Rollouts, SampleRequest, TrainBatch
+from rlsys.batch import PolicyBatch, Rollouts, SampleRequest, ValueBatch
 from rlsys.drivers.safe_rlhf_state import Roles
 from rlsys.engines.weights import WeightUpdate
 from rlsys.runtime.pending import Metrics, Part, Pending
@@ -49,7 +49,8 @@ class Log:
     """What happened, in order."""
 
     calls: list[str] = field(default_factory=list)
-    batches: list[TrainBatch] = field(default_factory=list)
+    batches: list[PolicyBatch] = field(default_factory=list)
+    value_batches: dict[str, ValueBatch] = field(default_factory=dict)
     requests: list[list[SampleRequest]] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
 
@@ -94,14 +95,14 @@ class FakePolicy:
         self.log.calls.append(f"{self.name}.logprobs")
         return Pending.of(rollouts.engine_logprobs + self.gap)
 
-    def update(self, batch: TrainBatch) -> Pending[Metrics]:
+    def update(self, batch: PolicyBatch) -> Pending[Metrics]:
         self.log.calls.append(f"{self.name}.update")
         self.log.batches.append(batch)
         return Pending.of({"loss": 0.5})
 
     def publish(self, version: int) -> Pending[WeightUpdate]:
         self.log.calls.append("publish")
-        return Pending.of(WeightUpdate(version, (), None))
+        return Pending.of(WeightUpdate(version, (), "none", None))
 
 
 @dataclass
@@ -126,8 +127,9 @@ class FakeCritic:
         self.log.calls.append(f"{self.name}.values")
         return Pending.of(self.level + 0.1 * rollouts.response_ids.float())
 
-    def update(self, batch: TrainBatch) -> Pending[Metrics]:
+    def update(self, batch: ValueBatch) -> Pending[Metrics]:
         self.log.calls.append(f"{self.name}.update")
+        self.log.value_batches[self.name] = batch
         return Pending.of({"loss": 0.25})
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+from rlsys.config.schema import TinyConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.rows import PreferencePair, Rows
 from rlsys.models.load import load_processor
-from rlsys.models.tiny import TinyConfig, build_tiny_vlm
+from rlsys.models.tiny import build_tiny_vlm
 
 # Width and height in pixels: 4, 8, 8 and 9 visual tokens, so that prompts differ in length.
 SIZES = [(56, 56), (112, 56), (56, 112), (84, 84)]
