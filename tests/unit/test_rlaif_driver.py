@@ -336,8 +336,8 @@ def test_where_a_cached_answer_is_missing_all_are_drawn_again(tmp_path: Path) ->
     cached = CachedRollout(FakeRollout(log, chunk=2), tmp_path)
     requests = [SampleRequest(row, 0, 7) for row in range(4)]
     cached.load(WeightUpdate(0, (), "none", None)).result(1.0)
-    first, second = cached.generate(requests)
-    first.result(1.0)  # the second never arrived
+    first, _ = cached.generate(requests)
+    first.result(1.0)  # the other never arrived
     assert len(list(tmp_path.rglob("*.pt"))) == 1
     again = [chunk.result(1.0) for chunk in cached.generate(requests)]
     assert log.requests == [requests, requests]
