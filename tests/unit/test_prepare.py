@@ -17,6 +17,7 @@ from rlsys.data.prepare import EVALUATION_PROMPTS, Datasets, Read, names_folder,
 from rlsys.data.rows import Prompt, Rows, rows_digest
 from rlsys.data.slice import RowKind
 from rlsys.data.source import load_pairs
+from rlsys.display import Display
 from rlsys.errors import ConfigError, DataError
 from rlsys.stages.data_check import check_data
 from rlsys.stages.disentangled import DisentangledStage
@@ -27,6 +28,7 @@ from rlsys.stages.guard import GuardStage
 from rlsys.stages.guarded import GuardedStage
 from rlsys.stages.judge import JudgeStage
 from rlsys.stages.observe import ObserveStage
+from rlsys.stages.recipe import run_recipe
 from rlsys.stages.registry import STAGES
 from rlsys.stages.rlaif import RlaifStage
 from rlsys.stages.safe_rlhf import SafeRlhfStage
@@ -329,6 +331,20 @@ def test_an_iteration_needs_as_many_rows_as_prompts(folder: Path) -> None:
     more = SafeRlhfStage(iterations=1, ppo=PpoConfig(prompts=3))
     with pytest.raises(ConfigError, match=r"stages\.stage-1\.ppo\.prompts: 3 .* has 2 usable rows"):
         check_data(prepared(folder, fits, more))
+
+
+def test_data_that_do_not_suffice_end_a_run_before_a_process_starts(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = RunConfig(
+        name="x",
+        runs_dir=str(tmp_path / "runs"),
+        data=DataConfig(source=str(folder)),
+        groups={},
+        stages={"ppo": SafeRlhfStage(iterations=1, lagrange=LagrangeConfig(threshold="0"))},
+    )
+    with pytest.raises(ConfigError, match=r"stages\.ppo\.ppo\.prompts: 32 prompts per iteration"):
+        run_recipe(config, Display(), lambda *_: pytest.fail("processes were started"))
 
 
 def test_a_question_that_forges_structure_is_named_where_the_model_is_there(
