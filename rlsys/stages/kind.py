@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rlsys.config.schema import RunConfig
-from rlsys.data.prepare import Read
+from rlsys.data.prepare import Datasets, Read
 from rlsys.report.section import KindReport
 from rlsys.report.supervised import SUPERVISED
 
@@ -32,6 +32,10 @@ def no_check(config: RunConfig, name: str, stage: Any) -> None:
     pass
 
 
+def no_data_check(name: str, stage: Any, data: Datasets) -> None:
+    pass
+
+
 def no_inputs(context: Context, name: str, stage: Any) -> dict[str, str]:
     return {}
 
@@ -48,6 +52,7 @@ class StageKind(Generic[C]):
     inputs(context, name, stage): what its result depends on beside its keys, what they name, the
     data and the seed.
     reads(stage): the rows it needs.
+    check_data(name, stage, data): whether those rows suffice. Raises: ConfigError, DataError.
     report: what it shows in the report.
     samples: it samples from rollout engines, whose settings then decide about its result.
     evaluates: its folder holds evaluation.json and the samples of the gallery.
@@ -62,6 +67,7 @@ class StageKind(Generic[C]):
     check: Callable[[RunConfig, str, C], None] = no_check
     inputs: Callable[[Context, str, C], dict[str, str]] = no_inputs
     reads: Callable[[C], Sequence[Read]] = no_reads
+    check_data: Callable[[str, C, Datasets], None] = no_data_check
     report: KindReport = SUPERVISED
     samples: bool = False
     evaluates: bool = False

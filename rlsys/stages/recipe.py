@@ -22,6 +22,7 @@ from rlsys.metrics import MetricsLog
 from rlsys.report.build import build_report
 from rlsys.runtime.group import Runtime
 from rlsys.stages.context import Context
+from rlsys.stages.data_check import check_data
 from rlsys.stages.kind import StageKind
 from rlsys.stages.registry import STAGES
 from rlsys.stages.run_dir import RunDir, open_run_dir
@@ -44,6 +45,7 @@ def run_recipe(
         store = ArtifactStore(runs / "artifacts")
         reads = [(n, r) for n, each in config.stages.items() for r in STAGES[each.kind].reads(each)]
         data = prepare(config, store, reads)
+        check_data(data)
         display.say(f"  data: {data.summary}")
         metrics = MetricsLog(
             run.path,

@@ -21,7 +21,7 @@ from rlsys.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from rlsys.data.prepare import TRAIN_PROMPTS, Read
+from rlsys.data.prepare import TRAIN_PROMPTS, Datasets, Read
 from rlsys.data.slice import RowKind
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
@@ -173,6 +173,15 @@ def _reads(stage: SafeRlhfStage) -> Sequence[Read]:
     return [TRAIN_PROMPTS, *calibration_reads(stage.lagrange)]
 
 
+def _check_data(name: str, stage: SafeRlhfStage, data: Datasets) -> None:
+    rows = len(data.prompts("train"))
+    if stage.ppo.prompts > rows:
+        raise ConfigError(
+            f"stages.{name}.ppo.prompts: {stage.ppo.prompts} prompts per iteration, "
+            f"the train split has {rows} usable rows"
+        )
+
+
 PICTURES = [
     charts.REWARD,
     charts.COST,
@@ -194,6 +203,7 @@ SAFE_RLHF = StageKind(
     samples=True,
     trains=True,
     reads=_reads,
+    check_data=_check_data,
     report=KindReport(
         heading="Safe RLHF training",
         anchor="training",

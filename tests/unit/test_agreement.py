@@ -14,10 +14,11 @@ from rlsys.data.riskworld.scene import Scene, scene_of
 from rlsys.data.rows import PreferencePair
 from rlsys.judging.agreement import INJECTIONS, Labels, agreement, balanced, injection
 from rlsys.judging.judge import CHUNK, Judge, Question
-from rlsys.judging.parse import Observation
+from rlsys.judging.outcomes import ParseReason
+from rlsys.judging.parse import Observation, ParseFailure
 from rlsys.runtime.pending import Pending
 from tests.unit.conftest import make_pair
-from tests.unit.test_feedback import Reply, as_json, make_judge
+from tests.unit.test_feedback import KEY, Reply, as_json, make_judge
 
 Change = Callable[[Question, str], Reply]
 WAIT = 1.0
@@ -30,12 +31,12 @@ HACK = replace(CUP, family="hack")  # text
 
 def labels(*rows: tuple[Scene, str, str]) -> Labels:
     """Rows of a dataset that holds others between them."""
-    found = []
-    for number, (scene, first, second) in enumerate(told):
+    result = []
+    for number, (scene, first, second) in enumerate(rows):
         pair = make_pair(number, scene.question, (first, second))
         row = {"id": pair.id, "scene": scene.to_json()}
-        found.append((7 * number + 3, replace(pair, row=row)))
-    return found
+        result.append((7 * number + 3, replace(pair, row=row)))
+    return result
 
 
 def drawn(count: int) -> Labels:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rlsys.artifacts import PROGRESS, ArtifactStore, path_hash
+from rlsys.errors import ArtifactBusy
 
 
 class Killed(Exception):
@@ -73,6 +74,27 @@ def test_a_stage_killed_between_its_end_and_its_name_is_not_run_again(tmp_path: 
     assert again.metrics == {"made": 2}
     assert not (again.folder / PROGRESS).exists()
     assert json.loads((again.folder / "artifact.json").read_text())["kind"] == "rlaif"
+
+
+def test_an_artefact_is_made_by_one_run_at_a_time(tmp_path: Path) -> None:
+    first, second = ArtifactStore(tmp_path), ArtifactStore(tmp_path)
+
+    def make(folder: Path) -> dict[str, Any]:
+        with pytest.raises(ArtifactBusy, match=r"run one \(process \d+ on .*\) is making sft-"):
+            second.get_or_make("sft", {}, {}, maker(files=1), resumable=True, owner="run two")
+        other = second.get_or_make("sft", {"lr": 2}, {}, maker(files=1), owner="run two")
+        assert not other.reused, "another one is free"
+        return maker(files=2)(folder)
+
+    made = first.get_or_make("sft", {}, {}, make, resumable=True, owner="run one")
+    assert made.metrics == {"made": 2}
+    assert second.get_or_make("sft", {}, {}, maker(files=2, die_after=0)).reused
+
+
+def test_who_died_keeps_nobody_waiting(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        ArtifactStore(tmp_path).get_or_make("sft", {}, {}, maker(files=2, die_after=1))
+    assert ArtifactStore(tmp_path).get_or_make("sft", {}, {}, maker(files=2)).metrics == {"made": 2}
 
 
 def test_the_hash_of_a_path_follows_names_and_contents(tmp_path: Path) -> None:

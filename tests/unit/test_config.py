@@ -11,17 +11,19 @@ import yaml
 from omegaconf import Container
 
 import rlsys
-from rlsys.config import feedback, schema, stages
-from rlsys.config.check import ENGINES, ROLES, references
 from rlsys.config.judging import EndpointConfig
 from rlsys.config.load import dump_config, load_config, to_plain
-from rlsys.config.schema import STAGES, RunConfig
+from rlsys.config.references import references
+from rlsys.config.schema import RunConfig
 from rlsys.errors import ConfigError
+from rlsys.roles.registry import ROLES
 from rlsys.stages.evaluate import EvaluateStage
 from rlsys.stages.judge import JudgeStage
+from rlsys.stages.registry import STAGES
 from rlsys.stages.rlaif import RlaifStage
 from rlsys.stages.safe_rlhf import SafeRlhfStage
 from rlsys.stages.sft import SftStage
+from tests.unit.test_config_keys import classes
 
 ROOT = Path(rlsys.__file__).parents[1]
 RECIPES = sorted(
@@ -57,7 +59,7 @@ def test_every_recipe_loads(path: Path) -> None:
     config = load_config(path)
     assert config.stages
     for stage in config.stages.values():
-        assert type(stage) is STAGES[stage.kind]
+        assert type(stage) is STAGES[stage.kind].config
 
 
 def values(node: Any) -> Iterator[Any]:
@@ -139,6 +141,8 @@ BAD_OVERRIDES = [
     # unknown keys
     ("seeds=1", "seeds"),
     ("engine.seed=1", "seed"),
+    ("engine.dtype=bfloat16", "engine.dtype"),
+    ("stages.ppo.train.dtype=bfloat16", "train.dtype"),
     ("stages.ppo.lagrange.rate=1", "rate"),
     ("stages.ppo.optim.momentum=0.9", "momentum"),
     ("groups.train.nodes=2", "nodes"),
@@ -153,7 +157,7 @@ BAD_OVERRIDES = [
     ("groups=3", "groups"),
     ("seed=${nope}", "seed"),
     # values out of range
-    ("engine.dtype=float16", "engine.dtype"),
+    ("dtype=float16", "dtype: must be one of float32, bfloat16"),
     ("engine.transport=tcp", "engine.transport"),
     ("tracker.wandb=maybe", "tracker.wandb"),
     ("groups.train.ranks=0", "groups.train.ranks"),
@@ -182,7 +186,6 @@ BAD_OVERRIDES = [
     ("engine.max_model_len=100", "engine.max_model_len"),
     ("stages.ppo.ppo.max_new_tokens=64", "engine.max_model_len"),
     ("stages.evaluation.max_new_tokens=64", "engine.max_model_len"),
-    ("engine.dtype=bfloat16", "engine.dtype"),
     ("stages.ppo.critic_train.lora_rank=4", "stages.ppo.critic_train.lora_rank"),
     ("stages.ppo.policy=evaluation", "stages.ppo.policy"),
     ("stages.reward.init=cost", "stages.reward.init"),
@@ -320,7 +323,7 @@ BAD_FEEDBACK = [
     ("judge", {"max_new_tokens": 0}, "stages.judge.max_new_tokens"),
     ("judge", {"max_new_tokens": 4096}, "stages.judge.max_new_tokens: 4096 leaves no room"),
     ("judge", {"limit": -1}, "stages.judge.limit"),
-    ("judge", {"engine": {"dtype": "float16"}}, "stages.judge.engine.dtype"),
+    ("judge", {"engine": {"dtype": "float16"}}, "stages.judge: engine.dtype: Key 'dtype' not in"),
     ("judge", {"model": "", "endpoint": ENDPOINT | {"parallel": 0}}, "judge.endpoint.parallel"),
     ("judge", {"model": "", "endpoint": ENDPOINT | {"timeout": 0}}, "judge.endpoint.timeout"),
     ("judge", {"model": "", "endpoint": ENDPOINT | {"key": "abc"}}, "stages.judge: endpoint.key"),
@@ -399,12 +402,26 @@ def test_a_missing_value_of_a_stage_with_a_judge_is_named(
 
 
 def test_a_judge_has_processes_only_where_its_model_is_here(
-    dream: dict[str, Any], tmp_path: Path
+    dream: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
     del dream["groups"]["judge"]
     assert refused(tmp_path, dream) == "groups: stage 'judge' (judge) needs the role 'judge'"
     dream["stages"]["judge"] |= {"model": "", "endpoint": ENDPOINT}
     assert isinstance(load_plain(tmp_path, dream).stages["judge"], JudgeStage)
+
+
+def test_an_endpoint_without_its_key_is_named(
+    dream: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KEY_OF_TEST", raising=False)
+    dream["stages"]["judge"] |= {
+        "model": "",
+        "endpoint": ENDPOINT | {"key_variable": "KEY_OF_TEST"},
+    }
+    assert refused(tmp_path, dream).startswith(
+        "stages.judge.endpoint.key_variable: the environment has no KEY_OF_TEST;"
+    )
 
 
 @pytest.mark.parametrize("role", ["rollout", "policy", "cost", "guard"])
@@ -457,7 +474,7 @@ def test_a_role_in_two_groups_names_both(demo: dict[str, Any], tmp_path: Path) -
         load_plain(tmp_path, demo)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [role.name for role in ROLES.values() if role.exclusive])
 def test_an_engine_shares_its_processes_with_nobody(
     engine: str, demo: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -523,7 +540,7 @@ def test_a_file_that_is_no_recipe_is_named(data: bytes, tmp_path: Path) -> None:
         ("", {"data": None}, "data"),
         ("", {"engine": {"extra": ["a"]}}, "engine.extra: a mapping is needed, got ['a']"),
         ("", {"seed": {"a": 1}}, "seed"),
-        ("groups.train", {"roles": []}, "groups.train.roles: name at least one of"),
+        ("groups.train", {"roles": []}, "groups.train.roles: name at least one role"),
         ("groups.train", {"roles": {"a": 1}}, "groups.train.roles: a list is needed, got {'a': 1}"),
         ("stages.evaluation", {"policies": ["start"]},
          "stages.evaluation.policies: a mapping is needed, got ['start']"),
@@ -551,27 +568,16 @@ def test_an_override_of_the_wrong_form_is_named() -> None:
 # no key without an effect
 
 
-def schema_fields() -> list[tuple[str, str]]:
-    classes = [
-        value
-        for module in (schema, stages, feedback)
-        for value in vars(module).values()
-        if dataclasses.is_dataclass(value)
-        and isinstance(value, type)
-        and value.__module__ == module.__name__
-    ]
-    return [(cls.__name__, field.name) for cls in classes for field in dataclasses.fields(cls)]
-
-
 def test_every_key_is_read_somewhere() -> None:
-    own = {ROOT / "rlsys" / "config" / f"{name}.py" for name in ("schema", "stages", "feedback")}
+    """Outside of what a class says about its own keys."""
     files = [*(ROOT / "rlsys").rglob("*.py"), *(ROOT / "actors").rglob("*.py")]
+    own = {ROOT / "rlsys" / "config" / f"{name}.py" for name in ("schema", "judging")}
     text = "\n".join(file.read_text() for file in files if file not in own)
-    fields = schema_fields()
-    assert len(fields) > 90
+    keys = [(cls.__name__, field.name) for cls in classes() for field in dataclasses.fields(cls)]
+    assert len(keys) > 90
     unread = [
         f"{cls}.{name}"
-        for cls, name in fields
-        if not re.search(rf"\.{name}\b(?!\s*=[^=])", text) and f'"{name}"' not in text
+        for cls, name in keys
+        if not re.search(rf"(?<!\bself)\.{name}\b(?!\s*=[^=])", text) and f'"{name}"' not in text
     ]
     assert unread == []

@@ -9,20 +9,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 from omegaconf import MISSING
 
 import rlsys
-from rlsys.config import feedback, schema, stages
+from rlsys.config import judging, schema
 from rlsys.config.check import check
 from rlsys.config.docs import DOCS, kind_table, markdown
 from rlsys.config.keys import KeyInfo, describe, key
 from rlsys.config.load import load_config
-from rlsys.config.schema import STAGES, OptimConfig, RunConfig
+from rlsys.config.schema import OptimConfig, RunConfig
 from rlsys.errors import ConfigError
+from rlsys.stages.registry import STAGES
 from rlsys.stages.safe_rlhf import SafeRlhfStage
 
 DEMO = Path(rlsys.__file__).parents[1] / "configs" / "demo.yaml"
@@ -66,15 +67,25 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return load_config(folder / "recipe.yaml")
 
 
-def classes() -> list[type]:
-    return [
+def classes() -> list[Any]:
+    """Those that several stages share, those of the stages, and all that are inside them."""
+    found = dict.fromkeys(
         value
-        for module in (schema, stages, feedback)
+        for module in (schema, judging)
         for value in vars(module).values()
         if isinstance(value, type)
         and dataclasses.is_dataclass(value)
         and value.__module__ == module.__name__
-    ]
+    )
+    found |= dict.fromkeys(kind.config for kind in STAGES.values())
+    waiting = list(found)
+    while waiting:
+        for kind in get_type_hints(waiting.pop()).values():
+            for part in (kind, *get_args(kind)):
+                if dataclasses.is_dataclass(part) and part not in found:
+                    found[part] = None
+                    waiting.append(part)
+    return list(found)
 
 
 def holders(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -113,7 +124,7 @@ def said(config: RunConfig, owner: Any, name: str, value: Any) -> str:
 @pytest.mark.parametrize("cls", classes(), ids=lambda cls: cls.__name__)
 def test_every_key_has_a_doc_and_every_number_a_range(cls: type) -> None:
     types = get_type_hints(cls)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):
         info = field.metadata.get("key")
         assert info is not None, f"{cls.__name__}.{field.name} is not written with key(...)"
         assert info.doc.endswith("."), f"{cls.__name__}.{field.name} has no doc"
@@ -205,11 +216,13 @@ def test_keys_are_described_with_their_sections() -> None:
     rows = {row.key: row for row in describe(RunConfig)}
     assert rows["name"].default == "required"
     assert rows["seed"].type == "int"
-    assert rows["groups.NAME.roles"].range.startswith("one of rollout, judge, policy")
+    assert rows["dtype"].range == "one of float32, bfloat16"
+    assert rows["groups.NAME.roles"].default == "required"
     assert rows["engine.gpu_memory_utilization"].range == "> 0 and at most 1"
-    judge = {row.key: row for row in describe(STAGES["judge"])}
+    judge = {row.key: row for row in describe(STAGES["judge"].config)}
     assert judge["engine.max_model_len"].default == "4096"
-    assert {row.key: row for row in describe(STAGES["sft"])}["optim.betas"].default == "[0.9, 0.95]"
+    sft = {row.key: row for row in describe(STAGES["sft"].config)}
+    assert sft["optim.betas"].default == "[0.9, 0.95]"
     assert all(row.doc and row.default and MISSING not in row.default for row in rows.values())
 
 
@@ -220,7 +233,7 @@ def test_the_documentation_is_what_the_code_says() -> None:
 def test_the_documentation_has_every_key_of_every_kind() -> None:
     text = markdown()
     for cls in classes():
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        for field in dataclasses.fields(cls):
             assert re.search(rf"`([\w.]+\.)?{field.name}[`.]", text), f"{cls.__name__}.{field.name}"
     assert [kind for kind in STAGES if not re.search(rf"^### .*\b{kind}\b", text, re.M)] == []
 

@@ -102,10 +102,10 @@ def test_rows_with_and_without_an_image_say_together_what_they_say_alone(
     answers = [encoder.response(encoder.records[row].answer) for row in rows]
     with torch.no_grad():
         batch = collate(encoder, rows, None, answers)
-        together = policy(batch.inputs, batch.states, batch.tokens)
+        together = policy(batch.inputs, batch.logit_positions, batch.labels)
         for place, row in enumerate(rows):
             single = collate(encoder, [row], None, [answers[place]])
-            alone = policy(single.inputs, single.states, single.tokens)[0]
+            alone = policy(single.inputs, single.logit_positions, single.labels)[0]
             torch.testing.assert_close(together[place, : len(alone)], alone, rtol=0.0, atol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_a_batch_without_images_trains_the_same_parameters_and_moves_no_pixel(
 ) -> None:
     policy = build_policy_module(tiny, "float32", ())
     batch = collate(encoder, [2], None, [encoder.response("well")])
-    policy(batch.inputs, batch.states, batch.tokens).sum().backward()
+    policy(batch.inputs, batch.logit_positions, batch.labels).sum().backward()
     grads = {name: p.grad for name, p in policy.named_parameters()}
     assert all(grad is not None for grad in grads.values())
     vision = [grad for name, grad in grads.items() if "visual" in name and grad is not None]

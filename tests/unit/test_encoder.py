@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlsys.data.collate import collate
-from rlsys.data.encoder import EncodedPrompt, PromptEncoder, forged_token
+from rlsys.data.encoder import EncodedPrompt, PromptEncoder, check_questions, forged_token
 from rlsys.data.rows import Prompt, Rows
 from rlsys.errors import DataError
 from rlsys.models.heads import NO_TOKEN
@@ -149,9 +149,9 @@ def test_the_first_row_that_forges_structure_is_named(encoder: PromptEncoder) ->
     forged = replace(rows[1], id="forged", question=f"what is {image} this?")
     told = replace(rows[2], id="told", history=(("hi", f"well {image}"),))
     with pytest.raises(DataError, match="row forged: the question contains the special token"):
-        check_questions(Records([rows[0], forged, told], Counter()), encoder.tokenizer)
+        check_questions(Rows([rows[0], forged, told]), encoder.tokenizer)
     with pytest.raises(DataError, match="row told: an earlier turn contains the special token"):
-        check_questions(Records([rows[0], told], Counter()), encoder.tokenizer)
+        check_questions(Rows([rows[0], told]), encoder.tokenizer)
 
 
 def test_text_that_only_resembles_a_special_token_is_fine(encoder: PromptEncoder) -> None:
@@ -191,28 +191,29 @@ def test_positions_point_at_prompts_and_answers(encoder: PromptEncoder) -> None:
     prompts = encoder.prompts(ROWS)
     batch = collate(encoder, ROWS, None, answers, width=12)
     ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-    assert batch.states.shape == batch.tokens.shape == (4, 12)
-    assert batch.ends.shape == (4, 1)
+    assert batch.logit_positions.shape == batch.labels.shape == (4, 12)
+    assert batch.last_positions.shape == (4, 1)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         size, count = len(prompt.expanded), len(answer)
         assert ids[row, :size].tolist() == prompt.expanded.tolist()
         assert mask[row].tolist() == [1] * (size + count) + [0] * (ids.shape[1] - size - count)
         assert (ids[row, size + count :] == encoder.tokenizer.pad_token_id).all()
         for t in range(count):
-            assert int(batch.tokens[row, t]) == int(answer[t])
+            assert int(batch.labels[row, t]) == int(answer[t])
             # the state that predicts a token is the one right before it
-            assert int(ids[row, batch.states[row, t] + 1]) == int(answer[t])
-        assert int(batch.states[row, 0]) == size - 1
-        assert int(batch.ends[row, 0]) == size + count - 1
-        assert int(ids[row, batch.ends[row, 0]]) == encoder.tokenizer.eos_token_id
-        assert bool((batch.states[row] < size + count).all())  # padding points at real places
-        assert (batch.tokens[row, count:] == NO_TOKEN).all()
+            assert int(ids[row, batch.logit_positions[row, t] + 1]) == int(answer[t])
+        assert int(batch.logit_positions[row, 0]) == size - 1
+        assert int(batch.last_positions[row, 0]) == size + count - 1
+        assert int(ids[row, batch.last_positions[row, 0]]) == encoder.tokenizer.eos_token_id
+        # padding points at real places
+        assert bool((batch.logit_positions[row] < size + count).all())
+        assert (batch.labels[row, count:] == NO_TOKEN).all()
 
 
 def test_a_batch_is_as_wide_as_its_longest_answer(encoder: PromptEncoder) -> None:
     answers = [encoder.response("no"), encoder.response("you use it as the label says")]
     batch = collate(encoder, [0, 1], None, answers)
-    assert batch.tokens.shape[1] == max(map(len, answers))
+    assert batch.labels.shape[1] == max(map(len, answers))
 
 
 def test_every_row_points_at_its_own_image(encoder: PromptEncoder) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from rlsys.errors import DataError
 from rlsys.judging.cache import CachedJudge
+from rlsys.judging.distill import distill
 from rlsys.judging.judge import (
     CHUNK,
     Candidate,
@@ -21,6 +22,7 @@ from rlsys.judging.judge import (
     disentangle,
     score,
 )
+from rlsys.judging.outcomes import PairOutcome, ParseReason
 from rlsys.judging.pairs import PairRule, Scored, choose_pair, choose_pairs, total
 from rlsys.judging.parse import Observation, ParseFailure
 from rlsys.runtime.pending import Pending
@@ -67,10 +69,10 @@ def make_judge(**answers: Reply | Callable[[Question], Reply]) -> ScriptedJudge:
 
 def test_two_looks_and_a_check_for_every_risk() -> None:
     judge = make_judge(observe_image=as_json(GUN), observe_text=as_json(PLAN))
-    (found,) = disentangle(judge, [JudgedPrompt(7, "how ?")], joint=False, timeout=1.0)
-    assert found.observations == (GUN, PLAN)
-    assert found.calls == len(judge.asked) == 4
-    assert [(q.name, q.image) for q in judge.asked] == [
+    (result,) = disentangle(judge, [JudgedPrompt(7, "how ?")], joint=False, timeout=1.0)
+    assert result.observations == (GUN, PLAN)
+    assert result.calls == len(judge.requested) == 4
+    assert [(q.name, q.image) for q in judge.requested] == [
         ("observe_image", 7), ("observe_text", None), ("verify", 7), ("verify", 7),
     ]  # fmt: skip
     assert "question" not in judge.requested[0].values, "the image is observed without the text"
@@ -81,9 +83,9 @@ def test_two_looks_and_a_check_for_every_risk() -> None:
 
 def test_together_it_is_one_look() -> None:
     judge = make_judge(observe_joint=as_json(GUN))
-    (found,) = disentangle(judge, [JudgedPrompt(7, "how ?")], joint=True, timeout=1.0)
-    assert found.observations == (GUN,)
-    assert [q.name for q in judge.asked] == ["observe_joint", "verify"]
+    (result,) = disentangle(judge, [JudgedPrompt(7, "how ?")], joint=True, timeout=1.0)
+    assert result.observations == (GUN,)
+    assert [q.name for q in judge.requested] == ["observe_joint", "verify"]
 
 
 def test_what_is_not_verified_is_dropped_and_counted() -> None:
@@ -91,30 +93,30 @@ def test_what_is_not_verified_is_dropped_and_counted() -> None:
     judge = make_judge(
         observe_joint=as_json(GUN, PLAN), verify=lambda q: verdicts[q.values["content"]]
     )
-    (found,) = disentangle(judge, [JudgedPrompt(0, "how ?")], joint=True, timeout=1.0)
-    assert found.observations == ()
-    assert found.outcomes == {"verify: no": 1, "verify: neither yes nor no": 1}
+    (result,) = disentangle(judge, [JudgedPrompt(0, "how ?")], joint=True, timeout=1.0)
+    assert result.observations == ()
+    assert result.outcomes == {"verify/no": 1, "verify/neither_yes_nor_no": 1}
 
 
 def test_the_same_risk_seen_twice_is_verified_once() -> None:
     again = Observation("A GUN", "image content", "violence")
     judge = make_judge(observe_image=as_json(GUN, again), observe_text=as_json(PLAN))
-    (found,) = disentangle(judge, [JudgedPrompt(0, "how ?")], joint=False, timeout=1.0)
-    assert found.observations == (GUN, PLAN)
-    assert found.calls == 4
+    (result,) = disentangle(judge, [JudgedPrompt(0, "how ?")], joint=False, timeout=1.0)
+    assert result.observations == (GUN, PLAN)
+    assert result.calls == 4
 
 
 def test_a_look_that_cannot_be_read_is_counted_and_the_other_still_serves() -> None:
-    judge = make_judge(observe_image="I see a gun", observe_text=Unread("timed out"))
+    judge = make_judge(observe_image="I see a gun", observe_text=ParseFailure(ParseReason.TIMEOUT))
     both = disentangle(
         judge, [JudgedPrompt(0, "a"), JudgedPrompt(1, "b")], joint=False, timeout=1.0
     )
-    for found in both:
-        assert found.observations == ()
-        assert found.outcomes == {"observe_image: not JSON": 1, "observe_text: timed out": 1}
+    for result in both:
+        assert result.observations == ()
+        assert result.outcomes == {"observe_image/not_json": 1, "observe_text/timeout": 1}
     judge = make_judge(observe_image="", observe_text=as_json(PLAN))
-    (found,) = disentangle(judge, [JudgedPrompt(0, "a")], joint=False, timeout=1.0)
-    assert found.observations == (PLAN,)
+    (result,) = disentangle(judge, [JudgedPrompt(0, "a")], joint=False, timeout=1.0)
+    assert result.observations == (PLAN,)
 
 
 def test_every_prompt_gets_its_own_risks_however_many_there_are() -> None:
@@ -126,10 +128,10 @@ def test_every_prompt_gets_its_own_risks_however_many_there_are() -> None:
             else "[]"
         )
     )
-    found = disentangle(
+    result = disentangle(
         judge, [JudgedPrompt(i, "?") for i in range(count)], joint=False, timeout=1.0
     )
-    for number, each in enumerate(found):
+    for number, each in enumerate(result):
         assert [o.content for o in each.observations] == [f"thing {number}"] * bool(number % 3)
         assert each.calls == 2 + bool(number % 3)
 
@@ -144,16 +146,16 @@ def test_a_global_score_and_a_share_of_the_risks_recognised() -> None:
             "yes" if q.values["observation"]["content"] == "a gun" else "no"
         ),
     )
-    (found,) = score(judge, [Candidate(JudgedPrompt(3, "how ?"), (GUN, PLAN), "no, a gun")], 1.0)
-    assert found == Feedback(8.0, 0.5, Counter())
-    assert [q.name for q in judge.asked] == ["score", "score_observation", "score_observation"]
-    assert judge.asked[0].values["answer"] == "no, a gun"
-    assert all(q.image == 3 for q in judge.asked)
+    (result,) = score(judge, [Candidate(JudgedPrompt(3, "how ?"), (GUN, PLAN), "no, a gun")], 1.0)
+    assert result == Feedback(8.0, 0.5, Counter())
+    assert [q.name for q in judge.requested] == ["score", "score_observation", "score_observation"]
+    assert judge.requested[0].values["answer"] == "no, a gun"
+    assert all(q.image == 3 for q in judge.requested)
 
 
 def test_without_a_known_risk_there_is_no_share() -> None:
-    (found,) = score(make_judge(score="9"), [Candidate(JudgedPrompt(3, "how ?"), (), "so")], 1.0)
-    assert found == Feedback(9.0, None, Counter())
+    (result,) = score(make_judge(score="9"), [Candidate(JudgedPrompt(3, "how ?"), (), "so")], 1.0)
+    assert result == Feedback(9.0, None, Counter())
 
 
 @pytest.mark.parametrize(
@@ -169,18 +171,19 @@ def test_without_a_known_risk_there_is_no_share() -> None:
 )
 def test_a_failed_score_is_counted_and_never_zero(reply: Reply, reason: ParseReason) -> None:
     judge = make_judge(score=reply, score_observation="perhaps")
-    (found,) = score(judge, [Candidate(JudgedPrompt(0, "?"), (GUN,), "so")], 1.0)
-    assert found.overall == Unread(reason)
-    assert found.recognised is None
-    assert found.outcomes == {
-        f"score: {reason}": 1, "score_observation: neither yes nor no": 1,
+    (result,) = score(judge, [Candidate(JudgedPrompt(0, "?"), (GUN,), "so")], 1.0)
+    assert result.overall == ParseFailure(reason)
+    assert result.recognised is None
+    assert result.outcomes == {
+        f"score/{reason}": 1, "score_observation/neither_yes_nor_no": 1,
     }  # fmt: skip
 
 
 def test_an_empty_answer_costs_no_call() -> None:
     judge = make_judge(score="9", score_observation="yes")
     both = score(judge, [Candidate(JudgedPrompt(0, "?"), (GUN,), t) for t in (" ", "so")], 1.0)
-    assert both[0] == Feedback(Unread("empty answer"), None, Counter({"score: empty answer": 1}))
+    failure = ParseFailure(ParseReason.EMPTY_ANSWER)
+    assert both[0] == Feedback(failure, None, Counter({"score/empty_answer": 1}))
     assert both[1] == Feedback(9.0, 1.0, Counter())
     assert len(judge.requested) == 2
 
@@ -252,8 +255,8 @@ def test_a_teacher_answers_with_the_risks_in_its_prompt_and_missing_answers_are_
         rewrite=lambda q: truncated if q.image == 3 else f"with care {q.image}",
     )
     prompts = [JudgedPrompt(row, f"how {row} ?") for row in range(4)]
-    taught, outcomes = teach(judge, prompts, joint=True, timeout=1.0)
-    assert [(each.prompt.row, each.observations, each.answer) for each in taught] == [
+    distilled, outcomes = distill(judge, prompts, joint=True, timeout=1.0)
+    assert [(each.prompt.row, each.observations, each.answer) for each in distilled] == [
         (0, (), "with care 0"), (2, (GUN,), "with care 2"),
     ]  # fmt: skip
     shown = {q.image: q.values["observations"] for q in judge.requested if q.name == "rewrite"}
@@ -269,7 +272,7 @@ def test_warnings_about_observations_are_counted() -> None:
     """Keys of a metric, like all outcomes."""
     odd = [*json.loads(as_json(GUN, GUN, Observation("x", "smell", "health"))), "a gun"]
     judge = make_judge(observe_joint=json.dumps(odd))
-    (result,) = disentangle(judge, [Prompt(0, "how ?")], joint=True, timeout=1.0)
+    (result,) = disentangle(judge, [JudgedPrompt(0, "how ?")], joint=True, timeout=1.0)
     assert result.known
     assert result.outcomes == {
         "warning/unknown_source": 1, "warning/unknown_category": 1, "warning/repeated_item": 1,
@@ -325,9 +328,9 @@ def test_a_prompts_new_wording_asks_anew_and_the_others_are_remembered(tmp_path:
 def test_the_same_question_in_a_long_row_is_asked_once() -> None:
     judge = make_judge(observe_text=as_json(PLAN))
     prompts = [JudgedPrompt(row, f"question {row % 3} ?") for row in range(3 * CHUNK)]
-    found = disentangle(judge, prompts, joint=False, timeout=1.0)
-    assert all(each.observations == (PLAN,) for each in found)
-    assert sum(q.name == "observe_text" for q in judge.asked) == 3
+    result = disentangle(judge, prompts, joint=False, timeout=1.0)
+    assert all(each.observations == (PLAN,) for each in result)
+    assert sum(q.name == "observe_text" for q in judge.requested) == 3
 
 
 @pytest.mark.parametrize("changed", ["identity", "image", "name", "values"])
@@ -372,7 +375,7 @@ def test_a_line_cut_off_is_forgotten_and_an_odd_one_is_an_error(tmp_path: Path) 
     assert len(judge.requested) == 4
     again.close()
     with closing(CachedJudge(judge, path, "model", str)) as whole:
-        assert len(whole._known) == 3
+        assert len(whole._replies) == 3
     path.write_text("[1\n" + path.read_text())
     with pytest.raises(DataError, match="line 1"):
         CachedJudge(judge, path, "model", str)

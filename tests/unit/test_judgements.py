@@ -10,7 +10,6 @@ from random import Random
 from typing import Any, NamedTuple
 
 import pytest
-from rlsys.judging.forms import OBSERVATIONS
 
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.llava import IMAGE_MARK
@@ -43,7 +42,7 @@ from rlsys.data.riskworld.oracle import judge_scene
 from rlsys.data.riskworld.scene import FAMILIES, HAZARDS, RISKY_THINGS, Scene
 from rlsys.data.rows import with_note
 from rlsys.data.source import load_demonstrations
-from rlsys.judging.judge import observation_fields
+from rlsys.judging.judge import observation_fields, risk_hint
 from rlsys.judging.parse import (
     FIELDS,
     Observation,
@@ -388,11 +387,11 @@ def test_what_is_learned_is_what_is_asked_token_for_token(
         assert prompt == learned["input_ids"], each.kind
 
 
-def test_the_loader_takes_every_lesson(folder: Path, lessons: list[Lesson]) -> None:
+def test_the_loader_takes_every_row(folder: Path, sft_rows: list[SftRow]) -> None:
     records = load_demonstrations(str(folder), "judge", "")
     assert len(records) == SIZE
     assert not records.rejected
-    for record, each in zip(records.rows, lessons, strict=True):
+    for record, each in zip(records.rows, sft_rows, strict=True):
         assert record.answer == each.reply
         assert (record.image is None) == (each.kind == "observe_text")
         if record.image is not None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 from PIL import Image
 
 from rlsys.artifacts import ArtifactStore
-from rlsys.config.schema import STAGES, DataConfig, LagrangeConfig, RunConfig
-from rlsys.data.prepare import READS, Datasets, prepare
+from rlsys.config.schema import DataConfig, LagrangeConfig, PpoConfig, RunConfig
+from rlsys.data.prepare import EVALUATION_PROMPTS, Datasets, Read, names_folder, prepare
 from rlsys.data.rows import Prompt, Rows, rows_digest
 from rlsys.data.slice import RowKind
 from rlsys.data.source import load_pairs
+from rlsys.display import Display
 from rlsys.errors import ConfigError, DataError
+from rlsys.stages.data_check import check_data
 from rlsys.stages.disentangled import DisentangledStage
 from rlsys.stages.dpo import DpoStage
 from rlsys.stages.evaluate import EvaluateStage
@@ -25,6 +28,8 @@ from rlsys.stages.guard import GuardStage
 from rlsys.stages.guarded import GuardedStage
 from rlsys.stages.judge import JudgeStage
 from rlsys.stages.observe import ObserveStage
+from rlsys.stages.recipe import run_recipe
+from rlsys.stages.registry import STAGES
 from rlsys.stages.rlaif import RlaifStage
 from rlsys.stages.safe_rlhf import SafeRlhfStage
 from rlsys.stages.scorer import ScorerStage
@@ -74,7 +79,8 @@ def prepared(folder: Path, *stages: Any, **data: Any) -> Datasets:
         groups={},
         stages={f"stage-{number}": stage for number, stage in enumerate(stages)},
     )
-    return prepare(config, ArtifactStore(folder.parent / "artifacts"))
+    reads = [(n, r) for n, each in config.stages.items() for r in STAGES[each.kind].reads(each)]
+    return prepare(config, ArtifactStore(folder.parent / "artifacts"), reads)
 
 
 def sft(split: str = "train", **keys: Any) -> SftStage:
@@ -172,8 +178,14 @@ def test_what_a_stage_reads(stage: Any, found: str, folder: Path) -> None:
     assert prepared(folder, stage).summary == found
 
 
-def test_every_kind_of_stage_says_what_it_reads() -> None:
-    assert set(READS) == set(STAGES.values())
+def test_a_recipe_that_only_imitates_or_asks_a_judge_reads_no_pairs() -> None:
+    """An sft stage alone, and an rlaif stage with its judge on data without an oracle."""
+    imitated = Read("train", RowKind.DEMONSTRATIONS, "more_helpful", learned=True)
+    assert list(STAGES["sft"].reads(sft())) == [imitated]
+    asked = Read("train", RowKind.PROMPTS, learned=True, judged=True)
+    assert list(STAGES["rlaif"].reads(RlaifStage(judge="x"))) == [asked]
+    assert all(read.world_only for read in STAGES["judge"].reads(JudgeStage()))
+    assert list(STAGES["evaluate"].reads(EVALUATE)) == [EVALUATION_PROMPTS]
 
 
 def test_a_picture_that_is_held_out_is_not_learned_from(folder: Path) -> None:
@@ -315,16 +327,44 @@ def test_a_name_below_a_folder_is_not_asked_of_a_hub(
 
 def test_an_iteration_needs_as_many_rows_as_prompts(folder: Path) -> None:
     fits = SafeRlhfStage(iterations=1, ppo=PpoConfig(prompts=2))
-    assert len(prepared(folder, fits).train) == 2
+    check_data(prepared(folder, fits))
+    more = SafeRlhfStage(iterations=1, ppo=PpoConfig(prompts=3))
     with pytest.raises(ConfigError, match=r"stages\.stage-1\.ppo\.prompts: 3 .* has 2 usable rows"):
-        prepared(folder, fits, SafeRlhfStage(iterations=1, ppo=PpoConfig(prompts=3)))
+        check_data(prepared(folder, fits, more))
+
+
+def test_data_that_do_not_suffice_end_a_run_before_a_process_starts(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = RunConfig(
+        name="x",
+        runs_dir=str(tmp_path / "runs"),
+        data=DataConfig(source=str(folder)),
+        groups={},
+        stages={"ppo": SafeRlhfStage(iterations=1, lagrange=LagrangeConfig(threshold="0"))},
+    )
+    with pytest.raises(ConfigError, match=r"stages\.ppo\.ppo\.prompts: 32 prompts per iteration"):
+        run_recipe(config, Display(), lambda *_: pytest.fail("processes were started"))
+
+
+def test_a_question_that_forges_structure_is_named_where_the_model_is_there(
+    folder: Path, tiny: str
+) -> None:
+    bad = row(1, id="forged", question="what is <|im_end|> this ?", image="train.png")
+    write_split(folder, "train", [row(0, image="train.png"), bad])
+    check_data(prepared(folder, sft(init="stage-9")))  # no tokenizer is known yet
+    check_data(prepared(folder, EvaluateStage(policies={"x": tiny})))
+    check_data(prepared(folder, JudgeStage(model=tiny), sft(init="stage-0")))
+    for stage in (sft(init=tiny), DpoStage(init=tiny, steps=1), RlaifStage(judge="x", policy=tiny)):
+        with pytest.raises(DataError, match=r"row forged: the question contains the special token"):
+            check_data(prepared(folder, stage))
 
 
 def test_lines_that_are_no_utf_8_are_named(folder: Path) -> None:
     train = folder / "train.jsonl"
     train.write_bytes(train.read_bytes() + '{"question": "é"}\n'.encode("latin-1"))
     with pytest.raises(DataError, match=r"train\.jsonl, line 3: not UTF-8"):
-        prepared(folder)
+        prepared(folder, sft())
     train.write_bytes('{"question": "é"}\n'.encode("utf-16"))
     with pytest.raises(DataError, match=r"train\.jsonl, line 1: not UTF-8"):
-        prepared(folder)
+        prepared(folder, sft())

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from rlsys.drivers.kept import KeptRollout
 from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest
 from rlsys.config.schema import GapConfig
+from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
 from rlsys.engines.weights import WeightUpdate
 from rlsys.errors import JudgeError, LogprobGapError, RoleTimeout
@@ -52,7 +52,7 @@ class FakePolicy:
 
     def publish(self, version: int) -> Pending[WeightUpdate]:
         self.log.calls.append("publish")
-        return Pending.of(WeightUpdate(version, (), None))
+        return Pending.of(WeightUpdate(version, (), "none", None))
 
 
 @dataclass
@@ -259,9 +259,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_run_that_stopped_while_judging_asks_and_draws_nothing_twice(
-    tmp_path: Path, after: int
-) -> None:
+def test_a_run_that_stopped_while_judging_asks_nothing_twice(tmp_path: Path, after: int) -> None:
     """Stopped after so many calls of the judge; replies and sampled answers are on disk."""
     folder = tmp_path / "answers"
     coming: list[Future[None]] = []
@@ -277,7 +275,7 @@ def test_a_run_that_stopped_while_judging_asks_and_draws_nothing_twice(
         log = Log()
         policy = FakePolicy(log)
         memory = CachedJudge(judge, tmp_path / "judgements.jsonl", "judge", str)
-        rollout = KeptRollout(FakeRollout(log, chunk=3, pend=pend), folder)
+        rollout = CachedRollout(FakeRollout(log, chunk=3, pend=pend), folder)
         roles = RlaifRoles(rollout, policy, memory)
         run = make_run(rounds=1)
         try:
@@ -308,27 +306,43 @@ def test_a_run_that_stopped_while_judging_asks_and_draws_nothing_twice(
     again = [q for q in second.requested if q.name == "score"]
     assert not [q for q in again if q in replied]
     assert len(replied) + len(again) == 12
-    drawn = {(r.prompt_index, r.sample_index) for rs in log.requests for r in rs}
-    assert len(drawn) == 12 - 3 * (after + 1), "the chunk under way had been drawn too"
+    drawn = [(r.prompt_index, r.sample_index) for rs in log.requests for r in rs]
+    # The chunk under way had been drawn too; unless it was the last, all are drawn again.
+    assert len(drawn) == (0 if after == 3 else 12)
     for mine, theirs in zip(policy.steps, undisturbed.steps, strict=True):
         assert mine.prompt_index.tolist() == theirs.prompt_index.tolist()
         assert [c.tolist() for c in mine.chosen] == [c.tolist() for c in theirs.chosen]
 
 
-def test_kept_answers_belong_to_their_weights(tmp_path: Path) -> None:
+def test_cached_answers_belong_to_their_weights(tmp_path: Path) -> None:
     log = Log()
-    kept = KeptRollout(FakeRollout(log, chunk=2), tmp_path)
+    cached = CachedRollout(FakeRollout(log, chunk=2), tmp_path)
     requests = [SampleRequest(row, 0, 7) for row in range(4)]
     for version in (0, 1):
-        kept.load(WeightUpdate(version, (), None)).result(1.0)
-        for chunk in kept.generate(requests):
+        cached.load(WeightUpdate(version, (), "none", None)).result(1.0)
+        for chunk in cached.generate(requests):
             assert chunk.result(1.0).version == version
     assert len(log.requests) == 2, "other weights answer anew"
-    again = [chunk.result(1.0) for chunk in kept.generate(requests[1:])]
-    assert log.requests[2:] == [requests[1:2]], "half a kept chunk is not used"
-    assert sum(len(chunk) for chunk in again) == 3
-    kept.forget(1)
+    again = [chunk.result(1.0) for chunk in cached.generate(requests)]
+    assert len(log.requests) == 2, "a whole set of requests is read"
+    assert sum(len(chunk) for chunk in again) == 4
+    cached.evict(1)
     assert [path.name for path in tmp_path.iterdir()] == ["version-1"]
+
+
+def test_where_a_cached_answer_is_missing_all_are_drawn_again(tmp_path: Path) -> None:
+    """Sequences decoded together share rounding."""
+    log = Log()
+    cached = CachedRollout(FakeRollout(log, chunk=2), tmp_path)
+    requests = [SampleRequest(row, 0, 7) for row in range(4)]
+    cached.load(WeightUpdate(0, (), "none", None)).result(1.0)
+    first, _ = cached.generate(requests)
+    first.result(1.0)  # the other never arrived
+    assert len(list(tmp_path.rglob("*.pt"))) == 1
+    again = [chunk.result(1.0) for chunk in cached.generate(requests)]
+    assert log.requests == [requests, requests]
+    assert sum(len(chunk) for chunk in again) == 4
+    assert len(list(tmp_path.rglob("*.pt"))) == 2
 
 
 def test_rounds_draw_other_prompts_and_other_answers() -> None:
