@@ -15,9 +15,11 @@ import rlsys.drivers.safe_rlhf as driver
 from rlsys.algorithms.advantages import gae
 from rlsys.batch import PromptCursor, Rollouts, Scores
 from rlsys.config.schema import GapConfig, LagrangeConfig, PpoConfig, TimeoutConfig
+from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.multiplier import Multiplier
-from rlsys.drivers.safe_rlhf import estimate, safe_rlhf, sample_and_score, sync_weights
-from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun, SafeRlhfState
+from rlsys.drivers.safe_rlhf import estimate, safe_rlhf, sample_and_score
+from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
+from rlsys.drivers.sampling import sync_weights
 from rlsys.drivers.sft import train
 from rlsys.errors import LogprobGapError, RoleTimeout
 from rlsys.runtime.pending import Metrics, Pending
@@ -45,15 +47,15 @@ def make_run(iterations: int = 1, threshold: float = 0.0, **lagrange: Any) -> Sa
     )
 
 
-def make_state(run: SafeRlhfRun) -> SafeRlhfState:
-    return SafeRlhfState(Multiplier.start(run.lagrange), PromptCursor(PROMPTS, run.seed))
+def make_state(run: SafeRlhfRun) -> ConstrainedState:
+    return ConstrainedState(Multiplier.start(run.lagrange), PromptCursor(PROMPTS, run.seed))
 
 
-def go(roles: Roles, run: SafeRlhfRun, state: SafeRlhfState | None = None) -> list[Metrics]:
+def go(roles: Roles, run: SafeRlhfRun, state: ConstrainedState | None = None) -> list[Metrics]:
     """Runs to the end; the metrics of every iteration."""
     rows: list[Metrics] = []
 
-    def report(_: SafeRlhfState, metrics: Metrics, __: Rollouts, ___: Scores) -> None:
+    def report(_: ConstrainedState, metrics: Metrics, __: Rollouts, ___: Scores) -> None:
         rows.append(dict(metrics))
 
     safe_rlhf(roles, make_state(run) if state is None else state, run, report)
@@ -220,7 +222,7 @@ def test_the_window_forgets_old_episodes() -> None:
     roles, _ = make_roles(cost=cost)
     rows: list[Metrics] = []
 
-    def report(_: SafeRlhfState, metrics: Metrics, __: Rollouts, ___: Scores) -> None:
+    def report(_: ConstrainedState, metrics: Metrics, __: Rollouts, ___: Scores) -> None:
         dear["left"] -= 1
         rows.append(dict(metrics))
 
@@ -246,7 +248,7 @@ def test_a_gap_below_the_limit_is_only_reported() -> None:
 
 def test_every_sync_carries_the_next_version_and_the_next_batch_was_drawn_with_it() -> None:
     roles, log = make_roles()
-    sync_weights(roles, 0, TimeoutConfig())
+    sync_weights(roles.policy, roles.rollout, 0, 1.0)
     rows = go(roles, make_run(iterations=3))
     assert log.versions == [0, 1, 2, 3]
     assert [row["weights_version"] for row in rows] == [0.0, 1.0, 2.0]
