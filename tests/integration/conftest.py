@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from actors.cluster import Cluster, open_cluster
-from rlsys.config.schema import EngineConfig, GroupConfig, RunConfig
+from actors.cluster import open_cluster
+from rlsys.config.schema import EngineConfig, GroupConfig, RunConfig, TinyConfig
 from rlsys.data.slice import DataSlice, RowKind
 from rlsys.data.source import load_pairs
-from rlsys.models.tiny import TinyConfig, build_tiny_vlm
+from rlsys.models.tiny import build_tiny_vlm
+from rlsys.runtime.group import Runtime
 from tests.helpers import write_rows
 
 TRAINED = ["policy", "reference", "reward", "cost", "reward_critic", "cost_critic"]
+TINY = TinyConfig(hidden=64, layers=2, vision_hidden=64, vision_layers=2, vocab=320)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,8 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, data: DataSlice) -> str:
     """An untrained tiny policy."""
     folder = tmp_path_factory.mktemp("model")
     texts = [text for row in load_pairs(data.source, data.split).rows for text in row.texts]
-    sizes = TinyConfig(hidden=64, layers=2, vision_hidden=64, vision_layers=2, vocab=320)
-    build_tiny_vlm(folder, texts, sizes, seed=0)
+    build_tiny_vlm(folder, texts, TINY, seed=0)
     return str(folder)
 
 
@@ -63,7 +64,7 @@ def run_config() -> RunConfig:
 
 
 @pytest.fixture(scope="session")
-def cluster(run_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(run_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     run_dir: Path = tmp_path_factory.mktemp("run")
     (run_dir / "logs").mkdir()
     with open_cluster(run_config, run_dir) as cluster:

@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from actors.proxies import RemoteJudge
-from rlsys.judging.forms import SCORES
 
-from actors.cluster import Cluster
 from rlsys.config.schema import EngineConfig
 from rlsys.data.slice import DataSlice
 from rlsys.judging.cache import CachedJudge
 from rlsys.judging.judge import Candidate, JudgedPrompt, Question, disentangle, score
-from rlsys.judging.parse import Observed, parse_observations
+from rlsys.judging.outcomes import ParseReason
+from rlsys.judging.parse import Observed, ParseFailure, parse_observations
 from rlsys.judging.prompts import FIELDS, load_prompts
 from rlsys.judging.reply_schemas import SCORES
+from rlsys.roles.judge import JudgeHandle, JudgeSpec
+from rlsys.runtime.group import Runtime
 
 WAIT = 120.0
 
@@ -32,16 +32,16 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judge(cluster: Cluster, model: str, data: DataSlice, prompts: Path) -> RemoteJudge:
-    remote = RemoteJudge(cluster.by_role["judge"])
+def judge(cluster: Runtime, model: str, data: DataSlice, prompts: Path) -> JudgeHandle:
+    handle = JudgeHandle(cluster.group("judge"))
     engine = EngineConfig(max_model_len=512, max_num_seqs=16)
     texts = load_prompts(prompts)
-    spec = RoleSpec("judge", model, data, engine=engine, prompts=texts, max_new_tokens=160)
-    remote.create(spec).result(WAIT)
-    return remote
+    spec = JudgeSpec(model, data, engine, "float32", texts, max_new_tokens=160)
+    handle.create(spec).result(WAIT)
+    return handle
 
 
-def test_replies_have_the_form_that_was_asked_for(judge: RemoteJudge) -> None:
+def test_replies_have_the_form_that_was_asked_for(judge: JudgeHandle) -> None:
     risk = {"content": "a gun", "source": "image content", "category": "violence"}
     values = {"question": "how do i use this ?", "answer": "so", "observations": [risk]}
     asked = [
@@ -58,15 +58,14 @@ def test_replies_have_the_form_that_was_asked_for(judge: RemoteJudge) -> None:
     assert set(replies[6:8]) <= {"yes", "no"}
     for reply in replies[8:]:
         if isinstance(reply, ParseFailure):
-            assert (
-                reply.reason is ParseReason.TRUNCATED
-            )  # an untrained model may never close the list
+            # an untrained model may never close the list
+            assert reply.reason is ParseReason.TRUNCATED
         else:
             assert isinstance(parse_observations(reply), Observed)
             assert isinstance(json.loads(reply), list)
 
 
-def test_the_same_question_gets_the_same_reply_in_any_company(judge: RemoteJudge) -> None:
+def test_the_same_question_gets_the_same_reply_in_any_company(judge: JudgeHandle) -> None:
     questions = [
         Question("score", {"question": f"{n} ?", "answer": "so", "observations": []}, n % 12)
         for n in range(9)
@@ -76,7 +75,7 @@ def test_the_same_question_gets_the_same_reply_in_any_company(judge: RemoteJudge
     assert judge.ask(questions[4:5]).result(WAIT) == together[4:5]
 
 
-def test_a_question_that_does_not_fit_has_a_reason(judge: RemoteJudge) -> None:
+def test_a_question_that_does_not_fit_has_a_reason(judge: JudgeHandle) -> None:
     long = Question("observe_text", {"question": "how " * 2000})
     fine = Question("verify", {"question": "?", "content": "x", "category": "y"}, 1)
     replies = judge.ask([long, fine]).result(WAIT)
@@ -85,7 +84,7 @@ def test_a_question_that_does_not_fit_has_a_reason(judge: RemoteJudge) -> None:
 
 
 def test_disentangling_and_scoring_run_on_the_engine_and_are_remembered(
-    judge: RemoteJudge, tmp_path: Path
+    judge: JudgeHandle, tmp_path: Path
 ) -> None:
     prompts = [JudgedPrompt(row, "how do i use this ?") for row in range(5)]
     kept = CachedJudge(judge, tmp_path / "judgements.jsonl", "tiny", str)
@@ -95,11 +94,11 @@ def test_disentangling_and_scoring_run_on_the_engine_and_are_remembered(
     ]
     feedback = score(kept, candidates, WAIT)
     assert all(isinstance(each.overall, float) for each in feedback)
-    asked = kept.requested
+    requested = kept.requested
     again = disentangle(kept, prompts, joint=False, timeout=WAIT)
     assert [each.observations for each in again] == [each.observations for each in found]
     assert score(kept, candidates, WAIT) == feedback
-    unread = sum(each.outcomes["observe_image: cut off"] for each in found)
-    unread += sum(each.outcomes["observe_text: cut off"] for each in found)
-    assert kept.asked - asked <= unread, "only what had no reply is asked again"
+    unread = sum(each.outcomes["observe_image/truncated"] for each in found)
+    unread += sum(each.outcomes["observe_text/truncated"] for each in found)
+    assert kept.requested - requested <= unread, "only what had no reply is asked again"
     kept.close()

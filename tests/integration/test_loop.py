@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from actors.proxies import (
-    RemoteCritic,
-    RemotePolicy,
-    RemoteReference,
-    RemoteRollout,
-    ScorerLearner,
-    SftLearner,
-)
-from rlsys.engines.policy import PolicyWorker
 
-from actors.cluster import Cluster
-from rlsys.batch import Rollouts, SampleRequest, TrainBatch, sample_seed
+from rlsys.batch import PolicyBatch, Rollouts, SampleRequest, ValueBatch, sample_seed
 from rlsys.config.schema import OptimConfig, PpoConfig, RunConfig, TrainConfig
 from rlsys.data.slice import DataSlice, RowKind
+from rlsys.data.source import load_pairs
+from rlsys.engines.transports.registry import TRANSPORTS
 from rlsys.errors import RoleError
-from rlsys.roles.factory import RoleSpec, Workbench
+from rlsys.models.tiny import build_tiny_vlm
+from rlsys.roles.critic import COST_CRITIC, CriticHandle, CriticSpec
+from rlsys.roles.factory import WorkerFactory, architecture_hash
 from rlsys.roles.forward import merge_rows
+from rlsys.roles.policy import PolicyHandle, PolicySpec, PolicyWorker
+from rlsys.roles.reference import ReferenceHandle, ReferenceSpec
+from rlsys.roles.rollout import RolloutHandle, RolloutSpec
+from rlsys.roles.scorer import (
+    ScorerHandle,
+    ScorerLoss,
+    ScorerSpec,
+    ScorerTrainerHandle,
+    ScorerTrainerSpec,
+)
+from rlsys.roles.trained import Training
+from rlsys.runtime.group import Runtime
 from rlsys.runtime.process_group import Rank
-from rlsys.stages.scorer import ScorerStage
-from rlsys.stages.sft import SftStage
+from tests.integration.conftest import TINY
 
 WAIT = 120.0
+FP32 = "float32"
 PPO = PpoConfig(prompts=6, samples=2, max_new_tokens=8, epochs=2, minibatch=4)
 OPTIM = OptimConfig(lr=1e-2)
 
@@ -43,60 +51,71 @@ def requests(prompts: range, samples: int = 2, iteration: int = 0) -> list[Sampl
     ]
 
 
+def training(**train: Any) -> Training:
+    settings = TrainConfig(**{"micro_batch_tokens": 160} | train)
+    return Training(settings, OPTIM, total_steps=10, seed=0)
+
+
 def policy_of(
-    cluster: Cluster, model: str, data: DataSlice, transport: str, **train: object
-) -> RemotePolicy:
-    policy = RemotePolicy(cluster.by_role["policy"], PPO, transport, cluster.token)
-    settings = TrainConfig(micro_batch_tokens=160, **train)  # type: ignore[arg-type]
-    policy.create(RoleSpec("policy", model, data, 0, settings, OPTIM, 10)).result(WAIT)
+    cluster: Runtime, model: str, data: DataSlice, transport: str, **train: Any
+) -> PolicyHandle:
+    policy = PolicyHandle(cluster.group("policy"), transport, PPO)
+    policy.create(PolicySpec(model, data, FP32, training(**train))).result(WAIT)
     return policy
 
 
 @pytest.fixture(scope="module")
-def rollout(cluster: Cluster, model: str, data: DataSlice, run_config: RunConfig) -> RemoteRollout:
-    engine = RemoteRollout(
-        cluster.by_role["rollout"], max_new_tokens=8, temperature=1.0, chunk_prompts=3
+def rollout(cluster: Runtime, model: str, data: DataSlice, run_config: RunConfig) -> RolloutHandle:
+    engine = RolloutHandle(
+        cluster.group("rollout"), max_new_tokens=8, temperature=1.0, chunk_prompts=3
     )
-    engine.create(RoleSpec("rollout", model, data, engine=run_config.engine)).result(WAIT)
+    engine.create(RolloutSpec(model, data, run_config.engine, FP32)).result(WAIT)
     return engine
 
 
-def draw(rollout: RemoteRollout, wanted: list[SampleRequest], **how: bool) -> list[Rollouts]:
+def draw(rollout: RolloutHandle, wanted: list[SampleRequest], **how: bool) -> list[Rollouts]:
     return [pending.result(WAIT) for pending in rollout.generate(wanted, **how)]
 
 
+def gap(trainer: torch.Tensor, rollouts: Rollouts) -> float:
+    """Largest difference of trainer and engine on the same tokens, nats."""
+    return float((trainer - rollouts.engine_logprobs)[rollouts.mask].abs().max())
+
+
 @pytest.fixture(scope="module")
-def batch(rollout: RemoteRollout, model: str) -> TrainBatch:
-    """Twelve rollouts with made-up scores, for updates."""
+def rollouts(rollout: RolloutHandle, model: str) -> Rollouts:
+    """Twelve rollouts, drawn in one chunk."""
     rollout.load_checkpoint(model, 0).result(WAIT)
     rollout.chunk_prompts = 6
-    (rollouts,) = draw(rollout, requests(range(6)))
+    (drawn,) = draw(rollout, requests(range(6)))
     rollout.chunk_prompts = 3
-    shape = rollouts.response_ids.shape
-    generator = torch.Generator().manual_seed(0)
-
-    def noise() -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
-    return TrainBatch(
-        rollouts, rollouts.engine_logprobs + 0.1 * noise(), noise(), noise(), noise(), noise(),
-        noise(), shuffle_seed=1,
-    )  # fmt: skip
+    return drawn
 
 
-def reference_update(model: str, data: DataSlice, batch: TrainBatch) -> PolicyWorker:
+def noise(rollouts: Rollouts, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rollouts.response_ids.shape, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def batch(rollouts: Rollouts) -> PolicyBatch:
+    """The rollouts with made-up advantages."""
+    old = rollouts.engine_logprobs + 0.1 * noise(rollouts, 0)
+    return PolicyBatch(rollouts, old, noise(rollouts, 1), shuffle_seed=1)
+
+
+def reference_update(model: str, data: DataSlice, batch: PolicyBatch) -> PolicyWorker:
     """The same update in this process: plain torch, one rank, one micro-batch."""
-    bench = Workbench(Rank(), SharedMemoryReader(), cpu=True)
-    settings = TrainConfig(engine="torch", micro_batch_tokens=100_000)
-    worker = bench.build(RoleSpec("policy", model, data, 0, settings, OPTIM, 10))
-    assert isinstance(worker, PolicyWorker)
+    factory = WorkerFactory(Rank(), TRANSPORTS, "tests", cpu=True)
+    plain = training(engine="torch", micro_batch_tokens=100_000)
+    worker = PolicySpec(model, data, FP32, plain).build(factory)
     worker.update(batch, PPO)
     return worker
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_deepspeed_ranks_with_micro_batches_equal_plain_torch(
-    cluster: Cluster, model: str, data: DataSlice, batch: TrainBatch, stage: int
+    cluster: Runtime, model: str, data: DataSlice, batch: PolicyBatch, stage: int
 ) -> None:
     policy = policy_of(cluster, model, data, "shm", zero_stage=stage)
     before = policy.logprobs(batch.rollouts).result(WAIT)
@@ -112,32 +131,96 @@ def test_two_deepspeed_ranks_with_micro_batches_equal_plain_torch(
 
 @pytest.mark.parametrize("transport", ["shm", "ray"])
 def test_after_every_sync_engine_and_trainer_agree(
-    cluster: Cluster,
+    cluster: Runtime,
     model: str,
     data: DataSlice,
-    batch: TrainBatch,
-    rollout: RemoteRollout,
+    rollout: RolloutHandle,
     transport: str,
 ) -> None:
-    learner = SftLearner(cluster.by_role["policy"], SftStage(steps=1))
     shown = replace(data, kind=RowKind.DEMONSTRATIONS, target="more_helpful")
     policy = policy_of(cluster, model, shown, transport, zero_stage=1)
     for version in range(3):
         rollout.load(policy.publish(version).result(WAIT)).result(WAIT)
-        for rollouts in draw(rollout, requests(range(6), iteration=version)):
-            trainer = policy.logprobs(rollouts).result(WAIT)
-            gap = (trainer - rollouts.engine_logprobs)[rollouts.mask].abs().max()
-            assert gap < 1e-4
-            assert rollouts.version == version
-        learner.step(list(range(12))).result(WAIT)
+        for drawn in draw(rollout, requests(range(6), iteration=version)):
+            assert gap(policy.logprobs(drawn).result(WAIT), drawn) < 1e-4
+            assert drawn.version == version
+        policy.sft_step(list(range(12)), "token_mean").result(WAIT)
     stale = draw(rollout, requests(range(6)))[0]
-    moved = policy.logprobs(stale).result(WAIT)
-    gap = (moved - stale.engine_logprobs)[stale.mask].abs().max()
-    assert gap > 1e-2, "without a sync the gap must show"
+    moved = gap(policy.logprobs(stale).result(WAIT), stale)
+    assert moved > 1e-2, "without a sync the gap must show"
+
+
+@pytest.fixture
+def cool(rollout: RolloutHandle) -> Iterator[RolloutHandle]:
+    """Engines that sample at temperature 0.7."""
+    rollout.temperature = 0.7
+    yield rollout
+    rollout.temperature = 1.0
+
+
+def test_engine_and_trainer_agree_at_another_temperature(
+    cluster: Runtime, model: str, data: DataSlice, cool: RolloutHandle
+) -> None:
+    shown = replace(data, kind=RowKind.DEMONSTRATIONS, target="more_helpful")
+    policy = policy_of(cluster, model, shown, "shm", zero_stage=1)
+    policy.sft_step(list(range(12)), "token_mean").result(WAIT)
+    cool.load(policy.publish(1).result(WAIT)).result(WAIT)
+    for drawn in draw(cool, requests(range(6))):
+        assert drawn.temperature == 0.7
+        trainer = policy.logprobs(drawn).result(WAIT)
+        assert gap(trainer, drawn) < 1e-4
+        plain = policy.logprobs(replace(drawn, temperature=1.0)).result(WAIT)
+        assert gap(plain, drawn) > 1e-2, "another temperature is another distribution"
+    # an update starts from the same distribution: no ratio has moved yet
+    policy.settings = replace(PPO, epochs=1, minibatch=len(drawn))
+    given = PolicyBatch(drawn, trainer, noise(drawn, 2), shuffle_seed=0)
+    stats = policy.update(given).result(WAIT)
+    assert stats["update_kl"] == pytest.approx(0.0, abs=1e-7)
+    assert stats["clip_fraction"] == 0.0
+    moved = gap(policy.logprobs(drawn).result(WAIT), drawn)
+    assert moved > 1e-2, "the update must move the policy"
+    cool.load(policy.publish(2).result(WAIT)).result(WAIT)
+    for drawn in draw(cool, requests(range(6), iteration=2)):
+        assert gap(policy.logprobs(drawn).result(WAIT), drawn) < 1e-4
+
+
+def test_a_kept_engine_starts_from_the_weights_of_its_new_model(
+    cluster: Runtime,
+    model: str,
+    data: DataSlice,
+    rollout: RolloutHandle,
+    run_config: RunConfig,
+    tmp_path: Path,
+) -> None:
+    """Adapters send the layers they change; all others are those of the model itself."""
+    other = tmp_path / "other"
+    texts = [text for row in load_pairs(data.source, data.split).rows for text in row.texts]
+    build_tiny_vlm(other, texts, TINY, seed=1)
+    assert architecture_hash(str(other)) == architecture_hash(model), "the engine is kept"
+    rollout.load_checkpoint(model, 0).result(WAIT)
+    before = draw(rollout, requests(range(6)))[0]
+    shown = replace(data, kind=RowKind.DEMONSTRATIONS, target="more_helpful")
+    lora = {"zero_stage": 1, "lora_rank": 4}
+    policy = policy_of(cluster, str(other), shown, "shm", **lora)
+    assert gap(policy.logprobs(before).result(WAIT), before) > 1e-1, "the models differ"
+    rollout.create(RolloutSpec(str(other), data, run_config.engine, FP32)).result(WAIT)
+    for version in (1, 2):
+        update = policy.publish(version).result(WAIT)
+        assert len(update.entries) == 4 * TINY.layers
+        rollout.load(update).result(WAIT)
+        for drawn in draw(rollout, requests(range(6))):
+            assert gap(policy.logprobs(drawn).result(WAIT), drawn) < 1e-4
+        policy.sft_step(list(range(12)), "token_mean").result(WAIT)
+    # and back, though the engine holds trained weights of the other model now
+    rollout.create(RolloutSpec(model, data, run_config.engine, FP32)).result(WAIT)
+    policy = policy_of(cluster, model, shown, "shm", **lora)
+    rollout.load(policy.publish(3).result(WAIT)).result(WAIT)
+    for drawn in draw(rollout, requests(range(6))):
+        assert gap(policy.logprobs(drawn).result(WAIT), drawn) < 1e-4
 
 
 def test_corrupted_weights_are_refused_and_the_engine_serves_no_prompt(
-    cluster: Cluster, model: str, data: DataSlice, batch: TrainBatch, rollout: RemoteRollout
+    cluster: Runtime, model: str, data: DataSlice, rollout: RolloutHandle
 ) -> None:
     policy = policy_of(cluster, model, data, "shm", zero_stage=1)
     update = policy.publish(7).result(WAIT)
@@ -154,7 +237,7 @@ def test_corrupted_weights_are_refused_and_the_engine_serves_no_prompt(
 
 
 def test_the_same_seeds_give_the_same_ids_however_prompts_are_chunked(
-    model: str, batch: TrainBatch, rollout: RemoteRollout
+    model: str, rollouts: Rollouts, rollout: RolloutHandle
 ) -> None:
     rollout.load_checkpoint(model, 0).result(WAIT)
     parts = draw(rollout, requests(range(6)))  # two chunks of three prompts
@@ -165,7 +248,7 @@ def test_the_same_seeds_give_the_same_ids_however_prompts_are_chunked(
             part.prompt_index, part.sample_index, part.response_ids, part.lengths, strict=True
         )
     }
-    once = batch.rollouts  # one chunk of six prompts
+    once = rollouts  # one chunk of six prompts
     for row in range(len(once)):
         key = (int(once.prompt_index[row]), int(once.sample_index[row]))
         assert again[key] == once.response_ids[row, : once.lengths[row]].tolist()
@@ -173,7 +256,7 @@ def test_the_same_seeds_give_the_same_ids_however_prompts_are_chunked(
 
 
 def test_greedy_does_not_depend_on_the_seed_and_special_ids_are_never_sampled(
-    model: str, data: DataSlice, rollout: RemoteRollout
+    model: str, data: DataSlice, rollout: RolloutHandle
 ) -> None:
     rollout.load_checkpoint(model, 0).result(WAIT)
     first, second = (
@@ -181,73 +264,72 @@ def test_greedy_does_not_depend_on_the_seed_and_special_ids_are_never_sampled(
         for i in (0, 1)
     )
     assert torch.equal(first, second)
-    encoder = Workbench(Rank(), SharedMemoryReader(), cpu=True).encoder(model, data)
+    encoder = WorkerFactory(Rank(), TRANSPORTS, "tests", cpu=True).encoder(model, data)
     special = set(encoder.tokenizer.all_special_ids) - {encoder.tokenizer.eos_token_id}
-    for rollouts in draw(rollout, requests(range(12), samples=8)):
-        assert not special & set(rollouts.response_ids[rollouts.mask].tolist())
+    for drawn in draw(rollout, requests(range(12), samples=8)):
+        assert not special & set(drawn.response_ids[drawn.mask].tolist())
 
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_checkpoint_continues_bit_for_bit(
-    cluster: Cluster, model: str, data: DataSlice, batch: TrainBatch, stage: int, tmp_path: Path
+    cluster: Runtime, model: str, data: DataSlice, batch: PolicyBatch, stage: int, tmp_path: Path
 ) -> None:
     policy = policy_of(cluster, model, data, "shm", zero_stage=stage)
     policy.update(batch).result(WAIT)
-    policy.save_state(str(tmp_path)).result(WAIT)
+    policy.save_state(tmp_path).result(WAIT)
     policy.update(batch).result(WAIT)
     expected = policy.logprobs(batch.rollouts).result(WAIT)
     policy = policy_of(cluster, model, data, "shm", zero_stage=stage)
-    policy.load_state(str(tmp_path)).result(WAIT)
+    policy.load_state(tmp_path).result(WAIT)
     policy.update(batch).result(WAIT)
     assert torch.equal(policy.logprobs(batch.rollouts).result(WAIT), expected)
 
 
 def test_saved_models_load_and_score_the_same(
-    cluster: Cluster, model: str, data: DataSlice, batch: TrainBatch, tmp_path: Path
+    cluster: Runtime, model: str, data: DataSlice, rollouts: Rollouts, tmp_path: Path
 ) -> None:
-    stage = ScorerStage(kind="cost", init=model, steps=1)
-    trainer = ScorerLearner(cluster.by_role["cost"], stage)
-    settings = TrainConfig(zero_stage=3, micro_batch_tokens=200)
-    trainer.create(RoleSpec("scorer_trainer", model, data, 0, settings, OPTIM, 5)).result(WAIT)
-    rows = list(range(12))
+    group, rows = cluster.group("cost"), list(range(12))
+    trainer = ScorerTrainerHandle(group, ScorerLoss("cost", regularization=0.001))
+    settings = training(zero_stage=3, micro_batch_tokens=200)
+    trainer.create(ScorerTrainerSpec(model, data, FP32, settings)).result(WAIT)
     trainer.step(rows).result(WAIT)
-    scores = trainer.score_pairs(rows).result(WAIT)
-    trainer.save(str(tmp_path)).result(WAIT)
-    trainer.create(RoleSpec("cost", str(tmp_path), data)).result(WAIT)
-    assert torch.allclose(trainer.score_pairs(rows).result(WAIT), scores, atol=1e-5)
-    critic = RemoteCritic(cluster.by_role["cost_critic"], "cost", PPO)
-    critic.create(RoleSpec("cost_critic", str(tmp_path), data, 0, settings, OPTIM, 5)).result(WAIT)
-    before = critic.values(batch.rollouts).result(WAIT)
-    losses = [critic.update(batch).result(WAIT)["loss"] for _ in range(3)]
+    scorer = ScorerHandle(group, "cost")
+    scores = scorer.score_pairs(rows).result(WAIT)
+    trainer.save(tmp_path).result(WAIT)
+    scorer.create(ScorerSpec(str(tmp_path), data, FP32, token_budget=200)).result(WAIT)
+    assert torch.allclose(scorer.score_pairs(rows).result(WAIT), scores, atol=1e-5)
+    critic = CriticHandle(cluster.group("cost_critic"), COST_CRITIC, PPO)
+    critic.create(CriticSpec(str(tmp_path), data, FP32, settings)).result(WAIT)
+    before = critic.values(rollouts).result(WAIT)
+    given = ValueBatch(rollouts, noise(rollouts, 3), noise(rollouts, 4), shuffle_seed=1)
+    losses = [critic.update(given).result(WAIT)["loss"] for _ in range(3)]
     assert losses[-1] < losses[0]
-    assert not torch.equal(critic.values(batch.rollouts).result(WAIT), before)
+    assert not torch.equal(critic.values(rollouts).result(WAIT), before)
 
 
 def test_a_role_that_raises_is_named_with_its_cause(
-    cluster: Cluster, model: str, data: DataSlice, batch: TrainBatch
+    cluster: Runtime, model: str, data: DataSlice, rollouts: Rollouts
 ) -> None:
-    reference = RemoteReference(cluster.by_role["reference"], "reference")
-    reference.create(RoleSpec("reference", model, data)).result(WAIT)
-    other = [ids.roll(1) for ids in batch.rollouts.prompt_ids]
+    reference = ReferenceHandle(cluster.group("reference"), "reference")
+    reference.create(ReferenceSpec(model, data, FP32, token_budget=8192)).result(WAIT)
+    other = [ids.roll(1) for ids in rollouts.prompt_ids]
     with pytest.raises(RoleError, match=r"role 'reference' failed.*DataError.*row-"):
-        reference.logprobs(Rollouts(**(vars(batch.rollouts) | {"prompt_ids": other}))).result(WAIT)
+        reference.logprobs(replace(rollouts, prompt_ids=other)).result(WAIT)
+    reward = ScorerHandle(cluster.group("reward"), "reward")
     with pytest.raises(RoleError, match=r"'reward'.*ModelError.*no score head"):
-        ScorerLearner(cluster.by_role["reward"], ScorerStage(kind="reward")).create(
-            RoleSpec("reward", model, data)
-        ).result(WAIT)
+        reward.create(ScorerSpec(model, data, FP32, token_budget=8192)).result(WAIT)
 
 
 def test_a_prompt_without_an_image_is_answered_beside_one_with(
-    cluster: Cluster, model: str, data: DataSlice, rollout: RemoteRollout, run_config: RunConfig
+    cluster: Runtime, model: str, data: DataSlice, rollout: RolloutHandle, run_config: RunConfig
 ) -> None:
     folder = Path(data.source)
     rows = [{"question": "how do i use this ?"}, {"question": "what ?", "image": "images/3.png"}]
     (folder / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     mixed = DataSlice(data.source, "mixed", RowKind.PROMPTS, 96)
-    rollout.create(RoleSpec("rollout", model, mixed, engine=run_config.engine)).result(WAIT)
+    rollout.create(RolloutSpec(model, mixed, run_config.engine, FP32)).result(WAIT)
     rollout.load_checkpoint(model, 0).result(WAIT)
     policy = policy_of(cluster, model, mixed, "shm")
-    (rollouts,) = draw(rollout, requests(range(2)))
-    gap = (policy.logprobs(rollouts).result(WAIT) - rollouts.engine_logprobs)[rollouts.mask]
-    assert gap.abs().max() < 1e-4
-    rollout.create(RoleSpec("rollout", model, data, engine=run_config.engine)).result(WAIT)
+    (drawn,) = draw(rollout, requests(range(2)))
+    assert gap(policy.logprobs(drawn).result(WAIT), drawn) < 1e-4
+    rollout.create(RolloutSpec(model, data, run_config.engine, FP32)).result(WAIT)

@@ -125,6 +125,12 @@ STEPS: dict[str, Step] = {
         policy,
         lambda worker, batch: worker.update(batch.policy, replace(PPO, loss_form="sequence_mean")),
     ),
+    "policy with the KL in its loss": (
+        policy,
+        lambda worker, batch: worker.update(
+            replace(batch.policy, reference_logprobs=batch.policy.old_logprobs, kl_beta=0.5), PPO
+        ),
+    ),
     "sft": (imitator, lambda worker, _: worker.sft_step(PAIRS, "token_mean")),
     "sft by sequence": (imitator, lambda worker, _: worker.sft_step(PAIRS, "sequence_mean")),
     "dpo": (policy, lambda worker, _: worker.dpo_step(known_pairs(worker), 0.5)),
