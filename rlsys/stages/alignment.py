@@ -6,12 +6,13 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rlsys.config.schema import GapConfig, LagrangeConfig
-from rlsys.data.prepare import Read
+from rlsys.config.schema import GapConfig, LagrangeConfig, SamplingConfig
+from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
 from rlsys.display import Bar, note
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
+from rlsys.errors import ConfigError
 from rlsys.evaluation.scorers import threshold_from_budget
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
@@ -44,6 +45,16 @@ def cost_threshold(
 def calibration_reads(lagrange: LagrangeConfig) -> list[Read]:
     """Labelled answers, where the threshold is calibrated."""
     return [Read("validation", RowKind.PAIRS)] if lagrange.threshold == "auto" else []
+
+
+def check_prompts(where: str, sampling: SamplingConfig, data: Datasets) -> None:
+    """Raises: ConfigError where an iteration needs more prompts than there are."""
+    rows = len(data.prompts("train"))
+    if sampling.prompts > rows:
+        raise ConfigError(
+            f"{where}.prompts: {sampling.prompts} prompts per iteration, the train split has "
+            f"{rows} usable rows"
+        )
 
 
 class AlignmentStage(Protocol):

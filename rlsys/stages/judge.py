@@ -19,7 +19,7 @@ from rlsys.config.schema import (
     EngineConfig,
     RunConfig,
 )
-from rlsys.data.prepare import Read
+from rlsys.data.prepare import Datasets, Read
 from rlsys.data.rows import Prompt, Rows, pixel_hash
 from rlsys.data.slice import RowKind
 from rlsys.data.worlds import WORLDS, prompts_folder
@@ -179,6 +179,10 @@ def _roles(stage: JudgeStage, earlier: Mapping[str, Any]) -> Sequence[str]:
 
 def _check(config: RunConfig, name: str, stage: JudgeStage) -> None:
     load_prompts(prompts_folder(stage.prompts))
+
+
+def _check_data(name: str, stage: JudgeStage, data: Datasets) -> None:
+    """A run needs the key; a recipe is checked without it."""
     variable = stage.endpoint.key_variable
     if stage.endpoint.url and not os.environ.get(variable):
         raise ConfigError(
@@ -202,6 +206,7 @@ JUDGE = StageKind(
     _roles,
     makes="judge",
     check=_check,
+    check_data=_check_data,
     inputs=_inputs,
     reads=_reads,
     report=KindReport(

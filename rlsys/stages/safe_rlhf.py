@@ -41,7 +41,12 @@ from rlsys.roles.reference import ReferenceHandle, ReferenceSpec
 from rlsys.roles.rollout import RolloutHandle, RolloutSpec
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Pending
-from rlsys.stages.alignment import IterationReport, calibration_reads, cost_threshold
+from rlsys.stages.alignment import (
+    IterationReport,
+    calibration_reads,
+    check_prompts,
+    cost_threshold,
+)
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
@@ -174,12 +179,7 @@ def _reads(stage: SafeRlhfStage) -> Sequence[Read]:
 
 
 def _check_data(name: str, stage: SafeRlhfStage, data: Datasets) -> None:
-    rows = len(data.prompts("train"))
-    if stage.ppo.prompts > rows:
-        raise ConfigError(
-            f"stages.{name}.ppo.prompts: {stage.ppo.prompts} prompts per iteration, "
-            f"the train split has {rows} usable rows"
-        )
+    check_prompts(f"stages.{name}.ppo", stage.ppo, data)
 
 
 PICTURES = [

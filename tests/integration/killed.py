@@ -16,10 +16,10 @@ from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
 
 os.environ.update(ENVIRONMENT | CPU_ENVIRONMENT)
 
-from rlsys.config.load import load_config  # noqa: E402
-from rlsys.display import Display  # noqa: E402
-from rlsys.runtime.local import open_local  # noqa: E402
-from rlsys.stages.recipe import run_recipe  # noqa: E402
+from rlsys.config.load import load_config
+from rlsys.display import Display
+from rlsys.runtime.local import open_local
+from rlsys.stages.recipe import run_recipe
 
 
 def kill_at(place: str, number: int) -> None:

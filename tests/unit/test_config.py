@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -15,6 +15,7 @@ from rlsys.config.judging import EndpointConfig
 from rlsys.config.load import dump_config, load_config, to_plain
 from rlsys.config.references import references
 from rlsys.config.schema import RunConfig
+from rlsys.data.prepare import Datasets
 from rlsys.errors import ConfigError
 from rlsys.roles.registry import ROLES
 from rlsys.stages.evaluate import EvaluateStage
@@ -419,9 +420,11 @@ def test_an_endpoint_without_its_key_is_named(
         "model": "",
         "endpoint": ENDPOINT | {"key_variable": "KEY_OF_TEST"},
     }
-    assert refused(tmp_path, dream).startswith(
-        "stages.judge.endpoint.key_variable: the environment has no KEY_OF_TEST;"
-    )
+    stage = load_plain(tmp_path, dream).stages["judge"]  # a recipe is checked without the key
+    with pytest.raises(
+        ConfigError, match=r"stages\.judge\.endpoint\.key_variable: .* KEY_OF_TEST;"
+    ):
+        STAGES["judge"].check_data("judge", stage, cast(Datasets, None))
 
 
 @pytest.mark.parametrize("role", ["rollout", "policy", "cost", "guard"])
