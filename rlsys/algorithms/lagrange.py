@@ -33,7 +33,15 @@ def projected_step(
     return min(max(lam + lr * (mean_cost - threshold), floor), cap)
 
 
-LAMBDA_RULES = {"log_sgd": log_sgd_step, "projected": projected_step}
+def fixed_step(
+    lam: float, mean_cost: float, threshold: float, *, lr: float, floor: float, cap: float
+) -> float:
+    """lambda <- lambda: a constant weight of cost against reward."""
+    _check(lam, mean_cost, threshold, floor, cap)
+    return lam
+
+
+LAMBDA_RULES = {"log_sgd": log_sgd_step, "projected": projected_step, "fixed": fixed_step}
 
 
 def calibrate_threshold(costs: Sequence[float], unsafe: Sequence[bool], *, budget: float) -> float:

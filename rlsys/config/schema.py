@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
@@ -231,8 +231,8 @@ class LagrangeConfig:
 
     rule: str = key(
         "log_sgd",
-        "log_sgd (Safe RLHF) or projected (Safe RLHF-V, eq. 8).",
-        choices=("log_sgd", "projected"),
+        "log_sgd (Safe RLHF), projected (Safe RLHF-V, eq. 8), or fixed at init.",
+        choices=("log_sgd", "projected", "fixed"),
     )
     init: float = key(1.0, "First value.", ge=0)
     lr: float = key(0.1, "Learning rate; 0: it stays where it is.", ge=0)
@@ -274,10 +274,6 @@ class GapConfig:
     )
     warn_bfloat16: float = key(0.1, "The same in bfloat16.", gt=0)
     stop_factor: float = key(10.0, "Times the accepted difference: the run stops.", ge=1)
-
-    def of(self, dtype: str) -> GapConfig:
-        """With the bound of this dtype as ``warn``."""
-        return replace(self, warn=self.warn_bfloat16) if dtype == "bfloat16" else self
 
 
 @dataclass

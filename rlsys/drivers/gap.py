@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from rlsys.algorithms.logprobs import logprob_gap
@@ -9,6 +11,11 @@ from rlsys.batch import Rollouts
 from rlsys.config.schema import GapConfig
 from rlsys.errors import LogprobGapError
 from rlsys.runtime.pending import Metrics
+
+
+def gap_for(gap: GapConfig, dtype: str) -> GapConfig:
+    """With the bound of this dtype as ``warn``."""
+    return replace(gap, warn=gap.warn_bfloat16) if dtype == "bfloat16" else gap
 
 
 def engine_gap(rollouts: Rollouts, policy_logprobs: Tensor, gap: GapConfig) -> Metrics:

@@ -8,6 +8,7 @@ from rlsys.stages.disentangled import DISENTANGLED
 from rlsys.stages.dpo import DPO
 from rlsys.stages.evaluate import EVALUATE
 from rlsys.stages.filter import FILTER
+from rlsys.stages.grpo import GRPO
 from rlsys.stages.guard import GUARD
 from rlsys.stages.guarded import GUARDED
 from rlsys.stages.judge import JUDGE
@@ -24,6 +25,7 @@ KINDS: tuple[StageKind[Any], ...] = (
     REWARD,
     COST,
     SAFE_RLHF,
+    GRPO,
     GUARD,
     FILTER,
     GUARDED,

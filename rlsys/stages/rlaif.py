@@ -22,6 +22,7 @@ from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.drivers.cached_rollout import CachedRollout
+from rlsys.drivers.gap import gap_for
 from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
 from rlsys.errors import ConfigError
 from rlsys.judging.pairs import PairRule
@@ -163,7 +164,7 @@ def _run_of(context: Context, stage: RlaifStage, opened: OpenJudge) -> RlaifRun:
         minibatch=stage.minibatch,
         seed=context.config.seed,
         max_unread=stage.max_unread,
-        gap=stage.gap.of(context.config.dtype),
+        gap=gap_for(stage.gap, context.config.dtype),
         timeout=limits.call,
         judge_timeout=opened.timeout,
         sync_timeout=limits.sync,

@@ -25,6 +25,7 @@ from rlsys.data.prepare import TRAIN_PROMPTS, Datasets, Read
 from rlsys.data.slice import RowKind
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
+from rlsys.drivers.gap import gap_for
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import safe_rlhf
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
@@ -100,7 +101,7 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     )
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
-    gap = stage.gap.of(config.dtype)
+    gap = gap_for(stage.gap, config.dtype)
     run = SafeRlhfRun(
         stage.iterations, threshold, config.seed, stage.ppo, stage.lagrange, gap, limits
     )

@@ -18,7 +18,7 @@ from tests.integration.helpers import artifact
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(Path(__file__).with_name("resume.yaml"))
-STAGES = ("start", "reward", "cost", "guard", "dpo", "ppo")
+STAGES = ("start", "reward", "cost", "guard", "dpo", "grpo", "ppo")
 # Where the run is killed, in this order: each start goes on from the last and dies at the next.
 # (function, which call of it since the start)
 KILLS = [
@@ -30,6 +30,7 @@ KILLS = [
     ("rlsys.stages.recipe:_run_stage", 4),  # between two stages
     ("rlsys.roles.guard:GuardTrainer.step", 3),
     ("rlsys.roles.policy:PolicyWorker.dpo_step", 4),
+    ("rlsys.roles.policy:PolicyWorker.update", 2),  # grpo
     ("rlsys.roles.rollout:RolloutWorker.collect", 2),  # generation, with one chunk on disk
     ("rlsys.roles.scorer:ScorerWorker.score", 4),  # scoring
     ("rlsys.drivers.multiplier:Multiplier.step", 2),  # after an iteration without a checkpoint

@@ -15,7 +15,7 @@ from rlsys.algorithms.lagrange import (
 
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
 WIDE = {"floor": 0.0, "cap": 1e9}
-RULES = sorted(LAMBDA_RULES)
+RULES = sorted(LAMBDA_RULES.keys() - {"fixed"})  # those that adapt
 
 
 def test_log_sgd_by_hand() -> None:
@@ -153,3 +153,8 @@ def test_costs_that_carry_no_threshold(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         calibrate_threshold(costs, unsafe, budget=0.1)
+
+
+@pytest.mark.parametrize("cost", [-5.0, 0.0, 5.0])
+def test_a_fixed_multiplier_does_not_move(cost: float) -> None:
+    assert LAMBDA_RULES["fixed"](0.7, cost, 0.0, lr=0.1, floor=0.0, cap=2.0) == 0.7

@@ -55,6 +55,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     recipe["groups"]["train"]["roles"].append("guard")
     recipe["stages"] |= {
         "dpo": {"kind": "dpo", "init": "start", "steps": 1, **OPTIM},
+        "grpo": {"kind": "grpo", "policy": "start", "reward": "reward", "iterations": 1, **OPTIM},
         "guard": {"kind": "guard", "init": "start", "steps": 1, **OPTIM},
         "filter": {"kind": "filter", "guard": "guard"},
         "guarded": {"kind": "guarded", "policy": "start", "guard": "guard"},
@@ -257,5 +258,5 @@ def test_the_command_prints_all_keys_or_those_of_a_kind() -> None:
     assert "lagrange.threshold" in one
     assert "critic_optim.lr" in one
     assert "gpu_memory_utilization" not in one
-    with pytest.raises(ConfigError, match="'grpo' is no kind of stage; there are sft, dpo"):
-        kind_table("grpo")
+    with pytest.raises(ConfigError, match="'trpo' is no kind of stage; there are sft, dpo"):
+        kind_table("trpo")

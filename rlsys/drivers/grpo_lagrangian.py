@@ -1,0 +1,133 @@
+"""GRPO-Lagrangian: constrained policy optimisation without critics.
+
+    maximise E[R(x, y)]  subject to  E[C(x, y)] <= d
+
+Advantages of reward and of cost are normalised within the responses to a prompt (GRPO, arXiv
+2402.03300) and mixed by the multiplier (Safe RLHF, arXiv 2310.12773, eq. 11); the KL divergence to
+the reference is a term of the loss. One iteration: 1 sample, 2 score, 3 step the multiplier,
+4 advantages, 5 update the policy, 6 sync weights, 7 report.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rlsys.algorithms.advantages import mix_advantages
+from rlsys.algorithms.group_advantages import group_normalise
+from rlsys.batch import (
+    PolicyBatch,
+    Rollouts,
+    SampleScores,
+    gather_scored,
+    sample_seed,
+)
+from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig, UpdateConfig
+from rlsys.drivers.constrained import ConstrainedState, describe
+from rlsys.drivers.sampling import sample_requests, sync_weights
+from rlsys.drivers.timing import timed
+from rlsys.roles.policy import Policy
+from rlsys.roles.reference import Reference
+from rlsys.roles.rollout import Rollout
+from rlsys.roles.scorer import Scorer
+from rlsys.runtime.pending import Metrics, Pending, as_completed
+
+
+@dataclass(frozen=True)
+class GrpoRoles:
+    """cost is None for reward alone."""
+
+    rollout: Rollout
+    policy: Policy
+    reference: Reference
+    reward: Scorer
+    cost: Scorer | None
+
+
+@dataclass(frozen=True)
+class GrpoRun:
+    """Settings of one run; threshold is d, in the cost model's units; kl_beta: weight of the KL
+    term in the loss.
+    """
+
+    iterations: int
+    threshold: float
+    seed: int
+    update: UpdateConfig
+    kl_beta: float
+    lagrange: LagrangeConfig
+    gap: GapConfig
+    timeouts: TimeoutConfig
+
+
+Report = Callable[[ConstrainedState, Metrics], None]
+
+
+def grpo_lagrangian(
+    roles: GrpoRoles, state: ConstrainedState, run: GrpoRun, report: Report
+) -> None:
+    """Run iterations up to ``run.iterations``. ``report`` logs, checkpoints and shows progress."""
+    while state.iteration < run.iterations:
+        started = time.perf_counter()
+        rollouts, scores = sample_and_score(roles, state, run)  # 1, 2
+        metrics = describe(rollouts, scores, run.threshold, run.gap)
+        costs = scores.costs.tolist()
+        state.multiplier.step(costs, run.threshold, run.lagrange, state.iteration)  # 3
+        batch = estimate(rollouts, scores, state, run)  # 4
+        with timed(state.timings, "update"):  # 5
+            stats = roles.policy.update(batch).result(run.timeouts.call)
+        with timed(state.timings, "sync"):  # 6
+            version, limit = state.iteration + 1, run.timeouts.sync
+            sync_weights(roles.policy, roles.rollout, version, limit)
+        state.iteration += 1
+        state.timings["time/iteration"] = time.perf_counter() - started
+        metrics |= {f"policy/{key}": value for key, value in stats.items()}
+        metrics["samples_per_s"] = len(rollouts) / state.timings["time/iteration"]
+        report(state, metrics | state.multiplier.metrics() | state.timings)  # 7
+
+
+def sample_and_score(
+    roles: GrpoRoles, state: ConstrainedState, run: GrpoRun
+) -> tuple[Rollouts, SampleScores]:
+    """Draw responses; every finished chunk is scored at once, while others decode."""
+    limit, update = run.timeouts.call, run.update
+    prompts = state.cursor.next(update.prompts)
+    requests = sample_requests(prompts, update.samples, seed=run.seed, iteration=state.iteration)
+    scoring = []
+    with timed(state.timings, "sample"):
+        for chunk in as_completed(roles.rollout.generate(requests), limit):
+            free = Pending.of(torch.zeros(len(chunk)))
+            answers = {
+                "policy_logprobs": roles.policy.logprobs(chunk),
+                "reference_logprobs": roles.reference.logprobs(chunk),
+                "rewards": roles.reward.score(chunk),
+                "costs": free if roles.cost is None else roles.cost.score(chunk),
+            }
+            scoring.append((chunk, answers))
+    with timed(state.timings, "score"):
+        parts = [
+            (chunk, SampleScores(**{name: each.result(limit) for name, each in answers.items()}))
+            for chunk, answers in scoring
+        ]
+    return gather_scored(parts)
+
+
+def estimate(
+    rollouts: Rollouts, scores: SampleScores, state: ConstrainedState, run: GrpoRun
+) -> PolicyBatch:
+    """One advantage per response, the same at each of its tokens."""
+    clip, groups = run.update.score_clip, rollouts.prompt_index
+    reward_advantages = group_normalise(scores.rewards.clamp(-clip, clip), groups)
+    cost_advantages = group_normalise(scores.costs.clamp(-clip, clip), groups)
+    mixed = mix_advantages(reward_advantages, cost_advantages, state.multiplier.value)
+    return PolicyBatch(
+        rollouts,
+        scores.policy_logprobs,
+        mixed[:, None].expand_as(scores.policy_logprobs).contiguous(),
+        sample_seed(run.seed, state.iteration, -1, -1),
+        scores.reference_logprobs,
+        run.kl_beta,
+    )

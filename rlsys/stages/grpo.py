@@ -1,0 +1,207 @@
+"""``grpo``: GRPO-Lagrangian, constrained policy optimisation without critics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from rlsys.artifacts import PROGRESS
+from rlsys.batch import PromptCursor
+from rlsys.config.keys import key
+from rlsys.config.schema import (
+    GapConfig,
+    LagrangeConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    UpdateConfig,
+)
+from rlsys.data.prepare import TRAIN_PROMPTS, Datasets, Read
+from rlsys.data.slice import RowKind
+from rlsys.drivers.cached_rollout import CachedRollout
+from rlsys.drivers.constrained import ConstrainedState
+from rlsys.drivers.gap import gap_for
+from rlsys.drivers.grpo_lagrangian import GrpoRoles, GrpoRun, grpo_lagrangian
+from rlsys.drivers.multiplier import Multiplier
+from rlsys.drivers.sampling import sync_weights
+from rlsys.errors import ConfigError
+from rlsys.report import training as charts
+from rlsys.report.drawing import SKY
+from rlsys.report.section import KindReport
+from rlsys.roles.factory import check_same_processor
+from rlsys.roles.policy import PolicyHandle, PolicySpec
+from rlsys.roles.reference import ROLE as REFERENCE
+from rlsys.roles.reference import ReferenceHandle, ReferenceSpec
+from rlsys.roles.rollout import RolloutHandle, RolloutSpec
+from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.runtime.pending import Metrics
+from rlsys.stages.alignment import (
+    IterationReport,
+    calibration_reads,
+    check_prompts,
+    cost_threshold,
+)
+from rlsys.stages.checkpoints import StageCheckpoints
+from rlsys.stages.context import Context
+from rlsys.stages.kind import Result, StageKind
+from rlsys.stages.lengths import check_lengths
+from rlsys.stages.rollout import rollout_handle
+
+
+@dataclass
+class GrpoConfig(UpdateConfig):
+    """One GRPO-Lagrangian iteration."""
+
+    kl_beta: float = key(0.02, "Weight of the KL divergence to the reference, in the loss.", ge=0)
+
+    def check(self) -> None:
+        if self.samples < 2:
+            raise ConfigError("samples: a group needs at least two responses to a prompt, got 1")
+
+
+@dataclass
+class GrpoStage:
+    """GRPO-Lagrangian; with ``lagrange.rule: fixed`` at a fixed multiplier, and without ``cost``
+    on reward alone.
+    """
+
+    kind: str = key("grpo", "Kind of stage.", choices=("grpo",))
+    policy: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
+    reward: str = key(MISSING, "Reward model: a stage or a folder.", ref="reward")
+    cost: str = key("", "Cost model: a stage or a folder; empty: reward alone.", ref="cost")
+    iterations: int = key(MISSING, "Iterations.", ge=1)
+    grpo: GrpoConfig = key(GrpoConfig(), "One iteration.")
+    lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
+    gap: GapConfig = key(GapConfig(), "Bound of the engine's difference from the trainer.")
+    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+    checkpoint_every: int = key(
+        10, "Iterations between the checkpoints a stopped run resumes from; 0: none.", ge=0
+    )
+    keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1)
+
+
+def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Result:
+    """GRPO-Lagrangian, from the start policy to a trained one."""
+    config, limits, settings = context.config, context.config.timeouts, stage.grpo
+    lagrange, threshold = stage.lagrange, 0.0
+    calibration: Metrics = {}
+    multiplier = Multiplier.start(lagrange)
+    if stage.cost:
+        budget = stage.train.micro_batch_tokens
+        threshold, calibration = cost_threshold(context, stage.cost, lagrange, budget)
+    else:  # reward alone
+        lagrange, multiplier.value = LagrangeConfig(rule="fixed", init=0.0), 0.0
+    rollout = rollout_handle(context, settings.max_new_tokens, settings.temperature)
+    policy = PolicyHandle(context.group("policy"), context.runtime.transport, settings)
+    reference = ReferenceHandle(context.group("reference"), REFERENCE.name)
+    reward = ScorerHandle(context.group("reward"), "reward")
+    cost = ScorerHandle(context.group("cost"), "cost") if stage.cost else None
+    _create(context, stage, rollout, policy, reference, reward, cost)
+    cached = CachedRollout(rollout, folder / PROGRESS / "rollouts")
+    trained = {policy.role: policy}
+    checkpoints = StageCheckpoints(context, name, folder, trained, keep=stage.keep_checkpoints)
+    count = len(context.data.prompts("train"))
+    state = ConstrainedState(multiplier, PromptCursor(count, config.seed))
+    if (saved := checkpoints.restore()) is not None:
+        state.restore(saved)
+    gap = gap_for(stage.gap, config.dtype)
+    run = GrpoRun(
+        stage.iterations, threshold, config.seed, settings, settings.kl_beta, lagrange, gap, limits
+    )
+    sync_weights(policy, cached, state.iteration, limits.sync)
+    with context.display.bar(name, stage.iterations) as bar:
+        bar.advance("", by=state.iteration)
+        report = IterationReport(context, name, stage, checkpoints, cached, gap, bar)
+        roles = GrpoRoles(cached, policy, reference, reward, cost)
+        grpo_lagrangian(roles, state, run, report)
+    policy.save(folder).result(limits.call)
+    for handle in (policy, reference, reward, cost):
+        if handle is not None:
+            handle.drop().result(limits.call)
+    end = {"threshold": threshold, "lambda": state.multiplier.value}
+    return {**calibration, **end, **report.steady_state()}
+
+
+def _create(
+    context: Context,
+    stage: GrpoStage,
+    rollout: RolloutHandle,
+    policy: PolicyHandle,
+    reference: ReferenceHandle,
+    reward: ScorerHandle,
+    cost: ScorerHandle | None,
+) -> None:
+    """Build all roles at once."""
+    config, dtype = context.config, context.config.dtype
+    data, budget = context.data.slice("train", RowKind.PROMPTS), stage.train.micro_batch_tokens
+    named = {"policy": stage.policy, "reward": stage.reward, "cost": stage.cost}
+    models = {role: context.folder(source) for role, source in named.items() if source}
+    check_same_processor(models)
+    steps = stage.grpo.total_steps(stage.iterations)
+    training = context.training(stage.train, stage.optim, steps)
+    started = [
+        rollout.create(RolloutSpec(models["policy"], data, config.engine, dtype)),
+        policy.create(PolicySpec(models["policy"], data, dtype, training)),
+        reference.create(ReferenceSpec(models["policy"], data, dtype, budget)),
+        reward.create(ScorerSpec(models["reward"], data, dtype, budget)),
+    ]
+    if cost is not None:
+        started.append(cost.create(ScorerSpec(models["cost"], data, dtype, budget)))
+    for pending in started:
+        pending.result(config.timeouts.start)
+
+
+def _roles(stage: GrpoStage, earlier: Mapping[str, Any]) -> Sequence[str]:
+    return ("rollout", "policy", "reference", "reward", *(["cost"] if stage.cost else []))
+
+
+def _check(config: RunConfig, name: str, stage: GrpoStage) -> None:
+    check_lengths(config, f"stages.{name}.grpo", stage.grpo.max_new_tokens)
+
+
+def _check_data(name: str, stage: GrpoStage, data: Datasets) -> None:
+    check_prompts(f"stages.{name}.grpo", stage.grpo, data)
+
+
+def _reads(stage: GrpoStage) -> Sequence[Read]:
+    return [TRAIN_PROMPTS, *(calibration_reads(stage.lagrange) if stage.cost else [])]
+
+
+PICTURES = [
+    charts.REWARD,
+    charts.COST,
+    charts.MULTIPLIER,
+    charts.KL,
+    charts.LOGPROB_GAP,
+    charts.LENGTH,
+    charts.UPDATES,
+    charts.TIME,
+]
+GRPO = StageKind(
+    "grpo",
+    GrpoStage,
+    run_grpo,
+    _roles,
+    makes="policy",
+    check=_check,
+    reads=_reads,
+    check_data=_check_data,
+    report=KindReport(
+        heading="GRPO training",
+        anchor="grpo",
+        nav="GRPO",
+        order=31,
+        section=partial(charts.training_section, pictures=PICTURES),
+        ended=charts.ended,
+        colour=SKY,
+        aligns=True,
+    ),
+    samples=True,
+    trains=True,
+)

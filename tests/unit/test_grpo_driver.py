@@ -1,0 +1,134 @@
+"""GRPO-Lagrangian's loop, on roles that answer at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from rlsys.algorithms.advantages import mix_advantages
+from rlsys.algorithms.group_advantages import group_normalise
+from rlsys.batch import PolicyBatch, PromptCursor
+from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig, UpdateConfig
+from rlsys.drivers.constrained import ConstrainedState
+from rlsys.drivers.grpo_lagrangian import GrpoRoles, GrpoRun, grpo_lagrangian
+from rlsys.drivers.multiplier import Multiplier
+from rlsys.errors import LogprobGapError
+from rlsys.runtime.pending import Metrics
+from tests.fakes import Log, make_roles
+
+
+def make_run(iterations: int = 1, kl_beta: float = 0.1, **lagrange: Any) -> GrpoRun:
+    settings = {"rule": "projected", "init": 1.0, "lr": 0.5, "floor": 0.0, "window": 8}
+    return GrpoRun(
+        iterations=iterations,
+        threshold=0.0,
+        seed=7,
+        update=UpdateConfig(prompts=4, samples=3, max_new_tokens=4, minibatch=4),
+        kl_beta=kl_beta,
+        lagrange=LagrangeConfig(**settings | lagrange),
+        gap=GapConfig(),
+        timeouts=TimeoutConfig(call=1.0, sync=1.0),
+    )
+
+
+def go(
+    run: GrpoRun, *, with_cost: bool = True, start: int = 0, **roles: Any
+) -> tuple[list[Metrics], Log, ConstrainedState]:
+    cast, log = make_roles(**roles)
+    cost = cast.cost if with_cost else None
+    given = GrpoRoles(cast.rollout, cast.policy, cast.reference, cast.reward, cost)
+    state = ConstrainedState(Multiplier.start(run.lagrange), PromptCursor(9, run.seed), start)
+    rows: list[Metrics] = []
+    grpo_lagrangian(given, state, run, lambda _, metrics: rows.append(dict(metrics)))
+    return rows, log, state
+
+
+def batch_of(log: Log) -> PolicyBatch:
+    (batch,) = log.batches
+    return batch
+
+
+def test_an_iteration_scores_every_chunk_and_knows_no_critic() -> None:
+    rows, log, _ = go(make_run(iterations=2))
+    assert len(rows) == 2
+    assert {"policy.logprobs", "reference.logprobs", "reward.score", "cost.score"} < set(log.calls)
+    assert not [call for call in log.calls if "critic" in call]
+    assert log.calls[-2:] == ["publish", "load"]
+    assert log.versions == [1, 2]
+
+
+def test_the_advantage_is_the_mix_of_both_normalised_ones_at_every_token() -> None:
+    def reward(prompt: int, sample: int) -> float:
+        return 0.3 * prompt - 0.7 * sample
+
+    def cost(prompt: int, sample: int) -> float:
+        return float((prompt + sample) % 3)
+
+    _, log, state = go(make_run(), reward=reward, cost=cost)
+    batch = batch_of(log)
+    keys = list(
+        zip(
+            batch.rollouts.prompt_index.tolist(),
+            batch.rollouts.sample_index.tolist(),
+            strict=True,
+        )
+    )
+    assert keys == sorted(keys), "canonical order"
+    groups = batch.rollouts.prompt_index
+    expected = mix_advantages(
+        group_normalise(torch.tensor([reward(*key) for key in keys]), groups),
+        group_normalise(torch.tensor([cost(*key) for key in keys]), groups),
+        state.multiplier.value,
+    )
+    assert batch.advantages.shape == batch.old_logprobs.shape
+    torch.testing.assert_close(batch.advantages, expected[:, None].expand_as(batch.advantages))
+
+
+def test_a_multiplier_of_zero_is_grpo_on_reward_alone() -> None:
+    _, fixed, _ = go(make_run(rule="fixed", init=0.0))
+    _, alone, _ = go(make_run(rule="fixed", init=0.0), with_cost=False)
+    assert torch.equal(batch_of(fixed).advantages, batch_of(alone).advantages)
+    assert "cost.score" not in alone.calls
+
+
+def test_a_fixed_multiplier_stays_and_an_adaptive_one_answers_to_the_cost() -> None:
+    rows, _, _ = go(make_run(iterations=3, rule="fixed", init=0.7))
+    assert [row["lambda"] for row in rows] == [0.7] * 3
+    rows, _, _ = go(make_run(iterations=3))
+    assert [row["lambda"] for row in rows] == [1.5, 2.0, 2.5]
+
+
+def test_the_kl_term_goes_with_the_batch() -> None:
+    _, log, _ = go(make_run(kl_beta=0.3), reference_gap=0.2)
+    batch = batch_of(log)
+    assert batch.kl_beta == 0.3
+    assert batch.reference_logprobs is not None
+    torch.testing.assert_close(batch.reference_logprobs, batch.old_logprobs + 0.2)
+    with pytest.raises(ValueError, match="reference"):
+        replace(batch, reference_logprobs=None)
+
+
+def test_an_engine_that_disagrees_with_the_trainer_stops_the_run() -> None:
+    with pytest.raises(LogprobGapError):
+        go(make_run(), gap=0.1)
+
+
+def test_a_resumed_run_repeats_the_rest_of_the_whole_one() -> None:
+    run = make_run(iterations=4)
+    rows, whole, _ = go(run)
+    _, first, state = go(make_run(iterations=2))
+    cast, log = make_roles()
+    cast.rollout.version = 2  # type: ignore[attr-defined]
+    roles = GrpoRoles(cast.rollout, cast.policy, cast.reference, cast.reward, cast.cost)
+    resumed = ConstrainedState(Multiplier.start(run.lagrange), PromptCursor(9, run.seed))
+    resumed.restore(state.as_dict())
+    later: list[Metrics] = []
+    grpo_lagrangian(roles, resumed, run, lambda _, metrics: later.append(dict(metrics)))
+    assert first.requests + log.requests == whole.requests
+    for found, wanted in zip(later, rows[2:], strict=True):
+        assert {k: v for k, v in found.items() if not k.startswith(("time", "samples"))} == {
+            k: v for k, v in wanted.items() if not k.startswith(("time", "samples"))
+        }
