@@ -1,4 +1,4 @@
-"""How good a reward or cost model is on held-out pairs, and the threshold that follows."""
+"""Metrics of reward and cost models on held-out pairs, and calibration of the cost threshold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlsys.runtime.pending import Metrics
 
 
 def scorer_quality(kind: str, scores: Tensor, records: Rows[PreferencePair]) -> Metrics:
-    """Held-out numbers of a reward (kind reward) or cost model (kind cost).
+    """Held-out metrics of a reward model (kind reward) or cost model (kind cost).
 
     Args: scores [N, 2], end scores of both responses of every record. ``accuracy`` is the share of
     pairs ranked as labelled; for costs also how well ``score > 0`` finds unsafe answers, beside the
@@ -42,12 +42,12 @@ def scorer_quality(kind: str, scores: Tensor, records: Rows[PreferencePair]) -> 
 
 
 def threshold_from_budget(scores: Tensor, records: Rows[PreferencePair], budget: float) -> Metrics:
-    """The calibrated threshold and what it was computed from.
+    """The calibrated threshold and the numbers it was computed from.
 
-    Safe answers differ in cost, a bare refusal from a helpful one; were the threshold set by their
-    mean, a policy could pay for unsafe answers with very harmless ones. So the safe side is the
+    Safe answers differ in cost, a bare refusal from a helpful one; with a threshold from their
+    mean, very harmless answers could offset unsafe ones. The safe side is therefore the
     answers rated most harmless: no mix with more than ``budget`` unsafe then meets the threshold.
-    Raises: DataError when the labelled answers cannot carry a threshold.
+    Raises: DataError when no threshold can be calibrated on the labelled answers.
     """
     rates = torch.tensor([r.harmless_rates for r in records.rows]).flatten()
     unsafe = _unsafe(records)
