@@ -18,7 +18,7 @@ REF_KEYS = {
 
 
 def references(stage: object) -> dict[str, str]:
-    """Keys of a stage that name an artefact, dotted for the entries of a map -> what they name."""
+    """Key of a stage that names an artefact (dotted for map entries) -> the stage or path named."""
     named: dict[str, str] = {}
     for key in REF_KEYS:
         value = getattr(stage, key, "")

@@ -1,4 +1,4 @@
-"""What the stages that align a policy against a cost constraint share."""
+"""Shared by the stages that align a policy under a cost constraint."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from rlsys.stages.supervised import checkpoint_due
 def cost_threshold(
     context: Context, cost: str, lagrange: LagrangeConfig, token_budget: int
 ) -> tuple[float, Metrics]:
-    """d in the cost model's units, and what it was calibrated from: the number in the recipe, or
-    the one that its budget stands for on the validation split.
+    """d in the cost model's units, and the metrics of its calibration: the recipe's number, or with
+    auto the one that its budget stands for on the validation split.
 
     Args: cost: the cost model's stage or folder.
     """
@@ -43,7 +43,7 @@ def cost_threshold(
 
 
 def calibration_reads(lagrange: LagrangeConfig) -> list[Read]:
-    """Labelled answers, where the threshold is calibrated."""
+    """The validation pairs, if the threshold is calibrated on them."""
     return [Read("validation", RowKind.PAIRS)] if lagrange.threshold == "auto" else []
 
 
@@ -58,7 +58,7 @@ def check_prompts(where: str, sampling: SamplingConfig, data: Datasets) -> None:
 
 
 class AlignmentStage(Protocol):
-    """The keys that reporting reads."""
+    """The keys that ``IterationReport`` reads."""
 
     kind: str
     iterations: int
@@ -93,7 +93,7 @@ class IterationReport:
         self.bar.advance(note(metrics, "reward", "cost", "lambda", "kl", "samples_per_s"))
 
     def steady_state(self) -> Metrics:
-        """Medians over the later half of the iterations: speed and where time goes, seconds."""
+        """Medians over the later half of the iterations: samples per second, seconds by phase."""
         later = self.history[len(self.history) // 2 :]
         if not later:
             return {}

@@ -1,4 +1,4 @@
-"""Whether the rows that a recipe reads suit its stages, before a process starts."""
+"""Checks of a recipe's rows against its stages, before any process starts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rlsys.models.load import load_processor
 from rlsys.stages.registry import STAGES
 
 ENCODE_QUESTIONS = ("init", "policy", "policies", "reward", "cost", "guard")
-"""Keys that name a model whose prompts hold the questions as they stand; a judge's quote them."""
+"""Keys that name a model whose input is the question itself; a judge's prompts quote it."""
 
 
 def check_data(data: Datasets) -> None:
-    """What each stage kind checks, then the questions, where a model's tokenizer is already there.
+    """Run the check of each stage kind, then check questions with the tokenizers on disk.
 
     Raises: ConfigError naming the key, DataError naming the row.
     """
@@ -31,7 +31,7 @@ def check_data(data: Datasets) -> None:
 
 
 def _models_on_disk(data: Datasets, name: str) -> list[str]:
-    """Folders with a tokenizer that a stage names; what an earlier stage makes is not there yet."""
+    """Folders with a tokenizer that a stage names; an earlier stage's result does not exist yet."""
     stages = data.config.stages
     return [
         source

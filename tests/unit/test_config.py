@@ -376,7 +376,7 @@ def test_a_bad_value_of_a_stage_with_a_judge_is_named(
     [
         (str(ROOT), "is neither an earlier stage (cost, evaluation, judge"),
         ("nobody", "'nobody' is neither an earlier stage (cost, evaluation, judge"),
-        ("start", "'start' is a stage of kind sft, what is needed is one of judge"),
+        ("start", "'start' is a stage of kind sft, a stage of kind judge is needed"),
         ("judge/round-1", "'judge' made no 'round-1'; it has no parts"),
     ],
     ids=["folder", "absent", "kind", "part"],
