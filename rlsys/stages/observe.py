@@ -72,8 +72,8 @@ def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) 
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             bar.advance(f"{outcomes[DistillOutcome.DISTILLED]} distilled", by=len(prompts))
     counts = describe(load_conversations(path).rows)
-    counted = [f"{n} {outcome_label(key)}" for key, n in outcomes.most_common()]
-    context.display.say("    " + ", ".join(counted))
+    lines = [f"{n} {outcome_label(key)}" for key, n in outcomes.most_common()]
+    context.display.say("    " + ", ".join(lines))
     sources = {identifier(label): n for label, n in counts["sources"].items()}
     return count_metrics("distill", outcomes) | count_metrics("source", sources)
 
