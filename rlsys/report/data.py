@@ -45,8 +45,8 @@ class Series:
 
     def names(self, prefix: str) -> list[str]:
         """The keys that begin with `prefix`, without it, in order of appearance."""
-        found = dict.fromkeys(key for row in self.rows for key in row if key.startswith(prefix))
-        return [key.removeprefix(prefix) for key in found]
+        names = dict.fromkeys(key for row in self.rows for key in row if key.startswith(prefix))
+        return [key.removeprefix(prefix) for key in names]
 
 
 @dataclass(frozen=True)

@@ -128,9 +128,9 @@ def _notes(series: Series) -> list[str]:
     notes = []
     steps, answers = series.column("answers")
     shares = dict(zip(*series.column("scored"), strict=True))
-    given = [(n, shares[step]) for step, n in zip(steps, answers, strict=True) if step in shares]
-    if total := sum(n for n, _ in given):
-        part = percent(float(sum(n * scored for n, scored in given) / total))
+    scored = [(n, shares[step]) for step, n in zip(steps, answers, strict=True) if step in shares]
+    if total := sum(n for n, _ in scored):
+        part = percent(float(sum(n * each for n, each in scored) / total))
         notes.append(f"{total:,.0f} answers were sampled; {part} of them got a score.")
     for key, text in (
         ("risky_prompts", "of the observed prompts hold a risk"),

@@ -145,7 +145,9 @@ def bars(stage: str, measured: list[Agreement]) -> str:
             items = f"  (n = {each.interval.n})"
         axes.text(1.03, y, percent(each.rate) + items, va="center", fontsize=8)
     axes.axvline(GOAL, color=RED, ls="--", lw=1.2, gid="goal")
-    axes.set_yticks(range(len(measured)), [shortened(each.label, 36) for each in measured], color=INK)
+    axes.set_yticks(
+        range(len(measured)), [shortened(each.label, 36) for each in measured], color=INK
+    )
     axes.set_ylim(len(measured) - 0.4, -0.6)
     axes.set_xlim(0, 1.42)
     axes.set_xticks(np.linspace(0, 1, 6))

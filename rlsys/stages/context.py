@@ -51,7 +51,7 @@ class Context:
         return Training(train, optim, total_steps, self.config.seed)
 
     def log(self, stage: str, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        """To the run, and kept with the artefact so that a reused stage shows its curves again."""
+        """Log to the run, and to the artefact: a reused stage logs the rows again."""
         self.metrics.log(stage, kind, step, metrics)
         self.rows.append((kind, step, dict(metrics)))
 

@@ -81,7 +81,7 @@ def open_run_dir(config: RunConfig, runs: Path, *, resume: bool) -> Iterator[Run
     path = _new(runs, config.name)
     dump_config(config, path / CONFIG)
     lock = _lock(path)
-    assert lock is not None, "nobody else knows a new directory"
+    assert lock is not None, "no other process locks a new directory"
     with lock:
         yield RunDir(path, resumed=False)
 

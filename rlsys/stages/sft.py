@@ -76,7 +76,7 @@ class SftStage:
         if not self.split and not self.conversations:
             raise ConfigError("split: name a split, or give conversations")
         if self.filter and self.conversations:
-            raise ConfigError("filter: a filter knows the rows of a split, not conversations")
+            raise ConfigError("filter: a filter stage flags rows of a split, not conversations")
 
 
 @dataclass(frozen=True)

@@ -345,7 +345,7 @@ BAD_FEEDBACK = [
     ("told", {"cost": "reward"}, "stages.told.cost: 'reward' is a stage of kind reward"),
     # what they made
     ("taught", {"conversations": ""}, "stages.taught.split: name a split, or give conversations"),
-    ("taught", {"filter": "teacher"}, "stages.taught.filter: a filter knows the rows of a split"),
+    ("taught", {"filter": "teacher"}, "stages.taught.filter: a filter stage flags rows of a split"),
     ("taught", {"conversations": "start"}, "stages.taught.conversations: 'start' is a stage of"),
     ("taught", {"conversations": "nowhere"}, "stages.taught.conversations: 'nowhere'"),
     ("final", {"policies": {"r": "judge"}}, "stages.final.policies.r: 'judge' is a stage of kind"),
