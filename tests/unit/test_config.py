@@ -480,7 +480,7 @@ def test_an_engine_shares_its_processes_with_nobody(
     engine: str, demo: dict[str, Any], tmp_path: Path
 ) -> None:
     demo["groups"] = {"all": {"roles": [engine, "policy"]}}
-    with pytest.raises(ConfigError, match=rf"groups\.all\.roles: {engine} must have"):
+    with pytest.raises(ConfigError, match=rf"groups\.all\.roles: {engine} must be the only role"):
         load_plain(tmp_path, demo)
 
 
