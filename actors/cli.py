@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -60,8 +61,9 @@ def run(
 
         run_recipe(loaded, Display(), open_local, resume=resume)
     else:
-        from actors.cluster import open_cluster
+        from actors.cluster import check_private, open_cluster
 
+        check_private(loaded)
         run_recipe(loaded, Display(), open_cluster, resume=resume)
 
 
@@ -70,6 +72,7 @@ def _engine_environment() -> None:
     from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
 
     os.environ.update(ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     import torch
 
     if not torch.cuda.is_available():

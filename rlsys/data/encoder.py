@@ -92,7 +92,7 @@ class PromptEncoder:
     def render(self, record: Prompt, note: str = "") -> str:
         """The conversation as text, with one placeholder for the image, if there is one."""
         text = with_note(record.question, note)
-        _check_text(record, text, self.tokenizer)
+        _check_text(record, text, self.tokenizer.all_special_tokens)
         turns = [part for turn in record.history for part in turn]
         return self._conversation(text, record.image is not None, turns)
 
@@ -102,7 +102,7 @@ class PromptEncoder:
         Returns: ids with one placeholder for the image, and their number once it is expanded.
         Raises: DataError for text that spells a special token.
         """
-        forged = forged_token(text, self.tokenizer)
+        forged = forged_token(text, self.tokenizer.all_special_tokens)
         if forged:
             raise DataError(f"an instruction contains the special token {forged!r}")
         rendered = self._conversation(text, row is not None)
@@ -216,21 +216,21 @@ def response_ids(tokenizer: Any, text: str) -> Tensor:
     return torch.tensor([*ids, tokenizer.eos_token_id])
 
 
-def forged_token(text: str, tokenizer: Any) -> str | None:
+def forged_token(text: str, special_tokens: Iterable[str]) -> str | None:
     """The first special token that user text spells out, if any: text is data, not structure."""
-    return next((t for t in tokenizer.all_special_tokens if t in text), None)
+    return next((t for t in special_tokens if t in text), None)
 
 
-def check_questions(records: Rows[Prompt], tokenizer: Any) -> None:
+def check_questions(records: Rows[Prompt], special_tokens: Sequence[str]) -> None:
     """Raises: DataError naming the first row whose text spells out a special token."""
     for record in records.rows:
-        _check_text(record, record.question, tokenizer)
+        _check_text(record, record.question, special_tokens)
 
 
-def _check_text(record: Prompt, question: str, tokenizer: Any) -> None:
+def _check_text(record: Prompt, question: str, special_tokens: Sequence[str]) -> None:
     turns = [part for turn in record.history for part in turn]
     for what, said in [("the question", question), *(("an earlier turn", turn) for turn in turns)]:
-        forged = forged_token(said, tokenizer)
+        forged = forged_token(said, special_tokens)
         if forged:
             raise DataError(f"row {record.id}: {what} contains the special token {forged!r}")
 

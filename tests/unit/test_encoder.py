@@ -140,18 +140,19 @@ def test_an_over_long_prompt_names_its_row(encoder: PromptEncoder) -> None:
 def test_a_question_may_not_forge_structure(token: str, encoder: PromptEncoder) -> None:
     with pytest.raises(DataError, match="row row-0: the question contains the special token"):
         asking(encoder, f"what is {token} this?").prompts([0])
-    assert forged_token(f"a{token}b", encoder.tokenizer) == token
+    assert forged_token(f"a{token}b", encoder.tokenizer.all_special_tokens) == token
 
 
 def test_the_first_row_that_forges_structure_is_named(encoder: PromptEncoder) -> None:
     rows, image = encoder.records.rows, encoder.processor.image_token
-    check_questions(encoder.records, encoder.tokenizer)
+    tokens = encoder.tokenizer.all_special_tokens
+    check_questions(encoder.records, tokens)
     forged = replace(rows[1], id="forged", question=f"what is {image} this?")
     told = replace(rows[2], id="told", history=(("hi", f"well {image}"),))
     with pytest.raises(DataError, match="row forged: the question contains the special token"):
-        check_questions(Rows([rows[0], forged, told]), encoder.tokenizer)
+        check_questions(Rows([rows[0], forged, told]), tokens)
     with pytest.raises(DataError, match="row told: an earlier turn contains the special token"):
-        check_questions(Rows([rows[0], told]), encoder.tokenizer)
+        check_questions(Rows([rows[0], told]), tokens)
 
 
 def test_text_that_only_resembles_a_special_token_is_fine(encoder: PromptEncoder) -> None:

@@ -360,6 +360,14 @@ def test_a_question_that_forges_structure_is_named_where_the_model_is_there(
             check_data(prepared(folder, stage))
 
 
+def test_a_forged_question_is_named_for_models_that_descend_from_a_new_one(folder: Path) -> None:
+    bad = row(1, id="forged", question="what is <|image_pad|> this ?", image="train.png")
+    write_split(folder, "train", [row(0, image="train.png"), bad])
+    for stages in ([sft(init="tiny")], [sft(init="tiny", split="validation"), sft(init="stage-0")]):
+        with pytest.raises(DataError, match=r"row forged: the question contains the special token"):
+            check_data(prepared(folder, *stages))
+
+
 def test_lines_that_are_no_utf_8_are_named(folder: Path) -> None:
     train = folder / "train.jsonl"
     train.write_bytes(train.read_bytes() + '{"question": "é"}\n'.encode("latin-1"))
