@@ -25,7 +25,7 @@ def command(where: str, folder: Path) -> list[str]:
         *(
             sys.executable,
             "-m",
-            "tests.integration.recorded",
+            "benchmarks.recorded",
             where,
             str(folder / "ids.pt"),
             RECIPE,

@@ -1,6 +1,6 @@
 """Runs a recipe and writes down the token ids of every iteration that a stage reports.
 
-python -m tests.integration.recorded ray|in-process OUT RECIPE [key=value ...]
+python -m benchmarks.recorded ray|in-process OUT RECIPE [key=value ...]
 """
 
 from __future__ import annotations
