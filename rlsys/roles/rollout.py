@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from rlsys.batch import Rollouts, SampleRequest
 from rlsys.config.schema import EngineConfig
@@ -95,7 +94,7 @@ class RolloutWorker:
         with self.engine.lock:
             self.encoder, self.version = encoder, None
             if model != self.model:
-                self._load_tensors(checkpoint_tensors(model))
+                self.engine.load_weights(checkpoint_tensors(model))
                 self.model = model
             self.engine.drop_caches()
 
@@ -150,7 +149,7 @@ class RolloutWorker:
             if self.engine.busy:
                 raise SyncError("weights cannot change while requests are running")
             self.version = None  # stale until proved otherwise
-            self._load_tensors(list(self.reader.read(update)))
+            self.engine.load_weights(list(self.reader.read(update)))
             self.model = ""  # holds trained weights now
             self.version = update.version
             return update.version
@@ -159,16 +158,10 @@ class RolloutWorker:
         """Take the weights of a checkpoint of the same architecture."""
         with self.engine.lock:
             self.version = None
-            self._load_tensors(checkpoint_tensors(folder))
+            self.engine.load_weights(checkpoint_tensors(folder))
             self.model = folder
             self.version = version
             return version
-
-    def _load_tensors(self, tensors: list[tuple[str, Tensor]]) -> None:
-        engine = self.engine.llm.llm_engine
-        engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
-        engine.apply_model(_repack_tied_heads)
-        self.engine.drop_caches()
 
     def _requests(
         self, requests: Sequence[SampleRequest], max_new_tokens: int, temperature: float
@@ -236,15 +229,6 @@ def _rollouts(chunk: _Chunk, outputs: Sequence[Any]) -> Rollouts:
         version=chunk.version,
         temperature=chunk.temperature,
     )
-
-
-def _repack_tied_heads(model: Any) -> None:
-    """A head tied to the embeddings keeps a packed copy on CPU that no loaded tensor refreshes."""
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)
 
 
 class RolloutHandle(RoleHandle):
