@@ -66,7 +66,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
                        (run / "stages.json").read_text(), process, 300)  # fmt: skip
             undisturbed = runs.with_name("undisturbed")
             shutil.copytree(runs, undisturbed, ignore=shutil.ignore_patterns(".*", "killed"))
-            drawn = ".rlaif-*/progress/answers/version-1/*.pt"  # with the weights of round 1
+            drawn = (
+                ".rlaif-*.partial/progress/rollouts/version-1/*.pt"  # with the weights of round 1
+            )
             wait_until(lambda: len(list((runs / "artifacts").glob(drawn))) > 2, process, 200)
             description = json.loads((run / "run.json").read_text())
             os.kill(description["groups"]["judge"][0]["pid"], signal.SIGKILL)
