@@ -89,7 +89,7 @@ def generate(
     question: Annotated[str, typer.Option(help="What is asked about it.")] = "",
     disentangle: Annotated[
         Path | None,
-        typer.Option(help="Folder of a judge: the policy is told the risks that it verified."),
+        typer.Option(help="Folder of a judge, whose verified risks become a hint to the policy."),
     ] = None,
     judge_prompts: Annotated[
         str, typer.Option(help="Folder of that judge's prompts, or a built-in world's name.")

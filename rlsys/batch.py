@@ -24,13 +24,13 @@ from rlsys.errors import DataError
 class SampleRequest:
     """One response to draw. ``seed`` alone decides the random draw, whichever worker serves it.
 
-    ``note`` is put after the question; the empty one changes nothing.
+    ``hint`` is put after the question; the empty one changes nothing.
     """
 
     prompt_index: int
     sample_index: int
     seed: int
-    note: str = ""
+    hint: str = ""
 
 
 def sample_seed(run_seed: int, iteration: int, prompt_index: int, sample_index: int) -> int:

@@ -185,8 +185,8 @@ class TrainConfig:
 class SamplingConfig:
     """What one iteration samples."""
 
-    prompts: int = key(32, "Prompts per iteration; the train split must have as many.", ge=1)
-    samples: int = key(4, "Responses per prompt.", ge=1)
+    num_prompts: int = key(32, "Prompts per iteration; the train split must have as many.", ge=1)
+    samples_per_prompt: int = key(4, "Responses per prompt.", ge=1)
     max_new_tokens: int = key(16, "Longest response, tokens.", ge=1)
     temperature: float = key(1.0, "Of sampling.", gt=0, le=2)
 
@@ -207,7 +207,8 @@ class UpdateConfig(SamplingConfig):
 
     def total_steps(self, iterations: int) -> int:
         """Optimiser steps of so many iterations."""
-        return iterations * self.epochs * -(-self.prompts * self.samples // self.minibatch)
+        samples = self.num_prompts * self.samples_per_prompt
+        return iterations * self.epochs * -(-samples // self.minibatch)
 
 
 @dataclass
@@ -242,9 +243,11 @@ class LagrangeConfig:
         128, "Episodes whose mean cost the multiplier answers to, over all ranks.", ge=1
     )
     threshold: str = key(
-        "auto", "In the cost model's units; auto: from `budget` on labelled validation answers."
+        "auto",
+        "In the cost model's units; auto: from `target_unsafe_rate` and labelled validation "
+        "answers.",
     )
-    budget: float = key(
+    target_unsafe_rate: float = key(
         0.05, "auto only: the share of unsafe answers the threshold stands for.", gt=0, lt=1
     )
     delay: int = key(0, "Iterations before the multiplier first moves.", ge=0)
@@ -283,7 +286,7 @@ class AnsweringStage:
     cost: str = key(
         "", "Cost model that judges safety where the data has no oracle of its own.", ref="cost"
     )
-    limit: int = key(0, "Prompts to answer; 0: all.", ge=0)
+    max_prompts: int = key(0, "Prompts to answer; 0: all.", ge=0)
     max_new_tokens: int = key(16, "Longest answer, tokens.", ge=1)
 
 

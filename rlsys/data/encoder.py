@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rlsys.data.rows import Prompt, Rows, with_note
+from rlsys.data.rows import Prompt, Rows, with_hint
 from rlsys.errors import DataError
 
 _Key = tuple[int, str]
-"""Dataset row and note."""
+"""Dataset row and hint."""
 
 # Features of a prompt that are not per-token: what the vision tower reads.
 _TOKEN_KEYS = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}
@@ -54,15 +54,15 @@ class PromptEncoder:
         self._lock = threading.Lock()  # engines encode from several threads
 
     def prompts(
-        self, indices: Sequence[int], notes: Sequence[str] | None = None
+        self, indices: Sequence[int], hints: Sequence[str] | None = None
     ) -> list[EncodedPrompt]:
         """The encoded prompts of these dataset rows; new ones are processed in one batch.
 
-        Args: notes: put after each question (default: none).
+        Args: hints: put after each question (default: none).
         Raises: DataError for an over-long prompt or text that imitates a special token.
         """
         with self._lock:
-            return self._prompts(list(zip(indices, notes or [""] * len(indices), strict=True)))
+            return self._prompts(list(zip(indices, hints or [""] * len(indices), strict=True)))
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
         """Tokens of these dataset rows' prompts after expansion: a rank plans with rows that others
@@ -89,9 +89,9 @@ class PromptEncoder:
             self._remember(key, prompt)
         return found
 
-    def render(self, record: Prompt, note: str = "") -> str:
+    def render(self, record: Prompt, hint: str = "") -> str:
         """The conversation as text, with one placeholder for the image, if there is one."""
-        text = with_note(record.question, note)
+        text = with_hint(record.question, hint)
         _check_text(record, text, self.tokenizer.all_special_tokens)
         turns = [part for turn in record.history for part in turn]
         return self._conversation(text, record.image is not None, turns)
@@ -174,7 +174,7 @@ class PromptEncoder:
 
     def _encode_alike(self, keys: Sequence[_Key], shown: bool) -> list[EncodedPrompt]:
         records = [self.records[index] for index, _ in keys]
-        texts = [self.render(self.records[index], note) for index, note in keys]
+        texts = [self.render(self.records[index], hint) for index, hint in keys]
         images = [record.open_image() for record in records] if shown else None
         batch = self.processor(
             text=list(texts), images=images, padding=True, padding_side="right", return_tensors="pt"

@@ -95,8 +95,10 @@ def sample_and_score(
 ) -> tuple[Rollouts, SampleScores]:
     """Draw responses; every finished chunk is scored at once, while others decode."""
     limit, update = run.timeouts.call, run.update
-    prompts = state.cursor.next(update.prompts)
-    requests = sample_requests(prompts, update.samples, seed=run.seed, iteration=state.iteration)
+    prompts = state.cursor.next(update.num_prompts)
+    requests = sample_requests(
+        prompts, update.samples_per_prompt, seed=run.seed, iteration=state.iteration
+    )
     scoring = []
     with timed(state.timings, "sample"):
         for chunk in as_completed(roles.rollout.generate(requests), limit):

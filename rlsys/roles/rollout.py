@@ -170,7 +170,7 @@ class RolloutWorker:
         from vllm.sampling_params import RequestOutputKind
 
         indices = [request.prompt_index for request in requests]
-        prompts = self.encoder.prompts(indices, [request.note for request in requests])
+        prompts = self.encoder.prompts(indices, [request.hint for request in requests])
         records = {index: self.encoder.records[index] for index in indices}
         images = {index: record.open_image() for index, record in records.items() if record.image}
         result = []

@@ -66,8 +66,10 @@ class GrpoConfig(UpdateConfig):
     kl_beta: float = key(0.02, "Weight of the KL divergence to the reference, in the loss.", ge=0)
 
     def check(self) -> None:
-        if self.samples < 2:
-            raise ConfigError("samples: a group needs at least two responses to a prompt, got 1")
+        if self.samples_per_prompt < 2:
+            raise ConfigError(
+                "samples_per_prompt: a group needs at least two responses to a prompt, got 1"
+            )
 
 
 @dataclass

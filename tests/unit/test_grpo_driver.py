@@ -26,7 +26,7 @@ def make_run(iterations: int = 1, kl_beta: float = 0.1, **lagrange: Any) -> Grpo
         iterations=iterations,
         threshold=0.0,
         seed=7,
-        update=UpdateConfig(prompts=4, samples=3, max_new_tokens=4, minibatch=4),
+        update=UpdateConfig(num_prompts=4, samples_per_prompt=3, max_new_tokens=4, minibatch=4),
         scale="group",
         kl_beta=kl_beta,
         lagrange=LagrangeConfig(**settings | lagrange),
