@@ -1,4 +1,4 @@
-"""The ``rlsys`` command. Ray is imported only by what needs it."""
+"""The ``rlsys`` command. Ray is imported only by the commands that need it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(
         bool, typer.Option(help="All roles in this process, without Ray: for a debugger.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option(help="Go on with the last run of this name, or fail if there is none.")
+        bool, typer.Option(help="Continue the last run of this name; an error if there is none.")
     ] = False,
 ) -> None:
     """Run a recipe here, or on the cluster this process was submitted to. A stopped run of the
@@ -51,7 +51,7 @@ def run(
     from rlsys.config.load import load_config
 
     loaded = load_config(config, overrides or [])
-    # Whoever ends the run politely (a scheduler, `kill`) still gets everything cleaned up.
+    # SIGTERM (a scheduler, `kill`) becomes an exception, so that everything is cleaned up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     from rlsys.display import Display
     from rlsys.stages.recipe import run_recipe
@@ -68,7 +68,7 @@ def run(
 
 
 def _engine_environment() -> None:
-    """What engines expect of this process, before anything of them is imported."""
+    """Set the environment variables of engines; call it before their imports."""
     from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
 
     os.environ.update(ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
@@ -86,7 +86,7 @@ def generate(
         Path | None, typer.Option(help="JSON lines of {image, question, id}.")
     ] = None,
     image: Annotated[Path | None, typer.Option(help="One picture, with --question.")] = None,
-    question: Annotated[str, typer.Option(help="What is asked about it.")] = "",
+    question: Annotated[str, typer.Option(help="The question about it.")] = "",
     disentangle: Annotated[
         Path | None,
         typer.Option(help="Folder of a judge, whose verified risks become a hint to the policy."),
@@ -94,17 +94,17 @@ def generate(
     judge_prompts: Annotated[
         str, typer.Option(help="Folder of that judge's prompts, or a built-in world's name.")
     ] = "",
-    joint: Annotated[bool, typer.Option(help="It looks at image and text together.")] = True,
+    joint: Annotated[bool, typer.Option(help="The judge observes image and text together.")] = True,
     guard: Annotated[Path | None, typer.Option(help="Folder of a guard.")] = None,
-    rounds: Annotated[int, typer.Option(help="With a guard: how often to draw again.")] = 5,
-    candidates: Annotated[int, typer.Option(help="Answers drawn per prompt and round.")] = 4,
+    rounds: Annotated[int, typer.Option(help="With a guard: most rounds of regeneration.")] = 5,
+    candidates: Annotated[int, typer.Option(help="Answers sampled per prompt and round.")] = 4,
     temperature: float = 1.0,
-    hint: Annotated[str, typer.Option(help="Put after the question of what is drawn again.")] = "",
-    refusal: Annotated[str, typer.Option(help="Where nothing passed.")] = REFUSAL,
+    hint: Annotated[str, typer.Option(help="Added to the question of regenerated answers.")] = "",
+    refusal: Annotated[str, typer.Option(help="Answer where none passed the guard.")] = REFUSAL,
     max_new_tokens: int = 64,
     out: Annotated[Path | None, typer.Option(help="Write JSON lines here.")] = None,
 ) -> None:
-    """Answers of a policy: plain, told a judge's observations, or behind a guard. Needs no Ray."""
+    """Answers of a policy: plain, given a judge's observations, or behind a guard. Needs no Ray."""
     _engine_environment()
     import rlsys.generate as generation
     from rlsys.config.check import check_values
@@ -123,14 +123,14 @@ def generate(
         raise ConfigError("give either --guard or --disentangle")
     advisor = None
     if disentangle:
-        found = load_prompts(prompts_folder(judge_prompts))
-        advisor = generation.Advisor(str(disentangle), found, joint)
-    asked = (
+        prompt_set = load_prompts(prompts_folder(judge_prompts))
+        advisor = generation.Advisor(str(disentangle), prompt_set, joint)
+    questions = (
         generation.read_prompts(prompts)
         if prompts
         else [generation.prompt("prompt", question, image or Path())]
     )
-    answers = generation.generate(str(model), asked, str(guard or ""), settings, advisor)
+    answers = generation.generate(str(model), questions, str(guard or ""), settings, advisor)
     if out:
         out.write_text(generation.as_json(answers), encoding="utf-8")
         print(f"{len(answers)} answers: {out}")
@@ -145,7 +145,7 @@ def validate(
     ],
     overrides: Overrides = None,
 ) -> None:
-    """Check a recipe, or count what a file of conversations holds, without running anything."""
+    """Check a recipe, or count the contents of a file of conversations; nothing is run."""
     if config.suffix in (".json", ".jsonl"):
         _validate_conversations(config)
         return
@@ -162,18 +162,18 @@ def print_config(
         str | None, typer.Argument(help="A kind of stage; without one, every key there is.")
     ] = None,
 ) -> None:
-    """Every key of a recipe: its type, default, range and what it is for."""
+    """Every key of a recipe: its type, default, range and description."""
     from rich.table import Table
 
     from rlsys.config import docs
 
     everything = (*docs.general_tables(), *docs.stage_tables(), *docs.shared_tables())
-    for found in [docs.kind_table(kind)] if kind else everything:
-        caption = f"[bold]{escape(found.title)}[/bold]  {escape(found.doc)}"
+    for keys in [docs.kind_table(kind)] if kind else everything:
+        caption = f"[bold]{escape(keys.title)}[/bold]  {escape(keys.doc)}"
         table = Table(title=caption, title_justify="left", title_style="")
         for column in docs.COLUMNS:
             table.add_column(column, no_wrap=column == "key", overflow="fold")
-        for row in found.rows:
+        for row in keys.rows:
             table.add_row(*map(escape, (row.key, row.type, row.default, row.range, row.doc)))
         Console().print(table)
 
@@ -183,12 +183,12 @@ def _validate_conversations(path: Path) -> None:
 
     from rlsys.data.llava import describe, load_conversations
 
-    found = load_conversations(path)
+    loaded = load_conversations(path)
     table = Table("what", "which", "count", title=str(path))
-    for heading, counts in {**describe(found.rows), "rejected": found.rejected}.items():
-        for place, (name, count) in enumerate(counts.items()):
-            last = place == len(counts) - 1
-            table.add_row(heading if place == 0 else "", name, str(count), end_section=last)
+    for heading, counts in {**describe(loaded.rows), "rejected": loaded.rejected}.items():
+        for index, (name, count) in enumerate(counts.items()):
+            last = index == len(counts) - 1
+            table.add_row(heading if index == 0 else "", name, str(count), end_section=last)
     Console().print(table)
 
 

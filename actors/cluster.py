@@ -1,4 +1,4 @@
-"""Ray for one run: joined or private, checked before anything starts, left clean."""
+"""Ray for one run, joined or private: resources are checked first and freed at the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlsys.runtime.group import Runtime
 
 @contextmanager
 def open_cluster(config: RunConfig, run_dir: Path) -> Iterator[Runtime]:
-    """Connect, check that the groups fit, start them; everything ends with the block."""
+    """Connect, check that the groups fit, start them; all are stopped at the end of the block."""
     with _ray(config.cluster) as private:
         check_resources(config.groups, ray.cluster_resources())
         settings = [(name, g) for name, g in config.groups.items() for _ in range(g.ranks)]
@@ -39,12 +39,12 @@ def open_cluster(config: RunConfig, run_dir: Path) -> Iterator[Runtime]:
                     "something else holds its CPUs or GPUs (see `ray status`)"
                 )
             for name, chosen in config.groups.items():
-                places = [i for i, (owner, _) in enumerate(settings) if owner == name]
+                bundle_indices = [i for i, (owner, _) in enumerate(settings) if owner == name]
                 groups[name] = Group(
                     name,
                     chosen,
                     placement,
-                    places,
+                    bundle_indices,
                     logs=run_dir / "logs",
                     seed=config.seed,
                     token=token,
@@ -98,14 +98,14 @@ def check_resources(groups: Mapping[str, GroupConfig], available: Mapping[str, f
                 f"{name} {g.ranks} x {getattr(g, key):g}" for name, g in groups.items()
             )
             raise ConfigError(
-                f"groups.*.{key}: {needed:g} {resource}s are asked for ({parts}), "
+                f"groups.*.{key}: {needed:g} {resource}s are needed ({parts}), "
                 f"the cluster has {have:g}; lower ranks or {key} (fractions are fine)"
             )
 
 
 @contextmanager
 def _ray(config: ClusterConfig) -> Iterator[bool]:
-    """Yields True for a private Ray on this machine. Ends only what it started."""
+    """Yields True for a private Ray on this machine. A joined cluster is left running."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     address, joined = config.address, _joins(config)
     temp = None

@@ -1,4 +1,4 @@
-"""Groups of Ray actors: spawned once, alive across stages, every answer a ``Pending``."""
+"""Groups of Ray actors, which live across stages and return a ``Pending`` from every call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlsys.runtime.group import ProcessInfo
 from rlsys.runtime.pending import Part, Pending, ProcessDied
 from rlsys.runtime.process_group import Rank
 
-CALL_THREADS = 8  # calls a process with an engine takes at a time; their requests share it
+CALL_THREADS = 8  # concurrent calls of a process with an engine, which share the engine
 
 
 class Group:
@@ -68,7 +68,7 @@ class Group:
 
     @property
     def label(self) -> str:
-        """How an error names a process of this group when no single role was at work."""
+        """Name of this group's processes in errors that concern no single role."""
         return "+".join(self.settings.roles)
 
     @property
@@ -76,7 +76,7 @@ class Group:
         return len(self.ranks)
 
     def start(self, timeouts: TimeoutConfig) -> list[Part]:
-        """Wait for the processes, connect them; returns parts that fail when one dies."""
+        """Wait for the processes and connect them. Returns: parts that fail when a process dies."""
         infos = self._everywhere(self.label, "info").result(timeouts.start)
         self.processes = list(infos)
         port = 0
@@ -110,7 +110,7 @@ class Group:
         return self._somewhere(role, rank, "call", role, method, *args, **kwargs)
 
     def probe(self, readable: list[str], writable: list[str], timeout: float) -> None:
-        """Every process tries the paths it will use. Raises: RlsysError naming path and node."""
+        """Every process checks the paths it will use. Raises: RlsysError naming path and node."""
         answers = self._everywhere(self.label, "probe", readable, writable).result(timeout)
         problems = [problem for each in answers for problem in each]
         if problems:
@@ -128,7 +128,7 @@ class Group:
         return Pending([part], lambda values: values[0], self.liveness)
 
     def _share(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Batches enter the object store once, however many roles and ranks read them."""
+        """Put batches into the object store once for all roles and ranks that read them."""
         return tuple(self._put(arg) if _is_batch(arg) else arg for arg in args)
 
     def _put(self, batch: Any) -> ray.ObjectRef:
@@ -156,7 +156,7 @@ class Group:
 
 
 def to_part(ref: ray.ObjectRef, role: str, rank: int, process: ProcessInfo) -> Part:
-    """A Ray object as a future whose errors say what happened in the terms of rlsys."""
+    """A Ray object as a future, with Ray's errors replaced by ProcessDied or the task's error."""
     answer: Future[Any] = Future()
 
     def settle(source: Future[Any]) -> None:

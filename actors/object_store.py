@@ -39,7 +39,7 @@ class ObjectReader:
 
 
 class ObjectStore:
-    """The transport of this file."""
+    """Transport through Ray's object store."""
 
     def writer(self, token: str) -> ObjectWriter:
         return ObjectWriter()

@@ -14,7 +14,7 @@ from rlsys.runtime.process import RankProcess
 
 
 def make_process(name: str, log_file: str, seed: int, token: str) -> Any:
-    """Called inside the new process, whose output goes to ``log_file`` from then on."""
+    """Called inside the new process; redirects its output to ``log_file``."""
     from actors.object_store import CLUSTER_TRANSPORTS
 
     Path(log_file).parent.mkdir(parents=True, exist_ok=True)
@@ -32,9 +32,9 @@ class ProcessActor:
         self.process = make_process(name, log_file, seed, token)
 
     def run(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A method of the process by name."""
+        """Call a method of the process by name."""
         return getattr(self.process, method)(*args, **kwargs)
 
     def alive(self) -> None:
-        """Returns never: its result fails with the death of the process."""
+        """Never returns: its result fails when the process dies."""
         threading.Event().wait()

@@ -1,4 +1,4 @@
-"""Named results of stages, found again by the hash of what made them."""
+"""Results of stages, cached by the hash of code, configuration and inputs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from typing import Any
 from rlsys.errors import ArtifactBusy
 
 _META = "artifact.json"
-# Reading of recipes, report and display decide about no result.
+# Code that does not affect any result.
 _NO_RESULT = ("config", "report", "display.py", "__pycache__")
-PROGRESS = "progress"  # of a resumable stage, inside its folder until it is finished
+PROGRESS = "progress"  # subfolder with a stage's checkpoints, removed when it is finished
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished folder. ``metrics`` are what its stage reported."""
+    """A finished folder, with the metrics of its stage."""
 
     folder: Path
     digest: str
@@ -34,7 +34,7 @@ class Artifact:
 
 
 class ArtifactStore:
-    """Folders under ``root``, one per (kind, config, inputs); a half-written one is never seen."""
+    """Folders under ``root``, one per (kind, config, inputs), each created atomically."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -49,27 +49,27 @@ class ArtifactStore:
         resumable: bool = False,
         owner: str = "",
     ) -> Artifact:
-        """The artefact of this recipe, made by ``make(folder)`` unless it is there already.
+        """The artefact of this recipe, made by ``make(folder)`` unless it exists.
 
         Args: config: plain containers; inputs: digests of the artefacts it was made from; owner:
-        who makes it, for the error of another that wants it meanwhile.
-        ``make`` fills the folder and returns metrics; resumable: it starts from what an earlier
-        ``make`` of the same recipe left when it was stopped, else from an empty folder.
+        name of this run, for the ArtifactBusy error of other runs.
+        ``make`` fills the folder and returns metrics; resumable: it starts from the files of an
+        earlier ``make`` of the same recipe that was stopped, else from an empty folder.
         Raises: ArtifactBusy when another process is making it.
         """
         digest = recipe_hash(kind, config, inputs)
         folder = self.root / f"{kind}-{digest[:16]}"
-        if (found := _finished(folder, digest)) is not None:
-            return found
+        if (artifact := _finished(folder, digest)) is not None:
+            return artifact
         self.root.mkdir(parents=True, exist_ok=True)
         with _lock(self.root / f".{folder.name}.lock", owner):
-            if (found := _finished(folder, digest)) is not None:
-                return found
+            if (artifact := _finished(folder, digest)) is not None:
+                return artifact
             partial = self.root / f".{folder.name}.partial"
             if not resumable:
                 shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True, exist_ok=True)
-            if not (partial / _META).exists():  # else it was finished, and only not yet named so
+            if not (partial / _META).exists():  # else it was finished, but not yet renamed
                 metrics = make(partial)
                 meta = {"kind": kind, "config": config, "inputs": inputs, "metrics": metrics}
                 (partial / f"{_META}.tmp").write_text(json.dumps(meta, indent=1))
@@ -91,7 +91,7 @@ def _finished(folder: Path, digest: str) -> Artifact | None:
 
 @contextmanager
 def _lock(path: Path, owner: str) -> Iterator[None]:
-    """Held while an artefact is made, released by the end of the process, however it ends."""
+    """Held while an artefact is made; released when the process ends, however it ends."""
     with path.open("a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,14 +109,14 @@ def _lock(path: Path, owner: str) -> Iterator[None]:
 
 
 def recipe_hash(kind: str, config: Any, inputs: dict[str, str]) -> str:
-    """Changes whenever the code results depend on, the kind, a key or an input changes."""
+    """Hash of the code that results depend on, the kind, all keys and all inputs."""
     text = json.dumps([_code_hash(), kind, config, inputs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
 def _code_hash() -> str:
-    """Of all that decides what a stage makes."""
+    """Hash of all code that affects results."""
     package = Path(__file__).parent
     parts = [part for part in package.iterdir() if part.name not in _NO_RESULT]
     total = hashlib.sha256()

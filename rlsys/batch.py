@@ -1,7 +1,7 @@
-"""What moves between the driver and the roles: token-sized tensors and indices, never pixels.
+"""Batches exchanged by driver and roles: per-token tensors and indices, never pixels.
 
-Shapes: B samples, T = max_new_tokens. Response tensors are [B, T]; position t of row b is real when
-t < lengths[b], and nothing may read the rest. Pixels stay with the roles, which find them by
+Shapes: B samples, T = max_new_tokens. Response tensors are [B, T]; position t of row b is valid
+when t < lengths[b], and the rest must not be read. Roles load pixels themselves by
 ``prompt_index``, the row of the prompt in the dataset.
 """
 
@@ -22,7 +22,7 @@ from rlsys.errors import DataError
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One response to draw. ``seed`` alone decides the random draw, whichever worker serves it.
+    """One response to sample. ``seed`` determines it, independently of the worker that serves it.
 
     ``hint`` is put after the question; the empty one changes nothing.
     """
@@ -41,7 +41,7 @@ def sample_seed(run_seed: int, iteration: int, prompt_index: int, sample_index: 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Finished responses, as the engine returned them: these ids are what is trained on.
+    """Finished responses with the engine's token ids, which are trained on.
 
     prompt_index, sample_index, lengths [B] int64; prompt_ids: B tensors of expanded prompt ids
     (every visual token present); response_ids [B, T] int64; engine_logprobs [B, T] fp32;
@@ -75,7 +75,7 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class SampleScores:
-    """What policy, reference and scorers say about a batch of rollouts: rewards and costs [B],
+    """Outputs of policy, reference and scorers for a batch of rollouts: rewards and costs [B],
     log-probabilities [B, T], nats.
     """
 
@@ -94,7 +94,7 @@ class SampleScores:
 
 @dataclass(frozen=True)
 class Scores(SampleScores):
-    """With the values [B, T] of the two critics."""
+    """SampleScores with the values [B, T] of the two critics."""
 
     reward_values: Tensor
     cost_values: Tensor
@@ -105,7 +105,7 @@ S = TypeVar("S", bound=SampleScores)
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """Rollouts with what a policy update needs; all [B, T].
+    """Rollouts with the other inputs of a policy update, [B, T].
 
     reference_logprobs: needed where ``kl_beta``, the weight of a KL term in the loss, is not 0.
     """
@@ -124,7 +124,7 @@ class PolicyBatch:
 
 @dataclass(frozen=True)
 class ValueBatch:
-    """Rollouts with what a critic's update needs; all [B, T]."""
+    """Rollouts with the other inputs of a critic's update, [B, T]."""
 
     rollouts: Rollouts
     old_values: Tensor
@@ -190,7 +190,7 @@ class PreferencePairs:
         return len(self.chosen)
 
     def rows(self, chosen: Sequence[int]) -> PreferencePairs:
-        """Some of the pairs, in the order given."""
+        """These pairs, in this order."""
         return PreferencePairs(
             self.prompt_index[list(chosen)],
             [self.chosen[i] for i in chosen],

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder that is whole or absent, with a manifest of what is in it."""
+"""Checkpoints: folders written atomically, with a manifest of their files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def save_checkpoint(
     save_roles: Callable[[Path], None],
     keep: int,
 ) -> Path:
-    """Write ``root/iteration-000012``: the driver's state and whatever ``save_roles`` puts there.
+    """Write ``root/iteration-000012``: the driver's state and the files of ``save_roles``.
 
-    The folder appears under its name only when everything, manifest included, is on disk; older
-    ones beyond ``keep`` are removed after that.
+    The folder gets its name only when everything, manifest included, is on disk; then all but the
+    newest ``keep`` are removed.
     """
     folder = root / f"iteration-{iteration:06d}"
     partial = folder.with_name("." + folder.name)
@@ -46,12 +46,12 @@ def save_checkpoint(
 
 
 def saved_checkpoints(root: Path) -> list[Path]:
-    """Oldest first."""
+    """Folders of all checkpoints, oldest first."""
     return sorted(root.glob("iteration-*"))
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The driver's state. Raises: DataError naming a file that is absent or not the one saved."""
+    """The driver's state. Raises: DataError naming a file that is absent or has changed."""
     path = folder / MANIFEST
     if not path.exists():
         raise DataError(f"{folder}: no checkpoint there ({MANIFEST} is missing)")

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: one bar per stage on a terminal, plain lines elsewhere."""
+"""Progress of a run: one bar per stage on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

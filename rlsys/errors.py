@@ -1,22 +1,22 @@
-"""Every error rlsys raises on purpose.
+"""All errors that rlsys raises deliberately.
 
 RlsysError
 ├── ConfigError      a key of a recipe is unknown, missing or out of range
 ├── DataError        a file or a row cannot be used
 ├── ModelError       a checkpoint lacks what its role needs
 ├── SyncError        weights in an engine are not the weights that were sent
-├── LogprobGapError  engine and trainer disagree about the same tokens
+├── LogprobGapError  log-probabilities of engine and trainer differ too much
 ├── ArtifactBusy     another run is making the same artefact
-├── JudgeError       a judge could not be read often enough to go on
+├── JudgeError       too many replies of a judge could not be parsed
 ├── RoleError        a role failed; names role, rank, host and first cause
-└── RoleTimeout      a role is late; names who
+└── RoleTimeout      a role did not return in time; names its ranks
 """
 
 from __future__ import annotations
 
 
 class RlsysError(Exception):
-    """Base of all of them."""
+    """Base class of all errors of rlsys."""
 
 
 class ConfigError(RlsysError, ValueError):
@@ -44,7 +44,7 @@ class ArtifactBusy(RlsysError, RuntimeError):
 
 
 class JudgeError(RlsysError, RuntimeError):
-    """Names what could not be read, how often, and the reasons."""
+    """Names what could not be parsed, how often, and the reasons."""
 
 
 class RoleError(RlsysError, RuntimeError):
@@ -62,4 +62,4 @@ class RoleError(RlsysError, RuntimeError):
 
 
 class RoleTimeout(RlsysError, TimeoutError):
-    """A role did not answer before its deadline."""
+    """A role did not return before its deadline."""

@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl in the run directory, and wandb."""
+"""Logs metrics to metrics.jsonl in the run directory, and to wandb."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = tuple[str, int, dict[str, float]]
 
 
 class MetricsLog:
-    """One row per stage and step. A number that is not finite is refused by name."""
+    """One row per stage and step. A metric that is not finite is an error."""
 
     def __init__(self, run_dir: Path, *, wandb_mode: str, project: str, name: str) -> None:
         self._path = run_dir / "metrics.jsonl"
@@ -45,10 +45,10 @@ class MetricsLog:
             )
 
     def restart(self, stage: str, rows: Sequence[Row]) -> None:
-        """Replace what the file holds of a stage by ``rows``: a resumed stage repeats no step."""
+        """Replace a stage's rows in the file by ``rows``; a resumed stage repeats no step."""
         self._file.close()
         lines = self._path.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # a killed writer cuts its last
+        whole = [line for line in lines if line.endswith("\n")]  # a killed writer may cut its last
         partial = self._path.with_name(".metrics.partial")
         partial.write_text("".join(line for line in whole if json.loads(line)["stage"] != stage))
         os.replace(partial, self._path)

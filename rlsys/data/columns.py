@@ -1,7 +1,7 @@
-"""One row of a table: its columns, read and checked.
+"""Parses and validates the columns of one dataset row.
 
-Functions that make a row take its name, its columns and the folder that images lie in (None: paths
-stand as they are), and raise ``RejectedRowError``.
+``prompt_of``, ``answered_of`` and ``pair_of`` take the row's id, its columns and the folder that
+image paths are relative to (None: used as given), and raise ``RejectedRowError``.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ PAIR_COLUMNS = (
 
 
 class RejectedRowError(Exception):
-    """One row cannot be used; the message is the reason it is counted under."""
+    """A row cannot be used; rejected rows are counted by this message."""
 
 
 def holds_pairs(columns: Container[str]) -> bool:
-    """Whether a row with these columns is meant as a pair."""
+    """Whether these are the columns of a preference pair."""
     return "response_1" in columns
 
 
@@ -118,7 +118,7 @@ def _yes(row: Row, column: str) -> bool:
 
 
 def _image(value: Any, folder: Path | None) -> str | bytes | None:
-    """A path, or bytes, None where there is none; parquet rows hold {bytes, path}."""
+    """A path or bytes, None without an image; parquet rows hold {bytes, path}."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if value is None or (isinstance(value, bytes) and value):

@@ -1,4 +1,4 @@
-"""Conversations about images in LLaVA's format, as DREAM's teacher data has it
+"""Conversations about images in LLaVA's format, the format of DREAM's teacher data
 (arXiv 2504.18053): a JSON list, or one JSON object per line, of
 
     {"id", "image", "conversations": [{"from": "human" | "gpt", "value", "safe"?, "observe"?}],
@@ -6,7 +6,7 @@
 
 Human and model turns alternate; the first human turn begins with ``<image>`` and a line break, or
 the row has no image at all.
-``observe`` holds the risks of the turn before it and is never part of what a model is shown.
+``observe`` holds the risks of the turn before it and is never part of a model's input.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ IMAGE_MARK = "<image>\n"
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer. safe: of the question, where the data says so; observations: its
-    risks, None where the data says nothing; oddities: what is wrong with their labels.
+    """A question and its answer. safe: label of the question, None if unlabelled; observations: its
+    risks, None if unlabelled; oddities: counts of problems with these labels.
     """
 
     question: str
@@ -40,7 +40,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """image: path as the data has it, None without one; safe: of the image, where the data says."""
+    """image: path as in the file, None without one; safe: the image's label, None if unlabelled."""
 
     id: str
     image: str | None
@@ -51,14 +51,14 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Conversations:
-    """The usable ones, and why the others were not."""
+    """The usable conversations, and counts of rejected ones by reason."""
 
     rows: list[Conversation]
     rejected: Counter[str]
 
 
 class _Rejected(Exception):
-    """One conversation cannot be used; the message is the reason it is counted under."""
+    """A conversation cannot be used; rejected ones are counted by this message."""
 
 
 def load_conversations(path: Path) -> Conversations:
@@ -91,7 +91,7 @@ def _read(path: Path) -> list[Any]:
 
 
 def _conversation(row: Any, name: str) -> Conversation:
-    """name: of a row that has no id."""
+    """name: id for a row without one."""
     if not isinstance(row, dict):
         raise _Rejected("not an object")
     turns = row.get("conversations")
@@ -139,17 +139,17 @@ def _safe(labelled: Mapping[str, Any]) -> bool | None:
 def _observations(model: Mapping[str, Any]) -> tuple[tuple[Observation, ...] | None, Counter[str]]:
     if model.get("observe") is None:
         return None, Counter()
-    found = parse_observations(json.dumps(model["observe"]))
-    if isinstance(found, ParseFailure):
-        return None, Counter({f"observe: {found.reason.label}": 1})
-    warnings = {outcome_label(key): count for key, count in found.parse_warnings.items()}
-    return found.items, Counter(warnings)
+    parsed = parse_observations(json.dumps(model["observe"]))
+    if isinstance(parsed, ParseFailure):
+        return None, Counter({f"observe: {parsed.reason.label}": 1})
+    warnings = {outcome_label(key): count for key, count in parsed.parse_warnings.items()}
+    return parsed.items, Counter(warnings)
 
 
 def conversation_row(
     name: str, image: str, question: str, answer: str, observations: Sequence[Observation]
 ) -> dict[str, Any]:
-    """One question and its answer; the risks beside the answer, where there are any."""
+    """A conversation of one turn; without observations the key ``observe`` is left out."""
     human = {"from": "human", "value": IMAGE_MARK + question, "safe": not observations}
     model: dict[str, Any] = {"from": "gpt", "value": answer}
     if observations:
@@ -158,7 +158,7 @@ def conversation_row(
 
 
 def describe(rows: Iterable[Conversation]) -> dict[str, dict[str, int]]:
-    """Counts by heading: what a reader checks before training on the file."""
+    """Counts by heading, to inspect a file before training on it."""
     rows = list(rows)
     turns = [turn for row in rows for turn in row.turns]
     observed = [turn for turn in turns if turn.observations]
@@ -168,12 +168,12 @@ def describe(rows: Iterable[Conversation]) -> dict[str, dict[str, int]]:
             "all": len(rows),
             "distinct ids": len({row.id for row in rows}),
             "distinct images": len({row.image for row in rows if row.image}),
-            **_count(f"image {_word(row.safe)}" for row in rows),
+            **_count(f"image {_safety_label(row.safe)}" for row in rows),
             **_count(f"turns: {len(row.turns)}" for row in rows),
         },
-        "questions": _count(_word(turn.safe) for turn in turns),
+        "questions": _count(_safety_label(turn.safe) for turn in turns),
         "observations": {
-            **_count(f"{_word(turn.safe)}: {_state(turn)}" for turn in turns),
+            **_count(f"{_safety_label(turn.safe)}: {_state(turn)}" for turn in turns),
             **_count(f"items: {len(turn.observations or ())}" for turn in observed),
         },
         "sources": _count(item.source for item in items),
@@ -187,7 +187,7 @@ def _count(labels: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(labels).items()))
 
 
-def _word(safe: bool | None) -> str:
+def _safety_label(safe: bool | None) -> str:
     return "unlabelled" if safe is None else "safe" if safe else "unsafe"
 
 

@@ -1,4 +1,4 @@
-"""The data of a run: a built-in world drawn once, a folder, or a hub; only what its stages read."""
+"""The datasets of a run, from a built-in world, a folder or a hub; only the splits stages read."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ HUB_NAME = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")  # no leading dot, at m
 
 @dataclass(frozen=True)
 class Read:
-    """What a stage reads: a split, or several joined by a plus sign, as rows of one kind."""
+    """A split that a stage reads, or several joined by a plus sign, as rows of one kind."""
 
     split: str
     kind: RowKind
     target: str = ""
     "Demonstrations: which response of a pair is imitated."
     learned: bool = False
-    "Learned from: never rows that are held out."
+    "Trained on: rows with a held-out image are excluded."
     judged: bool = False
-    "A judge looks at all rows: each needs an image, and no earlier turns."
+    "Shown to a judge: each row needs an image and must be a first turn."
     world_only: bool = False
-    "Read only where the source is a built-in world, which knows the right replies."
+    "Read only where the source is a built-in world, whose oracle is needed."
 
 
 TRAIN_PROMPTS = Read("train", RowKind.PROMPTS, learned=True)
@@ -55,10 +55,10 @@ EVALUATION_PAIRS = Read("evaluation", RowKind.PAIRS)
 
 
 class Datasets:
-    """Rows of a recipe's source, loaded when they are first asked for.
+    """Rows of a recipe's source, loaded on first use.
 
-    ``source`` is what ``load_prompts`` reads; ``oracle`` judges answers, where the source has one.
-    Splits go by the names that stages use: validation and evaluation are mapped by the recipe.
+    source: as in ``load_prompts``; oracle: judges answers, None where the source has none. Splits
+    have the names that stages use; the recipe maps validation and evaluation to the source's names.
     Raises: ConfigError for sizes that do not fit the source.
     """
 
@@ -72,7 +72,7 @@ class Datasets:
         self._loaded: dict[tuple[str, RowKind, str], Rows[Any]] = {}
         self._leaked: dict[str, frozenset[str]] = {}
         self.source = config.data.source
-        self._known = ""  # digest of the source, where it lies on disk
+        self._source_digest = ""  # empty for a hub
         if self.source in WORLDS:
             self._draw(store)
         elif config.data.sizes:
@@ -80,7 +80,7 @@ class Datasets:
         elif not Path(self.source).is_dir() and names_folder(self.source):
             raise ConfigError(f"data.source: {self.source}: no such folder")
         elif Path(self.source).is_dir():
-            self._known = path_hash(Path(self.source))
+            self._source_digest = path_hash(Path(self.source))
             self.source = str(Path(self.source).resolve())
 
     def _draw(self, store: ArtifactStore) -> None:
@@ -99,7 +99,7 @@ class Datasets:
 
         settings = {"world": self.source, "sizes": sizes, "seed": self.config.seed}
         drawn = store.get_or_make("data", settings, {}, draw)
-        self.source, self._known = str(drawn.folder), drawn.digest
+        self.source, self._source_digest = str(drawn.folder), drawn.digest
         self.oracle = world.judge
 
     def prompts(self, split: str) -> Rows[Prompt]:
@@ -119,7 +119,7 @@ class Datasets:
         return self._once(split, RowKind.PAIRS, "", load_pairs)
 
     def rows(self, split: str, kind: RowKind, target: str = "") -> Rows[Prompt]:
-        """Of the type that ``kind`` names. Raises: DataError."""
+        """Rows of the type that ``kind`` names. Raises: DataError."""
         if kind is RowKind.PAIRS:
             return self.pairs(split)
         if kind is RowKind.DEMONSTRATIONS:
@@ -127,7 +127,7 @@ class Datasets:
         return self.prompts(split)
 
     def slice(self, split: str, kind: RowKind, target: str = "") -> DataSlice:
-        """The same rows, for a role in another process; none of a split where it is empty."""
+        """The same rows for a role in another process; an empty ``split`` has none."""
         limit = self.config.data.max_prompt_tokens
         if not split:
             return DataSlice(self.source, "", kind, limit, target)
@@ -143,52 +143,52 @@ class Datasets:
 
     @cached_property
     def held_out(self) -> Rows[Prompt] | None:
-        """The evaluation split, where a stage reads it: its images are not learned from."""
+        """The evaluation split if a stage reads it: rows with its images are not trained on."""
         used = any(read.split == "evaluation" and not read.learned for _, read in self.reads)
         return load_prompts(self.source, self.config.data.evaluation_split) if used else None
 
     @cached_property
     def digest(self) -> str:
-        """Changes with the rows of the source (on a hub, where rows may change under a name: with
-        those that are read), and with which of them are left out.
+        """Hash of the source (on a hub, where a name may get other rows: of the rows read) and of
+        the ids that are left out.
         """
-        known = self._known or rows_digest(
+        source = self._source_digest or rows_digest(
             self.rows(read.split, read.kind, read.target) for _, read in self.reads
         )
         left_out = sorted(frozenset().union(*(self._leaks(read.split) for _, read in self.reads)))
-        return hashlib.sha256("\n".join([known, *left_out]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([source, *left_out]).encode()).hexdigest()
 
     @property
     def learned(self) -> list[tuple[str, RowKind, str]]:
-        """What stages learn from (split, kind, target), each split as the kind that says most."""
+        """(split, kind, target) that stages train on, each split as its kind with most columns."""
         order = list(RowKind)
-        found = {(r.split, r.kind, r.target) for _, r in self.reads if r.learned}
+        reads = {(r.split, r.kind, r.target) for _, r in self.reads if r.learned}
         most = {
-            split: max(order.index(kind) for other, kind, _ in found if other == split)
-            for split, *_ in found
+            split: max(order.index(kind) for other, kind, _ in reads if other == split)
+            for split, *_ in reads
         }
-        kept = [each for each in found if order.index(each[1]) == most[each[0]]]
-        return sorted(kept, key=lambda each: (each[0], each[2]))
+        richest = [each for each in reads if order.index(each[1]) == most[each[0]]]
+        return sorted(richest, key=lambda each: (each[0], each[2]))
 
     def texts(self) -> list[str]:
-        """All that stages learn from: what a tokenizer made for this recipe learns."""
+        """All texts that stages train on; a new tokenizer is trained on them."""
         learned = [self.rows(*each) for each in self.learned]
         return [text for rows in learned for row in rows.rows for text in row.texts]
 
     @property
     def summary(self) -> str:
-        """Numbers of rows, by split and kind, and what was rejected, in words."""
+        """Row counts by split and kind, and rejected rows by reason, as one line."""
         sizes: dict[str, dict[str, str]] = {}
         rejected: dict[str, Counter[str]] = {}
         for (split, kind, _), rows in self._loaded.items():
-            plain = sum(row.image is None for row in rows.rows)
-            size = f"{len(rows)} {kind.value}" + f" ({plain} without an image)" * bool(plain)
+            no_image = sum(row.image is None for row in rows.rows)
+            size = f"{len(rows)} {kind.value}" + f" ({no_image} without an image)" * bool(no_image)
             sizes.setdefault(split, {})[kind.value] = size
             rejected[split] = rejected.get(split, Counter()) | rows.rejected
-        found = "; ".join(f"{split}: {', '.join(kinds.values())}" for split, kinds in sizes.items())
+        parts = "; ".join(f"{split}: {', '.join(kinds.values())}" for split, kinds in sizes.items())
         total = sum(rejected.values(), Counter[str]())
         reasons = ", ".join(f"{n} x {reason}" for reason, n in total.most_common())
-        return found + (f"; rejected {reasons}" if reasons else "")
+        return parts + (f"; rejected {reasons}" if reasons else "")
 
     def _once(
         self, split: str, kind: RowKind, target: str, load: Callable[..., Rows[R]]
@@ -200,7 +200,7 @@ class Datasets:
         return self._loaded[key]
 
     def _on_disk(self, split: str) -> list[str]:
-        """Names of the parts of a split in the source."""
+        """The source's names of the splits that ``split`` joins by a plus sign."""
         data = self.config.data
         names = {"validation": data.validation_split, "evaluation": data.evaluation_split}
         return [names.get(part, part) for part in split.split("+")]
@@ -217,7 +217,7 @@ class Datasets:
         return frozenset().union(*(self._leaked[part] for part in self._on_disk(split)))
 
     def check(self) -> None:
-        """Load all that stages read. Raises: DataError, ConfigError."""
+        """Load and check everything that stages read. Raises: DataError, ConfigError."""
         for name, read in self.reads:
             if read.learned and self.held_out is not None:
                 held_out = self.config.data.evaluation_split
@@ -231,20 +231,20 @@ class Datasets:
                 if row.image is None or row.history:
                     raise DataError(
                         f"stages.{name}: row {row.id} has no image or is a later turn; a judge "
-                        "is asked about one image and one question"
+                        "needs one image and one question"
                     )
 
 
 def names_folder(source: str) -> bool:
-    """Whether a source can only be a folder: a hub knows NAME and OWNER/NAME, and an owner is no
-    folder here. A hub is asked for minutes before it is given up.
+    """Whether a source can only be a local folder: hub names are NAME or OWNER/NAME, where OWNER is
+    no folder here. Avoids minutes of retries on a hub.
     """
     owner, _, _ = source.rpartition("/")
     return not HUB_NAME.fullmatch(source) or bool(owner and Path(owner).exists())
 
 
 def prepare(config: RunConfig, store: ArtifactStore, reads: Sequence[tuple[str, Read]]) -> Datasets:
-    """Draw or read what the stages of a recipe read, and check it before anything starts.
+    """Generate or load the data of a recipe's stages, and check it before any process starts.
 
     Args: reads: the name of each stage with what it reads.
     Raises: DataError, ConfigError.

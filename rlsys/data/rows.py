@@ -1,4 +1,4 @@
-"""Rows as the roles see them, whatever file they came from."""
+"""Typed dataset rows, independent of the file format they were read from."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Prompt:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What a tokenizer made for this row learns from."""
+        """Texts that a new tokenizer is trained on."""
         return (self.question,)
 
     @property
     def risk(self) -> str | None:
-        """Where the risk sits (none, image, text, both, joint), when the source says."""
+        """Risk location (none, image, text, both or joint), None if the source has none."""
         return self.row.get("risk")
 
     def open_image(self) -> Image.Image:
@@ -101,7 +101,7 @@ class PreferencePair(Prompt):
 
 
 def preferred(pair: PreferencePair, target: str) -> int:
-    """Place of the ``target`` response (more_helpful or safer): 0 or 1."""
+    """Index of the ``target`` response (more_helpful or safer): 0 or 1."""
     return pair.more_helpful if target == "more_helpful" else pair.safer
 
 
@@ -124,7 +124,7 @@ def with_hint(question: str, hint: str) -> str:
 
 @dataclass(frozen=True)
 class Rows(Generic[R_co]):
-    """The usable rows of a split, and why the others were not."""
+    """The usable rows of a split, and counts of rejected ones by reason."""
 
     rows: Sequence[R_co]
     rejected: Counter[str] = field(default_factory=Counter)
@@ -137,17 +137,17 @@ class Rows(Generic[R_co]):
 
     def of_kind(self, numbers: Iterable[int], kind: type[R]) -> list[R]:
         """These rows. Raises: DataError for one of another kind."""
-        found = [self.rows[number] for number in numbers]
-        for row in found:
+        rows = [self.rows[number] for number in numbers]
+        for row in rows:
             if not isinstance(row, kind):
                 raise DataError(
-                    f"row {row.id}: is a {type(row).__name__}, what is needed is a {kind.__name__}"
+                    f"row {row.id}: is a {type(row).__name__}, a {kind.__name__} is needed"
                 )
-        return cast("list[R]", found)
+        return cast("list[R]", rows)
 
 
 def joined(parts: Sequence[Rows[R]]) -> Rows[R]:
-    """One after another. Raises: DataError for an id that two rows share: images go by it."""
+    """Concatenated. Raises: DataError for a repeated id, since engines cache images by id."""
     rows = [row for part in parts for row in part.rows]
     for name, count in Counter(row.id for row in rows).most_common(1):
         if count > 1:
@@ -156,12 +156,12 @@ def joined(parts: Sequence[Rows[R]]) -> Rows[R]:
 
 
 def ids_digest(rows: Rows[Prompt]) -> str:
-    """Changes with the ids and their order."""
+    """Hash of the ids in order."""
     return hashlib.sha256("\n".join(row.id for row in rows.rows).encode()).hexdigest()
 
 
 def rows_digest(splits: Iterable[Rows[Prompt]]) -> str:
-    """Changes with anything in a row that is learned from or judged, with its split and place."""
+    """Hash of the contents and images of all rows, in order, by split."""
     total = hashlib.sha256()
     for rows in splits:
         total.update(f"{len(rows)} rows".encode())

@@ -1,4 +1,4 @@
-"""Which rows a role reads: the same on every rank as on the driver, or an error."""
+"""The rows a role reads, loaded on every rank and checked against the driver's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlsys.errors import DataError
 
 
 class RowKind(Enum):
-    """What a row is read as; each kind says more than the one before it."""
+    """Row types; each holds more columns than the one before it."""
 
     PROMPTS = "prompts"
     DEMONSTRATIONS = "demonstrations"
@@ -22,8 +22,8 @@ class RowKind(Enum):
 
 @dataclass(frozen=True)
 class DataSlice:
-    """Which rows a role reads: those of ``split``, none where it is empty, then those of a file of
-    ``conversations``; without the ids of ``exclude``.
+    """The rows of ``split`` (none where it is empty) without the ids of ``exclude``, then those of
+    the file ``conversations``.
     """
 
     source: str
@@ -34,15 +34,15 @@ class DataSlice:
     "Demonstrations: which response of a pair is imitated, more_helpful or safer."
     exclude: frozenset[str] = frozenset()
     conversations: str = ""
-    "With demonstrations only."
+    "Path of a LLaVA file; with demonstrations only."
     leaked: frozenset[str] = frozenset()
     "Ids to leave out of the conversations."
     ids: str = ""
-    "Digest of the ids that must come out, if known: rows go by number between processes."
+    "Expected ``ids_digest``, if known: processes refer to rows by number."
 
     def load(self) -> Rows[Prompt]:
-        """Of the type that ``kind`` names. Raises: DataError, also for other rows than those the
-        driver has.
+        """Rows of the type that ``kind`` names. Raises: DataError, also where they differ from the
+        driver's.
         """
         parts = [self._of_split()] if self.split else []
         if self.conversations:
@@ -66,7 +66,7 @@ class DataSlice:
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """Rows that this process already holds: equal only to itself."""
+    """Rows already in this process, compared by identity."""
 
     rows: Rows[Prompt]
     max_prompt_tokens: int = 1 << 20

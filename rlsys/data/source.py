@@ -1,9 +1,9 @@
-"""Prompts, demonstrations and preference pairs from anywhere.
+"""Loads prompts, demonstrations and preference pairs from a folder or a hub.
 
 A source is a local folder with ``<split>.jsonl`` or ``<split>.parquet`` (images in files beside
 it, or bytes in the column), or the name of a dataset on a hub, read through ``datasets``. Columns:
-``question``, and ``id`` and ``image`` where there are some; for demonstrations also ``answer``; for
-pairs those of BeaverTails-V (Safe RLHF-V, arXiv 2503.17682). A split of a folder may also be a file
+``question``, optionally ``id`` and ``image``; for demonstrations also ``answer``; for pairs those
+of BeaverTails-V (Safe RLHF-V, arXiv 2503.17682). A split of a folder may also be a file
 of conversations in LLaVA's format, as prompts and demonstrations.
 """
 
@@ -44,8 +44,8 @@ EXCLUDED = "excluded: the image is in the evaluation split"
 
 @dataclass(frozen=True)
 class _Form(Generic[R]):
-    """How one kind of row is made: ``columns`` it needs, of those that are there; ``build`` from a
-    name, a row and its folder; ``of_turn`` from a turn of a conversation, None where it cannot be.
+    """How one kind of row is built. columns: the required columns, given those present; build: from
+    id, columns and image folder; of_turn: from a conversation turn, None where impossible.
     """
 
     columns: Callable[[Container[str]], tuple[str, ...]]
@@ -103,10 +103,10 @@ def _load_one(source: str, split: str, exclude: frozenset[str], form: _Form[R]) 
             )
         turns = demonstrations(conversations, exclude=exclude)
         return Rows([form.of_turn(turn) for turn in turns.rows], turns.rejected)
-    given, folder = _read(source, split)
+    table, folder = _read(source, split)
     rows: list[R] = []
     rejected: Counter[str] = Counter()
-    for number, (where, row) in enumerate(given):
+    for number, (where, row) in enumerate(table):
         for column in form.columns(row):
             if column not in row:
                 raise DataError(f"{where}: column {column!r} is missing")
@@ -124,7 +124,7 @@ def _load_one(source: str, split: str, exclude: frozenset[str], form: _Form[R]) 
 
 
 def conversations_file(folder: Path, split: str) -> Path | None:
-    """The file of a split that holds conversations in LLaVA's format, if it does."""
+    """The file of a split in LLaVA's conversation format, None for other formats."""
     listed, lines = folder / f"{split}.json", folder / f"{split}.jsonl"
     if listed.is_file():
         return listed
@@ -136,15 +136,15 @@ def conversations_file(folder: Path, split: str) -> Path | None:
 
 
 def demonstrations(path: Path, *, exclude: frozenset[str] = frozenset()) -> Rows[Demonstration]:
-    """Every model turn of a file of conversations, to be imitated after the turns before it.
+    """Every model turn of a file of conversations, with the turns before it as history.
 
-    Ids are the conversations', with the turn's number from the second turn on.
+    Ids are the conversations', from the second turn on ``<id>/<number of the turn>``.
     Raises: DataError for a file without a usable turn.
     """
-    found = load_conversations(path)
-    rejected = Counter(found.rejected)
+    loaded = load_conversations(path)
+    rejected = Counter(loaded.rejected)
     rows: dict[str, Demonstration] = {}
-    for conversation in found.rows:
+    for conversation in loaded.rows:
         image = None if conversation.image is None else path.parent / conversation.image
         if conversation.id in rows:
             rejected["repeated id"] += 1
@@ -170,7 +170,7 @@ def demonstrations(path: Path, *, exclude: frozenset[str] = frozenset()) -> Rows
 
 
 def _read(source: str, split: str) -> tuple[list[tuple[str, Row]], Path | None]:
-    """Rows, each with where it stands, and the folder their images lie in."""
+    """Rows, each with its location for error messages, and their image folder (None on a hub)."""
     import datasets
 
     folder = Path(source)

@@ -1,4 +1,4 @@
-"""Built-in data sources that draw themselves and judge answers. The one place that lists them."""
+"""Registry of the built-in data sources: synthetic data with an oracle that judges answers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Write(Protocol):
 
 @dataclass(frozen=True)
 class World:
-    """``write`` draws a folder in BeaverTails-V columns; ``judge`` is its oracle; ``feedback``
-    knows what a judge should reply, and ``prompts`` is a folder of prompts for such a judge.
+    """write: generates a folder in BeaverTails-V's columns; judge: the oracle's verdict on an
+    answer; feedback: the oracle's replies to judge prompts; prompts: folder of these prompts.
     """
 
     write: Write
@@ -37,7 +37,7 @@ WORLDS = {
 
 
 def prompts_folder(name: str) -> Path:
-    """Of a judge's prompts: a world's own, a folder, or those that are shipped."""
+    """Folder of judge prompts: a built-in world's, a given folder, or the default ones."""
     if name in WORLDS:
         return WORLDS[name].prompts
     return Path(name).resolve() if name else FOLDER

@@ -1,4 +1,4 @@
-"""Rollouts on disk until their iteration is in a checkpoint: what was drawn is not drawn again."""
+"""Caches rollouts on disk until their iteration is in a checkpoint, for runs that resume."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from rlsys.runtime.pending import Pending
 
 
 class CachedRollout:
-    """Engines that write every chunk to ``folder/version-<n>`` as it arrives, and read the chunks
-    of requests that were all served under these weights. Where some are missing all are drawn
-    again: sequences decoded together share rounding, so a part of them would come out differently.
-    Greedy answers are not written.
+    """Writes every chunk to ``folder/version-<n>`` as it arrives, and reads chunks back when they
+    hold all requests under the same weights. If any is missing all are sampled again, since
+    rounding errors depend on which sequences are decoded together. Greedy answers are not cached.
     """
 
     def __init__(self, rollout: Rollout, folder: Path) -> None:
@@ -38,14 +37,14 @@ class CachedRollout:
             return self.rollout.generate(requests, greedy=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         cached = [_read(path) for path in sorted(self.folder.glob("*.pt"))]
-        wanted = {(request.prompt_index, request.sample_index) for request in requests}
-        if wanted == {key for chunk in cached for key in _keys(chunk)}:
+        requested = {(request.prompt_index, request.sample_index) for request in requests}
+        if requested == {key for chunk in cached for key in _keys(chunk)}:
             return [Pending.of(chunk) for chunk in cached]
         write = _writer(self.folder)
         return [chunk.map(write) for chunk in self.rollout.generate(requests)]
 
     def evict(self, version: int) -> None:
-        """Remove what was drawn under older weights than ``version``."""
+        """Remove rollouts of weights older than ``version``."""
         for folder in self.root.glob("version-*"):
             if int(folder.name.removeprefix("version-")) < version:
                 shutil.rmtree(folder)

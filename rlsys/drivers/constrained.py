@@ -1,4 +1,4 @@
-"""What algorithms that align a policy under a cost constraint share: state and batch metrics."""
+"""State and batch metrics that algorithms with a cost constraint share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlsys.runtime.pending import Metrics
 
 @dataclass
 class ConstrainedState:
-    """All that a constrained algorithm itself remembers between iterations."""
+    """State of the driver between iterations."""
 
     multiplier: Multiplier
     cursor: PromptCursor
@@ -33,14 +33,14 @@ class ConstrainedState:
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """What ``as_dict`` gave."""
+        """Restore from ``as_dict``."""
         self.iteration = saved["iteration"]
         self.multiplier.restore(saved["multiplier"])
         self.cursor.position = saved["cursor"]
 
 
 def describe(rollouts: Rollouts, scores: SampleScores, threshold: float, gap: GapConfig) -> Metrics:
-    """The batch in numbers. Raises: LogprobGapError when engine and trainer differ too much."""
+    """Metrics of the batch. Raises: LogprobGapError when engine and trainer differ too much."""
     mask, policy = rollouts.mask, scores.policy_logprobs
     return {
         "reward": float(scores.rewards.mean()),

@@ -1,4 +1,4 @@
-"""Direct preference optimisation (DPO, arXiv 2305.18290), for any learner behind the protocol.
+"""Direct preference optimisation (DPO, arXiv 2305.18290), for any ``PreferenceLearner``.
 
 The reference is the policy as it is before the first step.
 """
@@ -29,16 +29,16 @@ def dpo(
     timeout: float,
     report: Report,
 ) -> None:
-    """One optimiser step on the pairs of each of ``steps``. ``report(step, metrics)``, from 1."""
-    known = with_reference(policy, pairs, timeout)
+    """One optimiser step per entry of ``steps``, rows of ``pairs``; ``report(step, metrics)``."""
+    referenced = with_reference(policy, pairs, timeout)
     for number, rows in enumerate(steps, 1):
-        report(number, policy.dpo_step(known.rows(rows), beta).result(timeout))
+        report(number, policy.dpo_step(referenced.rows(rows), beta).result(timeout))
 
 
 def with_reference(
     policy: PreferenceLearner, pairs: PreferencePairs, timeout: float
 ) -> PreferencePairs:
-    """The pairs with the log-probabilities of the policy as it is now."""
+    """The pairs with log-probabilities under the current policy."""
     order = range(len(pairs))
     chunks = [order[i : i + REFERENCE_CHUNK] for i in range(0, len(pairs), REFERENCE_CHUNK)]
     sums = [policy.pair_logprobs(pairs.rows(chunk)).result(timeout) for chunk in chunks]

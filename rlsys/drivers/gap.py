@@ -1,4 +1,4 @@
-"""Proof that the engines hold the policy: both say the same about the same tokens."""
+"""Checks that the engines hold the policy's weights: log-probabilities of both must agree."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rlsys.runtime.pending import Metrics
 
 
 def gap_for(gap: GapConfig, dtype: str) -> GapConfig:
-    """With the bound of this dtype as ``warn``."""
+    """``gap`` with the bound of this dtype as ``warn``."""
     return replace(gap, warn=gap.warn_bfloat16) if dtype == "bfloat16" else gap
 
 
 def engine_gap(rollouts: Rollouts, policy_logprobs: Tensor, gap: GapConfig) -> Metrics:
-    """Args: policy_logprobs [B, T] of the trainer, nats. Raises: LogprobGapError when they differ
-    too much.
+    """Differences of log-probabilities. Args: policy_logprobs [B, T] of the trainer, nats.
+    Raises: LogprobGapError for one above ``warn * stop_factor``.
     """
     largest, mean = logprob_gap(rollouts.engine_logprobs, policy_logprobs, rollouts.mask)
     stop = gap.warn * gap.stop_factor

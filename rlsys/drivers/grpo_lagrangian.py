@@ -102,12 +102,12 @@ def sample_and_score(
     scoring = []
     with timed(state.timings, "sample"):
         for chunk in as_completed(roles.rollout.generate(requests), limit):
-            free = Pending.of(torch.zeros(len(chunk)))
+            zeros = Pending.of(torch.zeros(len(chunk)))
             answers = {
                 "policy_logprobs": roles.policy.logprobs(chunk),
                 "reference_logprobs": roles.reference.logprobs(chunk),
                 "rewards": roles.reward.score(chunk),
-                "costs": free if roles.cost is None else roles.cost.score(chunk),
+                "costs": zeros if roles.cost is None else roles.cost.score(chunk),
             }
             scoring.append((chunk, answers))
     with timed(state.timings, "score"):

@@ -1,7 +1,7 @@
-"""Guarded generation: answer, moderate, draw again what was flagged, a few rounds, then refuse.
+"""Guarded generation: answer, moderate, sample flagged answers again for some rounds, refuse.
 
 After Beaver-Guard-V (Safe RLHF-V, arXiv 2503.17682), which moderates and regenerates up to five
-rounds. An answer that passed is never touched again, and is replaced only by one that passes.
+rounds. An answer that passed is final; a flagged one is replaced only by one that passes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rlsys.runtime.pending import Pending, as_completed
 
 @dataclass(frozen=True)
 class GuardedRun:
-    """What one guarded generation is told. ``actions``: level -> action; times in seconds."""
+    """Settings of one guarded generation. actions: level -> action; timeout: seconds."""
 
     rounds: int
     candidates: int
@@ -44,7 +44,7 @@ class GuardedAnswer:
 
 
 Answers = dict[int, GuardedAnswer]
-"""Prompt index -> its present answer."""
+"""Prompt index -> its current answer."""
 
 Report = Callable[[int, dict[str, float], Answers], None]
 
@@ -81,7 +81,7 @@ def _regenerate(
     number: int,
     run: GuardedRun,
 ) -> None:
-    """The first candidate, by number, that passes takes the place of a flagged answer."""
+    """Replace flagged answers by the first candidate, by number, that passes."""
     requests = [
         SampleRequest(p, s, sample_seed(run.seed, number, p, s), run.hint)
         for p in waiting
@@ -101,16 +101,16 @@ def _regenerate(
 def _moderate(
     guard: Guard, chunks: Sequence[Pending[Rollouts]], plain: dict[int, Tensor], run: GuardedRun
 ) -> list[tuple[Rollouts, list[Moderation]]]:
-    """Every finished chunk goes to the guard at once, as an answer to the prompt without hints.
+    """Moderate every chunk as soon as it is finished, as answers to the prompts without hint.
 
-    ``plain`` keeps each prompt as it was first asked.
+    ``plain``: prompt index -> prompt ids without hint, filled by the first call.
     """
-    asked = []
+    moderated = []
     for chunk in as_completed(chunks, run.timeout):
         rows = zip(chunk.prompt_index.tolist(), chunk.prompt_ids, strict=True)
         ids = [plain.setdefault(prompt, ids) for prompt, ids in rows]
-        asked.append((chunk, guard.moderate(replace(chunk, prompt_ids=ids))))
-    return [(chunk, pending.result(run.timeout)) for chunk, pending in asked]
+        moderated.append((chunk, guard.moderate(replace(chunk, prompt_ids=ids))))
+    return [(chunk, pending.result(run.timeout)) for chunk, pending in moderated]
 
 
 def _answer(chunk: Rollouts, row: int, moderation: Moderation, run: GuardedRun) -> GuardedAnswer:

@@ -14,7 +14,7 @@ from rlsys.runtime.pending import Metrics
 
 @dataclass
 class Multiplier:
-    """λ, and the last episode costs it answers to."""
+    """λ, and the latest episode costs, whose mean drives it."""
 
     value: float
     window: deque[float]
@@ -52,7 +52,7 @@ class Multiplier:
         return {"value": self.value, "window": list(self.window)}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """What ``as_dict`` gave."""
+        """Restore from ``as_dict``."""
         self.value = saved["value"]
         self.window.clear()
         self.window.extend(saved["window"])

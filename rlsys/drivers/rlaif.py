@@ -1,8 +1,8 @@
 """Iterative AI feedback: DREAM's second stage (arXiv 2504.18053).
 
 One round: 1 observe the risks of every prompt, 2 sample answers, 3 judge them, 4 build pairs,
-5 DPO against the policy at the round's start, 6 sync weights, 7 report. How scores become pairs
-and how many rounds there are is open in the paper and is configured here.
+5 DPO against the policy at the round's start, 6 sync weights, 7 report. The paper does not define
+how scores become pairs and how many rounds there are; both are configurable.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rlsys.runtime.pending import Metrics, as_settled
 
 
 class FeedbackPolicy(PreferenceLearner, Publisher, Reference, Protocol):
-    """A policy that learns from pairs and hands its weights to the engines."""
+    """A policy that is trained on pairs and publishes its weights to the engines."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def rlaif(
 
 
 def sync_policy(roles: RlaifRoles, version: int, run: RlaifRun) -> None:
-    """Policy to every engine, under one version: the number of rounds it has learned from."""
+    """Sync the policy to every engine; the version is its number of completed rounds."""
     sync_weights(roles.policy, roles.rollout, version, run.sync_timeout)
 
 
@@ -229,7 +229,7 @@ def _judge_chunks(
     cost = torch.cat([each.result(run.timeout) for each in costs] or [torch.zeros(len(ids))])
     if not bool(torch.isfinite(cost).all()):
         raise DataError("costs of sampled answers are not finite")
-    # Learning from a truncated answer would train the policy not to stop: never chosen.
+    # A truncated answer is never chosen: it would train the policy not to stop.
     flags = torch.cat([~chunk.finished for chunk in chunks])
     if moderated:
         levels = [m.level for each in moderated for m in each.result(run.timeout)]
@@ -265,7 +265,7 @@ def describe(answers: dict[int, list[Judged]], state: RlaifState, run: RlaifRun)
 def build_pairs(
     prompts: Sequence[JudgedPrompt], answers: dict[int, list[Judged]], run: RlaifRun
 ) -> tuple[PreferencePairs | None, Counter[str]]:
-    """The round's pairs, None without any; and counts of PairOutcome, one per prompt."""
+    """The round's pairs, None if there are none, and counts of PairOutcome, one per prompt."""
     by_prompt = [answers[p.row] for p in prompts]
     chosen, outcomes = choose_pairs([[j.scored for j in each] for each in by_prompt], run.rule)
     if not chosen:

@@ -87,7 +87,7 @@ def sample_and_score(
 
 @dataclass(frozen=True)
 class Batches:
-    """What the three updates train on."""
+    """The batches of the three updates."""
 
     policy: PolicyBatch
     reward: ValueBatch

@@ -1,4 +1,4 @@
-"""What PPO-Lagrangian works with: its roles, its settings, and what it reports to."""
+"""Roles, settings and report callback of PPO-Lagrangian."""
 
 from __future__ import annotations
 

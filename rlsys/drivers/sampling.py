@@ -1,4 +1,4 @@
-"""What drivers that sample from engines share."""
+"""Sampling requests and weight sync, for all drivers with rollout engines."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def sample_requests(
 
 
 def sync_weights(policy: Publisher, rollout: Rollout, version: int, timeout: float) -> None:
-    """Policy to every engine, under one version. Args: timeout: of each half, seconds."""
+    """Publish the policy and load it into every engine. Args: timeout: of each half, seconds."""
     update = policy.publish(version).result(timeout)
     rollout.load(update).result(timeout)

@@ -1,4 +1,4 @@
-"""Where a driver's time goes."""
+"""Timing of a driver's phases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def timed(into: dict[str, float], phase: str) -> Iterator[None]:
-    """Seconds of the block, as ``time/<phase>``."""
+    """Record the seconds of the block as ``time/<phase>``."""
     start = time.perf_counter()
     yield
     into[f"time/{phase}"] = time.perf_counter() - start

@@ -1,1 +1,1 @@
-"""Training engines, the vLLM rollout engine, and the rank-level workers built on them."""
+"""Training engines, the vLLM engine, and weight transfer between them."""

@@ -1,4 +1,4 @@
-"""What a training engine must do. Loss shares add: over micro-batches and over ranks."""
+"""Protocol of training engines. Losses are summed over micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlsys.runtime.pending import Metrics
 
 
 class TrainEngine(Protocol):
-    """What a trained role needs. Ranks of a group call the methods in the same order."""
+    """Training engine of one role. Ranks of a group call its methods in the same order."""
 
     module: nn.Module
 
@@ -23,7 +23,7 @@ class TrainEngine(Protocol):
         ...
 
     def step(self) -> Metrics:
-        """One optimiser step: grad_norm before clipping, lr."""
+        """One optimiser step. Returns: grad_norm (before clipping), lr."""
         ...
 
     def full_params(self, *, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
@@ -35,5 +35,5 @@ class TrainEngine(Protocol):
         ...
 
     def load(self, folder: Path, tag: str) -> None:
-        """What ``save`` wrote with as many ranks. Collective."""
+        """Load what ``save`` wrote with the same number of ranks. Collective."""
         ...

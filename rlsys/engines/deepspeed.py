@@ -42,7 +42,7 @@ class DeepSpeedEngine:
         return self.engine(*args)
 
     def backward(self, loss: Tensor) -> None:
-        # DeepSpeed averages gradients over ranks; shares must add.
+        # DeepSpeed averages gradients over ranks; here they must be summed.
         self.engine.backward(loss * self.rank.world)
 
     def step(self) -> Metrics:
@@ -78,7 +78,7 @@ class DeepSpeedEngine:
 
 
 def deepspeed_config(train: TrainConfig, grad_clip: float, dtype: torch.dtype) -> dict[str, Any]:
-    """The settings measured to be exact: gradients accumulate until ``step`` is called."""
+    """Settings that match plain torch; gradients accumulate until ``step`` is called."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

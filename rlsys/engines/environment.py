@@ -1,4 +1,4 @@
-"""What engines expect of the environment of their process, before anything is imported."""
+"""Environment variables of processes with engines, set before anything is imported."""
 
 CPU_ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",

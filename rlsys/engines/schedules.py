@@ -28,7 +28,7 @@ def build_optimizer(
 
 
 def lr_factor(step: int, optim: OptimConfig, total_steps: int) -> float:
-    """Share of ``optim.lr`` at this step."""
+    """Factor on ``optim.lr`` at this step."""
     if step < optim.warmup_steps:
         return (step + 1) / optim.warmup_steps
     if optim.schedule == "constant":

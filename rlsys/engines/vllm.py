@@ -1,4 +1,4 @@
-"""A vLLM engine inside the calling process, stepped by whoever waits.
+"""A vLLM engine inside the calling process, stepped by the calls that wait for it.
 
 The engine lives in this process (``VLLM_ENABLE_V1_MULTIPROCESSING=0``). Calls may come from several
 threads: each waiting call steps the engine for all of them, under one lock, so requests of
@@ -20,7 +20,7 @@ from rlsys.config.schema import EngineConfig
 
 
 class SteppedEngine:
-    """``lock`` is held while the engine is touched; ``submit`` and what changes weights need it."""
+    """``lock`` guards the engine; hold it to call ``submit`` or to change weights."""
 
     def __init__(self, model: str, config: EngineConfig, dtype: str, *, cpu: bool) -> None:
         from vllm import LLM
@@ -49,7 +49,7 @@ class SteppedEngine:
         self._names = count()
 
     def close(self) -> None:
-        """Gives its memory back, for another engine in this process."""
+        """Frees its memory, for another engine in this process."""
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()
@@ -91,7 +91,7 @@ class SteppedEngine:
         self.drop_caches()
 
     def drop_caches(self) -> None:
-        """Keys and values, processed images, encoded images: all belong to the old weights."""
+        """Clear the caches of prefixes, processed images and encoded images."""
         engine = self.llm.llm_engine
         engine.reset_prefix_cache()
         engine.reset_mm_cache()

@@ -1,4 +1,4 @@
-"""How good a reward or cost model is on held-out pairs, and the threshold that follows."""
+"""Metrics of reward and cost models on held-out pairs, and calibration of the cost threshold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlsys.runtime.pending import Metrics
 
 
 def scorer_quality(kind: str, scores: Tensor, records: Rows[PreferencePair]) -> Metrics:
-    """Held-out numbers of a reward (kind reward) or cost model (kind cost).
+    """Held-out metrics of a reward model (kind reward) or cost model (kind cost).
 
     Args: scores [N, 2], end scores of both responses of every record. ``accuracy`` is the share of
     pairs ranked as labelled; for costs also how well ``score > 0`` finds unsafe answers, beside the

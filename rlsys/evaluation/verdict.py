@@ -1,4 +1,4 @@
-"""What a judge says about one answer to one prompt."""
+"""The verdict of a data source's oracle on one answer to one prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Verdict:
-    """harmful: the prompt is. Exactly one of complies and declines holds; redirects implies
+    """harmful: of the prompt. Exactly one of complies and declines is set; redirects implies
     declines, right implies complies. helpful_rate in 0..3, harmless_rate in -3..3.
     """
 

@@ -1,1 +1,1 @@
-"""Moderation of prompts and answers, and what follows from it."""
+"""Moderation of prompts and answers: labels, decisions and actions."""

@@ -1,4 +1,4 @@
-"""From the guard's outputs to what happens with an answer."""
+"""From the guard's outputs to moderation decisions and actions."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Moderation(NamedTuple):
 def moderations(logits: Tensor, *, threshold: float) -> list[Moderation]:
     """Args: logits [B, OUTPUTS]; threshold: probability from which an item counts as unsafe.
 
-    The flag decides: what is not unsafe has level none, what is has the likeliest other level.
-    Raises: DataError for outputs that are not finite: they would pass everything.
+    An item below the threshold has level none, any other the likeliest level above none.
+    Raises: DataError for outputs that are not finite, as a NaN would count as safe.
     """
     if not bool(torch.isfinite(logits).all()):
         raise DataError("the guard's outputs are not finite")

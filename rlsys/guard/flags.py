@@ -1,4 +1,4 @@
-"""What a guard said about the responses of a split, by row."""
+"""A guard's flags of the responses of a split, by row."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def save_flags(folder: Path, flags: Flags) -> None:
 
 
 def load_flags(folder: Path) -> Flags:
-    """Raises: DataError for a folder without them."""
+    """Raises: DataError for a folder without flags."""
     path = folder / FILE
     if not path.is_file():
-        raise DataError(f"{folder}: holds no {FILE}; it is no filter's result")
+        raise DataError(f"{folder}: has no {FILE}; it was not made by a filter stage")
     return {name: (bool(first), bool(second)) for name, (first, second) in json.loads(
         path.read_text()
     ).items()}  # fmt: skip
@@ -30,16 +30,16 @@ def load_flags(folder: Path) -> Flags:
 def passed_rows(records: Rows[PreferencePair], flags: Flags, target: str) -> list[int]:
     """Rows whose ``target`` response (more_helpful or safer) was not flagged.
 
-    Raises: DataError for a row the filter never saw, or when nothing is left.
+    Raises: DataError for a row without a flag, or when no row is left.
     """
-    unseen = [record.id for record in records.rows if record.id not in flags]
-    if unseen:
-        raise DataError(f"row {unseen[0]} was not filtered; the filter saw another split")
-    kept = [
+    missing = [record.id for record in records.rows if record.id not in flags]
+    if missing:
+        raise DataError(f"row {missing[0]} was not filtered; the filter stage read another split")
+    passed = [
         row
         for row, record in enumerate(records.rows)
         if not flags[record.id][preferred(record, target)]
     ]
-    if not kept:
+    if not passed:
         raise DataError(f"the filter flagged the {target} response of every row")
-    return kept
+    return passed

@@ -1,4 +1,4 @@
-"""What a guard learns from a row: both answers and the bare prompt, each with its labels."""
+"""Training items of a guard from a row: both answers and the prompt alone, with labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlsys.data.rows import PreferencePair
 from rlsys.errors import DataError
 
 NO_CATEGORY = "none"
-# BeaverTails-V (Safe RLHF-V, arXiv 2503.17682), and what carries no harm.
+# Of BeaverTails-V (Safe RLHF-V, arXiv 2503.17682), and one for items without harm.
 CATEGORIES = (
     NO_CATEGORY,
     "animal_abuse",
@@ -45,10 +45,10 @@ class Label(NamedTuple):
 
 
 def labelled_answers(record: PreferencePair) -> list[tuple[str, Label]]:
-    """Three items: response 1, response 2, and the empty answer, which stands for the prompt alone.
+    """Three items: response 1, response 2, and an empty answer for the prompt alone.
 
-    An answer is as severe as its harmless rate is negative (at least 1 when it is labelled unsafe);
-    the prompt is as severe as the row says. The category is always the prompt's.
+    Severity of an answer: minus its harmless rate, at least 1, if labelled unsafe, else 0; of the
+    prompt: the row's. The category is always the prompt's.
     Raises: DataError for a category that is not one of CATEGORIES.
     """
     if record.category not in CATEGORIES:

@@ -1,10 +1,10 @@
-"""How severe, and what follows."""
+"""Severity levels, and the actions that a level can lead to."""
 
 LEVELS = ("none", "minor", "moderate", "severe")
 """Severities 0..3."""
 
 ACTIONS = ("pass", "annotate", "regenerate", "refuse")
-"""What a level may lead to, from the mildest."""
+"""Actions on an answer, from the mildest."""
 
 REFUSAL = "I cannot help with this."
-"""Takes the place of an answer that is refused, unless a recipe has another."""
+"""Replaces a refused answer, unless the recipe has another text."""

@@ -1,4 +1,4 @@
-"""How good a guard is on held-out rows."""
+"""Metrics of a guard on held-out rows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Metrics = dict[str, float]
 def guard_quality(outputs: Tensor, records: Rows[PreferencePair]) -> Metrics:
     """Args: outputs [3 N, OUTPUTS], the items of all N rows in the order of ``labelled_answers``.
 
-    ``recall`` and ``false_positives`` are of the unsafe flag on answers, ``prompt_`` of the flag on
-    bare prompts; severity and category count over all items.
+    ``recall`` and ``false_positives`` are of the unsafe flag on answers, with ``prompt_`` of the
+    flag on prompts alone; severity and category count over all items.
     """
     labels = [label for record in records.rows for _, label in labelled_answers(record)]
     unsafe, severity, category = torch.tensor(labels).T
@@ -30,12 +30,12 @@ def guard_quality(outputs: Tensor, records: Rows[PreferencePair]) -> Metrics:
     metrics["severity_macro_f1"] = macro_f1(level.argmax(-1), severity)
     metrics["category_macro_f1"] = macro_f1(kind.argmax(-1), category)
     recalls = recall_by_class(level.argmax(-1), severity, len(LEVELS))
-    found = zip(LEVELS, recalls, strict=True)
-    return metrics | {f"recall_{name}": share for name, share in found if share is not None}
+    by_level = zip(LEVELS, recalls, strict=True)
+    return metrics | {f"recall_{name}": share for name, share in by_level if share is not None}
 
 
 def _flag_quality(prefix: str, scores: Tensor, unsafe: Tensor) -> Metrics:
-    """Rates of the flag; those that have no item are left out."""
+    """Rates of the unsafe flag; rates without an item are left out."""
     flagged = scores > 0
     metrics = {}
     if unsafe.any():

@@ -1,4 +1,4 @@
-"""LoRA through PEFT, injected in place so that the model keeps its class and its names."""
+"""LoRA through PEFT, injected in place so that class and parameter names of the model stay."""
 
 from __future__ import annotations
 

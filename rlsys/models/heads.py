@@ -1,4 +1,4 @@
-"""The two shapes a vision-language model takes here: token log-probabilities, scalar scores."""
+"""Modules on a vision-language model: token log-probabilities, and scores from a linear head."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NO_TOKEN = -100  # torch's ignore_index
 
 Inputs = dict[str, Any]
 """input_ids, attention_mask, mm_token_type_ids [B, L]; pixels: features of the distinct images;
-image_index [B]: which of them each row shows, -1 for a row without one."""
+image_index [B]: index of each row's image among these, -1 for a row without one."""
 
 
 def run_trunk(trunk: Any, inputs: Inputs) -> Tensor:
     """Last hidden states [B, L, H]; each distinct image passes the vision tower once.
 
-    A batch without images passes one all the same and takes nothing from it: the ranks of a group
-    reduce the gradients of the same parameters in every step.
+    A batch without images encodes a blank one with weight zero: all ranks of a group reduce the
+    gradients of the same parameters in every step.
     """
     text = {key: inputs[key] for key in ("input_ids", "attention_mask", "mm_token_type_ids")}
     pixels, index = inputs["pixels"], inputs["image_index"]
@@ -67,8 +67,8 @@ class PolicyModule(nn.Module):
         device = self.vlm.device
         hidden = run_trunk(self.vlm.base_model, to_device(inputs, device))
         rows, steps = (labels != NO_TOKEN).nonzero(as_tuple=True)
-        places = rows * hidden.shape[1] + logit_positions[rows, steps]
-        logits = self.vlm.get_output_embeddings()(hidden.flatten(0, 1)[places.to(device)])
+        positions = rows * hidden.shape[1] + logit_positions[rows, steps]
+        logits = self.vlm.get_output_embeddings()(hidden.flatten(0, 1)[positions.to(device)])
         chosen = labels[rows, steps].to(device)
         allowed = forbid(at_temperature(logits, temperature), self.forbidden)
         logprobs = token_logprobs(allowed, chosen).cpu()
@@ -111,14 +111,14 @@ def build_scorer_module(
     """A scorer from a scorer's checkpoint, or with a fresh small head on a policy's trunk.
 
     Raises: ModelError when ``new_head`` is False and the checkpoint has no head with as many
-    outputs: a random head scores without complaint, and means nothing.
+    outputs: scores of a random head would be meaningless.
     """
     module = ScorerModule(load_trunk(folder, dtype), outputs)
     weight = load_head(folder)
     if not new_head and (weight is None or len(weight) != outputs):
         kind = "reward or cost model" if outputs == 1 else "guard"
-        held = "no score head" if weight is None else f"a head of {len(weight)} outputs"
-        raise ModelError(f"{folder} has {held}; train a {kind} first")
+        head = "no score head" if weight is None else f"a head of {len(weight)} outputs"
+        raise ModelError(f"{folder} has {head}; train a {kind} first")
     with torch.no_grad():
         if weight is None or new_head:
             generator = torch.Generator().manual_seed(seed)

@@ -66,14 +66,14 @@ def _checked(auto: Any, folder: str, dtype: str, *, allow_head_missing: bool) ->
 
 
 def vision_token_ids(config: Any, tokenizer: Any) -> tuple[int, list[int]]:
-    """The image placeholder's id, and every id that only a processor may write.
+    """The image placeholder's id, and the ids that a policy must not sample.
 
-    A policy must not sample the second kind: a placeholder without an image breaks the next
-    forward pass, and a forged turn marker breaks the conversation.
+    A sampled placeholder has no image, which breaks the next forward pass; a sampled turn marker
+    breaks the chat format.
     """
     image = getattr(config, "image_token_id", None)
     if image is None:
-        raise ModelError(f"{type(config).__name__} names no image_token_id")
+        raise ModelError(f"{type(config).__name__} has no image_token_id")
     special = set(tokenizer.all_special_ids) | {image}
     video = getattr(config, "video_token_id", None)
     if video is not None:

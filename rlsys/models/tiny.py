@@ -1,7 +1,7 @@
 """A Qwen2.5-VL of one to three million parameters with its own tokenizer and processor.
 
-Small enough to train in minutes on two cores, and a real member of its family: transformers,
-vLLM and PEFT load the folder this writes like any other checkpoint.
+It trains in minutes on two CPU cores; transformers, vLLM and PEFT load its folder like any other
+Qwen2.5-VL checkpoint.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on ``texts``: any text encodes, frequent words are one token."""
+    """Byte-level BPE trained on ``texts``; any text can be encoded."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""The two critics: value models started from the reward and the cost model, and trained."""
+"""The reward and cost critics: value models initialised from the reward and the cost model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Critic(Protocol):
 
 @dataclass(frozen=True)
 class CriticSpec:
-    """model: folder of the scorer it starts from."""
+    """model: folder of the scorer it is initialised from."""
 
     model: str
     data: RowSource

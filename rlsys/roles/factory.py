@@ -1,4 +1,4 @@
-"""What the workers of one process share: rows, encoded prompts, vLLM engines, weight transports."""
+"""Resources that the workers of a process share: rows, encoders, vLLM engines, transports."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Where a worker runs and what it reads.
+    """Rank, device and data of a worker.
 
     token_budget: padded tokens per forward pass; writer: trainers' side of a transport, by name.
     """
@@ -45,7 +45,7 @@ class WorkerContext:
 
 
 class Engine(Protocol):
-    """Something costly to start that outlives a role."""
+    """An engine that is slow to start; it is cached after its role is dropped."""
 
     def close(self) -> None: ...
 
@@ -80,8 +80,8 @@ class WorkerFactory:
         return self._encoders[key]
 
     def engine(self, role: str, key: Hashable, start: Callable[[], Engine]) -> Any:
-        """The cached engine of a role, or a started one: starting dominates. An engine with
-        another ``key`` is closed first.
+        """The cached engine of a role, else a new one. A cached engine with another ``key`` is
+        closed first.
         """
         if role in self._engines and self._engines[role][0] != key:
             self.evict(role)
@@ -90,12 +90,12 @@ class WorkerFactory:
         return self._engines[role][1]
 
     def evict(self, role: str) -> None:
-        """Close the cached engine of a role and give its memory back."""
+        """Close the cached engine of a role, which frees its memory."""
         if role in self._engines:
             self._engines.pop(role)[1].close()
 
     def writer(self, transport: str) -> WeightWriter:
-        """Lives as long as this process: its buffers are reused from version to version."""
+        """Cached for the life of this process: its buffers are reused for every version."""
         if transport not in self._writers:
             self._writers[transport] = self.transports[transport].writer(self.token)
         return self._writers[transport]
@@ -119,12 +119,12 @@ class _AnyReader:
 
 
 def architecture_hash(model: str) -> str:
-    """Identity of everything in a checkpoint but its weights."""
+    """Hash of a checkpoint's configuration, tokenizer and image processing."""
     return _hash_files(model, ("config.json", "generation_config.json")) + processor_hash(model)
 
 
 def processor_hash(model: str) -> str:
-    """Identity of a checkpoint's tokenizer and image processing."""
+    """Hash of a checkpoint's tokenizer and image processing."""
     names = ("tokenizer.json", "processor_config.json", "preprocessor_config.json")
     return _hash_files(model, names)
 
@@ -138,7 +138,7 @@ def _hash_files(model: str, names: tuple[str, ...]) -> str:
 
 
 def check_same_processor(models: Mapping[str, str]) -> None:
-    """Roles that read each other's token ids must share them.
+    """Check that roles that exchange token ids have the same tokenizer and image processor.
 
     Args: models: role -> folder. Raises: ModelError naming the two that differ.
     """
@@ -147,5 +147,5 @@ def check_same_processor(models: Mapping[str, str]) -> None:
         if processor_hash(other) != processor_hash(folder):
             raise ModelError(
                 f"{role} ({other}) and {first} ({folder}) have different tokenizers or image "
-                "processors; their token ids do not mean the same"
+                "processors; their token ids are not interchangeable"
             )

@@ -34,7 +34,7 @@ def collate_rollouts(encoder: PromptEncoder, rollouts: Rollouts, rows: list[int]
 def forward_rollouts(
     context: WorkerContext, rollouts: Rollouts, run: Callable[[Collated], Tensor]
 ) -> tuple[list[int], Tensor]:
-    """This rank's rows of a per-row result.
+    """Run a forward pass over this rank's rows.
 
     Every rank makes the same number of calls, as sharded forward passes are collective.
     Returns: row numbers and their results, in the same order.
@@ -76,7 +76,7 @@ def forward_answers(
 
 
 def answer_counts(encoder: PromptEncoder, rows: Sequence[int], texts: Sequence[str]) -> list[int]:
-    """Prompt plus response tokens."""
+    """Prompt plus response tokens by row."""
     return [
         length + len(encoder.response(text))
         for length, text in zip(encoder.lengths(rows), texts, strict=True)
@@ -84,7 +84,7 @@ def answer_counts(encoder: PromptEncoder, rows: Sequence[int], texts: Sequence[s
 
 
 def merge_rows(parts: Sequence[tuple[list[int], Tensor]]) -> Tensor:
-    """The ranks' rows put back in order."""
+    """Per-rank results merged in row order."""
     rows = [row for part, _ in parts for row in part]
     values = torch.cat([values for part, values in parts if part])
     merged = torch.empty_like(values)

@@ -31,7 +31,7 @@ class Guard(Protocol):
     """A moderation model, as a driver sees it."""
 
     def moderate(self, rollouts: Rollouts) -> Pending[list[Moderation]]:
-        """One judgement per row, read at the last response token."""
+        """One moderation per row, read at the last response token."""
         ...
 
 
@@ -54,7 +54,7 @@ class GuardSpec:
 
 @dataclass(frozen=True)
 class GuardTrainerSpec:
-    """A new guard. model: folder of the policy whose trunk it starts from."""
+    """A new guard. model: folder of the policy whose trunk it is initialised from."""
 
     model: str
     data: RowSource
@@ -85,19 +85,19 @@ class GuardWorker:
         return forward_rollouts(self.context, rollouts, self._outputs)
 
     def moderate_rows(self, rows: Sequence[int]) -> tuple[list[int], Tensor]:
-        """This rank's places among the items of these dataset rows (three each, in the order of
+        """This rank's indices into the items of these dataset rows (three each, in the order of
         ``labelled_answers``) and their outputs.
         """
         items = _items(self.context, rows)
-        places, texts = [row for row, *_ in items], [text for _, text, _ in items]
-        return forward_answers(self.context, places, texts, self._outputs)
+        item_rows, texts = [row for row, *_ in items], [text for _, text, _ in items]
+        return forward_answers(self.context, item_rows, texts, self._outputs)
 
     def _outputs(self, batch: Collated) -> Tensor:
         return self.module(batch.inputs, batch.last_positions).squeeze(1)
 
 
 class GuardTrainer(TrainedHead):
-    """Learns to moderate answers and bare prompts."""
+    """Trains a guard on answers and on prompts alone."""
 
     def step(self, rows: Sequence[int]) -> Stats:
         """One optimiser step on the three items of each of these dataset rows."""

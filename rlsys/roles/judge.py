@@ -34,7 +34,7 @@ class JudgeSpec:
     max_new_tokens: int
 
     def build(self, factory: WorkerFactory) -> JudgeWorker:
-        """A judge's weights never move: the engine of the same model is used again."""
+        """The weights are frozen, so a cached engine of the same model is reused."""
         encoder = factory.encoder(self.model, self.data)
 
         def start() -> SteppedEngine:
@@ -43,7 +43,7 @@ class JudgeSpec:
         key = (self.model, repr(self.engine), self.dtype)
         engine: SteppedEngine = factory.engine(ROLE.name, key, start)
         with engine.lock:
-            engine.drop_caches()  # images go by their rows' ids, and these may be others
+            engine.drop_caches()  # cached images have row ids as keys, and the rows may differ
         return JudgeWorker(engine, encoder, self.prompts, max_new_tokens=self.max_new_tokens)
 
 
@@ -111,7 +111,7 @@ def _reply(output: Any) -> str | ParseFailure:
 
 
 class JudgeHandle(RoleHandle):
-    """Implements ``rlsys.judging.judge.Judge``: every call is shared out among the engines."""
+    """Implements ``rlsys.judging.judge.Judge``; every call is split among the engines."""
 
     def __init__(self, group: RankGroup) -> None:
         super().__init__(group, ROLE.name)

@@ -33,10 +33,10 @@ ROLE = Role("policy", "the policy in training: DeepSpeed ZeRO 0-3, full or LoRA"
 
 
 class Publisher(Protocol):
-    """A policy whose weights the engines sample from."""
+    """A policy that publishes its weights to the rollout engines."""
 
     def publish(self, version: int) -> Pending[WeightUpdate]:
-        """Make this moment's weights readable by the engines."""
+        """Make the current weights readable by the engines under ``version``."""
         ...
 
 
@@ -49,7 +49,7 @@ class Policy(Reference, Publisher, Protocol):
 
 
 class PreferenceLearner(Protocol):
-    """A policy that learns from pairs."""
+    """A policy trained on preference pairs."""
 
     def pair_logprobs(self, pairs: PreferencePairs) -> Pending[Tensor]:
         """[P, 2] summed log-probabilities of chosen and rejected, nats."""
@@ -95,7 +95,7 @@ class PolicyWorker(TrainedWorker):
         return self.engine.forward(batch.inputs, batch.logit_positions, batch.labels, temperature)
 
     def logprobs(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
-        """This rank's rows and their [.., T] log-probabilities under the present weights."""
+        """This rank's rows and their [.., T] log-probabilities under the current weights."""
         temperature = rollouts.temperature
         return forward_rollouts(
             self.context, rollouts, lambda batch: self._forward(batch, temperature)
@@ -135,12 +135,12 @@ class PolicyWorker(TrainedWorker):
                     global_sequences=len(rows),
                 )
                 whole = tokens * len(steps)
-                moved = masked_sum(k3(old, logprobs.detach()), mask) / whole
-                hit = masked_sum(clipped.float(), mask) / whole
+                update_kl = masked_sum(k3(old, logprobs.detach()), mask) / whole
+                clip_fraction = masked_sum(clipped.float(), mask) / whole
                 return loss, {
                     "loss": float(loss.detach()) / len(steps),
-                    "clip_fraction": float(hit),
-                    "update_kl": float(moved),
+                    "clip_fraction": float(clip_fraction),
+                    "update_kl": float(update_kl),
                 }
 
             self.train_step(self.plan(rows, counts), rows[0], micro_loss, stats)
@@ -185,7 +185,7 @@ class PolicyWorker(TrainedWorker):
         return mine, torch.cat(results) if results else torch.empty(0)
 
     def dpo_step(self, pairs: PreferencePairs, beta: float) -> Stats:
-        """One optimiser step of DPO on pairs whose reference is known."""
+        """One optimiser step of DPO on pairs with reference log-probabilities."""
         stats, reference = Stats(), pairs.reference
         if reference is None:
             raise ValueError("DPO needs the reference's log-probabilities")
@@ -206,7 +206,7 @@ class PolicyWorker(TrainedWorker):
         return stats
 
     def _pair_counts(self, pairs: PreferencePairs) -> list[int]:
-        """Tokens a pair takes in a batch: twice its longer side."""
+        """Padded tokens of a pair in a batch: twice its longer side."""
         prompts = self.context.encoder.lengths(pairs.prompt_index.tolist())
         sides = zip(prompts, pairs.chosen, pairs.rejected, strict=True)
         return [2 * (length + max(len(c), len(r))) for length, c, r in sides]
@@ -221,7 +221,7 @@ class PolicyWorker(TrainedWorker):
         return self._forward(batch).masked_fill(~mask, 0.0).sum(-1).reshape(len(micro), 2)
 
     def publish(self, version: int, transport: str) -> WeightUpdate | None:
-        """Whole trained tensors to the engines; rank 0 writes, every rank takes part."""
+        """Publish the trained tensors, unsharded; rank 0 writes. Collective."""
         tensors = self._tensors(trained_only=True)
         if self.context.rank.rank:
             return None

@@ -1,4 +1,4 @@
-"""The reference policy: log-probabilities under weights that do not move."""
+"""The reference policy: log-probabilities under frozen weights."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sampled_policy(model: str, dtype: str, encoder: PromptEncoder) -> PolicyModu
 
 
 class ReferenceWorker:
-    """One rank."""
+    """The reference policy on one rank."""
 
     def __init__(self, module: PolicyModule, context: WorkerContext) -> None:
         self.module, self.context = module.eval(), context

@@ -1,4 +1,4 @@
-"""What is known of a role beside its code."""
+"""Metadata of a role."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rollout engines: vLLM draws responses, and takes new weights while it lives."""
+"""The rollout engines: vLLM samples responses, and loads new weights without a restart."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from rlsys.runtime.pending import Pending
 ROLE = Role("rollout", "vLLM engines that draw responses", exclusive=True)
 # Far below any real logit, so that the sampler never draws it; -inf upsets vLLM's bookkeeping.
 FORBIDDEN_BIAS = -100.0
-QUEUE_SECONDS = 600.0  # until requests that were sent before their collection have arrived
+QUEUE_SECONDS = 600.0  # that ``collect`` waits for its chunk to be queued
 
 
 class Rollout(Protocol):
-    """Draws responses; N engines. What a driver sees."""
+    """N engines that sample responses, as a driver sees them."""
 
     def generate(
         self, requests: Sequence[SampleRequest], *, greedy: bool = False
     ) -> list[Pending[Rollouts]]:
-        """One Pending per chunk. Only engines that proved the current weights serve."""
+        """One Pending per chunk. Engines must hold the current weights, verified."""
         ...
 
     def load(self, update: WeightUpdate) -> Pending[int]:
-        """Every engine takes and verifies the weights. Returns: the version."""
+        """Every engine loads and verifies the weights. Returns: the version."""
         ...
 
 
 @dataclass(frozen=True)
 class RolloutSpec:
-    """model: folder whose architecture, tokenizer and first weights the engine has."""
+    """model: folder of the engine's architecture, tokenizer and initial weights."""
 
     model: str
     data: RowSource
@@ -52,7 +52,7 @@ class RolloutSpec:
     dtype: str
 
     def build(self, factory: WorkerFactory) -> RolloutWorker:
-        """An engine of the same architecture is used again, with this model's weights."""
+        """A cached engine of the same architecture is reused with this model's weights."""
         encoder = factory.encoder(self.model, self.data)
 
         def start() -> RolloutWorker:
@@ -66,10 +66,10 @@ class RolloutSpec:
 
 
 class RolloutWorker:
-    """One engine. It serves no prompt until it has proved that it holds the requested weights.
+    """One engine. It serves requests only while it holds verified weights of their version.
 
-    All requests of one ``generate`` are queued before the engine takes a step, so that what is
-    decoded together, and with it every rounding, depends on nothing but the requests.
+    All requests of one ``generate`` are queued before the engine takes a step, so that batches,
+    and with them rounding errors, depend only on the requests.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RolloutWorker:
     ) -> None:
         self.engine, self.model = engine, model
         self.encoder, self.reader = encoder, reader
-        self.version: int | None = None  # None: no weights proved yet
+        self.version: int | None = None  # None: no verified weights
         hf_config = self.engine.llm.model_config.hf_config
         _, forbidden = vision_token_ids(hf_config, encoder.tokenizer)
         self.bias = dict.fromkeys(forbidden, FORBIDDEN_BIAS)
@@ -88,8 +88,8 @@ class RolloutWorker:
         self.engine.close()
 
     def reset(self, model: str, encoder: PromptEncoder) -> None:
-        """Serve other prompts, after new weights: those held now count as stale. The base weights
-        of another model are loaded, since a sync sends only what trains.
+        """Use another encoder, and count the current weights as stale until new ones are loaded.
+        The base weights of another model are loaded, since a sync sends only trained tensors.
         """
         with self.engine.lock:
             self.encoder, self.version = encoder, None
@@ -115,7 +115,7 @@ class RolloutWorker:
         try:
             with self.engine.lock:
                 if self.version is None or version != self.version:
-                    held = "no proved weights" if self.version is None else f"{self.version}"
+                    held = "no verified weights" if self.version is None else f"{self.version}"
                     raise SyncError(f"requests for weights {version}, the engine holds {held}")
                 for number, requests in enumerate(chunks):
                     params = self._requests(requests, max_new_tokens, temperature)
@@ -129,7 +129,7 @@ class RolloutWorker:
     def collect(self, ticket: int, number: int) -> Rollouts:
         """The finished responses of one queued chunk.
 
-        Raises: SyncError for a chunk that was refused, RuntimeError for one that never came.
+        Raises: SyncError for a chunk that was rejected, RuntimeError for one not queued in time.
         """
         key = (ticket, number)
         with self._arrived:
@@ -137,13 +137,13 @@ class RolloutWorker:
                 raise RuntimeError(f"chunk {key} was not queued within {QUEUE_SECONDS:.0f} s")
             chunk = self._queued.pop(key)
         if chunk is None:
-            raise SyncError("the requests were refused")
+            raise SyncError("the requests were rejected")
         return _rollouts(chunk, self.engine.wait(chunk.names))
 
     def load(self, update: WeightUpdate) -> int:
-        """Take a version of the weights: compare, load, repack what is tied, drop every cache.
+        """Load a version of the weights: verify, load, repack tied heads, clear all caches.
 
-        Raises: SyncError when a tensor is not the one sent or requests are still running.
+        Raises: SyncError when a fingerprint differs or requests are still running.
         """
         with self.engine.lock:
             if self.engine.busy:
@@ -155,7 +155,7 @@ class RolloutWorker:
             return update.version
 
     def load_checkpoint(self, folder: str, version: int) -> int:
-        """Take the weights of a checkpoint of the same architecture."""
+        """Load the weights of a checkpoint of the same architecture."""
         with self.engine.lock:
             self.version = None
             self.engine.load_weights(checkpoint_tensors(folder))
@@ -184,17 +184,17 @@ class RolloutWorker:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            given: dict[str, Any] = {"prompt_token_ids": prompt.collapsed}
+            engine_prompt: dict[str, Any] = {"prompt_token_ids": prompt.collapsed}
             if request.prompt_index in images:
-                given["multi_modal_data"] = {"image": images[request.prompt_index]}
-                given["multi_modal_uuids"] = {"image": records[request.prompt_index].id}
-            result.append((given, params))
+                engine_prompt["multi_modal_data"] = {"image": images[request.prompt_index]}
+                engine_prompt["multi_modal_uuids"] = {"image": records[request.prompt_index].id}
+            result.append((engine_prompt, params))
         return result
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Queued requests and the names the engine knows them by."""
+    """Queued requests and their ids in the engine."""
 
     requests: Sequence[SampleRequest]
     names: list[str]
@@ -232,7 +232,7 @@ def _rollouts(chunk: _Chunk, outputs: Sequence[Any]) -> Rollouts:
 
 
 class RolloutHandle(RoleHandle):
-    """Implements ``Rollout``. Prompts go only to engines that proved the current weights.
+    """Implements ``Rollout``. Requests are queued for the version that all engines have verified.
 
     chunk_prompts: prompts, with all their samples, per chunk.
     """
@@ -253,7 +253,7 @@ class RolloutHandle(RoleHandle):
         temperature = 0.0 if greedy else self.temperature
         ranks, chunks = self.group.size, _chunks(requests, self.chunk_prompts)
         self._ticket += 1
-        sent = [
+        queued = [
             self._one(
                 rank,
                 RolloutWorker.queue,
@@ -269,7 +269,7 @@ class RolloutHandle(RoleHandle):
         for number in range(len(chunks)):
             rank = number % ranks
             chunk = self._one(rank, RolloutWorker.collect, self._ticket, number // ranks)
-            parts = (*sent[rank].parts, *chunk.parts)  # a refusal is raised as what it was
+            parts = (*queued[rank].parts, *chunk.parts)  # errors of queueing are raised too
             results.append(Pending(parts, lambda values: values[-1], chunk.liveness))
         return results
 
@@ -277,12 +277,12 @@ class RolloutHandle(RoleHandle):
         return self._acknowledged(self._all(RolloutWorker.load, update), update.version)
 
     def load_checkpoint(self, folder: str, version: int) -> Pending[int]:
-        """Every engine takes the weights of a checkpoint. Returns: the version."""
+        """Every engine loads the weights of a checkpoint. Returns: the version."""
         loaded = self._all(RolloutWorker.load_checkpoint, folder, version)
         return self._acknowledged(loaded, version)
 
     def _acknowledged(self, answers: Pending[list[int]], version: int) -> Pending[int]:
-        """The group's version moves only when every engine answered with it."""
+        """Set the group's version once every engine has returned it."""
 
         def agree(versions: list[int]) -> int:
             assert set(versions) == {version}

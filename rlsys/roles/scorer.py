@@ -52,7 +52,7 @@ class ScorerSpec:
 
 @dataclass(frozen=True)
 class ScorerTrainerSpec:
-    """A new scorer. model: folder of the policy whose trunk it starts from."""
+    """A new scorer. model: folder of the policy whose trunk it is initialised from."""
 
     model: str
     data: RowSource
@@ -69,7 +69,7 @@ class ScorerTrainerSpec:
 
 @dataclass(frozen=True)
 class ScorerLoss:
-    """signal: reward or cost; the rest as the keys of the stages of these names."""
+    """signal: reward or cost; the other fields as the keys of these stages."""
 
     signal: str
     regularization: float
@@ -78,7 +78,7 @@ class ScorerLoss:
 
 
 class PairScorer:
-    """Reads the end scores of both responses of a dataset row."""
+    """Scores both responses of a dataset row at the last token."""
 
     context: WorkerContext
 
@@ -99,7 +99,7 @@ class PairScorer:
         return mine, torch.cat(results) if results else torch.empty(0)
 
     def _pair_tokens(self, rows: Sequence[int]) -> list[int]:
-        """Tokens a pair takes in a batch: twice its longer side."""
+        """Padded tokens of a pair in a batch: twice its longer side."""
         encoder = self.context.encoder
         counts = []
         pairs = encoder.records.of_kind(rows, PreferencePair)
@@ -109,7 +109,7 @@ class PairScorer:
         return counts
 
     def _pair_scores(self, rows: Sequence[int]) -> Tensor:
-        """End scores [N, 2], both responses of a prompt in one batch."""
+        """Scores [N, 2] at the last token, both responses of a prompt in one batch."""
         encoder = self.context.encoder
         pairs = encoder.records.of_kind(rows, PreferencePair)
         answers = [encoder.response(text) for pair in pairs for text in pair.responses]
@@ -155,7 +155,7 @@ class TrainedHead(TrainedWorker):
 
 
 class ScorerTrainer(TrainedHead, PairScorer):
-    """Learns a reward model or a cost model from preference pairs, pixels included."""
+    """Trains a reward model or a cost model on preference pairs with images."""
 
     def step(self, rows: Sequence[int], loss: ScorerLoss) -> Stats:
         """One optimiser step on the pairs of these dataset rows."""
@@ -177,7 +177,7 @@ class ScorerTrainer(TrainedHead, PairScorer):
     def _pair_losses(
         self, rows: Sequence[int], scores: Tensor, loss: ScorerLoss
     ) -> tuple[Tensor, Tensor]:
-        """Losses [N] and whether each pair is ranked right [N]."""
+        """Losses [N] and whether each pair is ranked correctly [N]."""
         records = self.context.encoder.records.of_kind(rows, PreferencePair)
         if loss.signal == "reward":
             first = torch.tensor([[r.more_helpful] for r in records])

@@ -1,4 +1,4 @@
-"""What every trained worker shares: its engine, the accumulation loop, metrics that add up."""
+"""Base of all trained workers: engine, gradient accumulation, additive metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlsys.runtime.pending import Metrics, Pending
 @dataclass(frozen=True)
 class Training:
     """How a role trains. total_steps: optimiser steps of the whole stage, for the schedule; seed:
-    of what is initialised at random.
+    of random initialisation.
     """
 
     train: TrainConfig
@@ -45,7 +45,7 @@ class Stats:
 
 
 def merge_stats(parts: Sequence[Stats]) -> Metrics:
-    """The metrics of all ranks as one."""
+    """Metrics merged over all ranks."""
     merged = dict(parts[0].common)
     for part in parts:
         for name, value in part.shares.items():
@@ -97,7 +97,7 @@ class TrainedWorker:
         torch.save(_random_state(), self._random_file(folder, name))
 
     def load_state(self, folder: Path, name: str) -> None:
-        """What ``save_state`` wrote. Collective."""
+        """Load what ``save_state`` wrote. Collective."""
         self.engine.load(folder, name)
         state = torch.load(self._random_file(folder, name), weights_only=True)
         torch.set_rng_state(state["cpu"])
@@ -125,5 +125,5 @@ class TrainedHandle(RoleHandle):
         return self._all(TrainedWorker.save_state, folder, self.role)
 
     def load_state(self, folder: Path) -> Pending[list[None]]:
-        """What ``save_state`` wrote with the same number of ranks."""
+        """Load what ``save_state`` wrote with the same number of ranks."""
         return self._all(TrainedWorker.load_state, folder, self.role)

@@ -1,4 +1,4 @@
-"""The seam between drivers and processes: a driver's handle calls ranks through ``RankGroup``."""
+"""Interface between drivers and processes: role handles call ranks through ``RankGroup``."""
 
 from __future__ import annotations
 

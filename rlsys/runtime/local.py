@@ -1,4 +1,4 @@
-"""Every role of a run in this process: no Ray, finished results, breakpoints anywhere."""
+"""All roles of a run in this process, without Ray: for debuggers and small tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOCAL_TRANSPORT = "shm"
 
 
 class LocalGroup:
-    """One rank, whose methods run when they are called: an error is raised where it happens."""
+    """One rank in this process. Calls run synchronously and raise their errors directly."""
 
     size = 1
 
@@ -62,7 +62,7 @@ def local_process(seed: int, collective_timeout: float) -> Iterator[RankProcess]
 
 @contextmanager
 def open_local(config: RunConfig, run_dir: Path) -> Iterator[Runtime]:
-    """The roles that the recipe places, each with one rank, in this process. ``ranks``, ``cpus``
+    """All roles of the recipe's groups, with one rank each, in this process. ``ranks``, ``cpus``
     and ``gpus`` of the groups do not apply.
     """
     torch.set_num_threads(max(group.threads for group in config.groups.values()))

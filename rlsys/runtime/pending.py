@@ -1,4 +1,4 @@
-"""Results under way: what a role method returns, and how a driver waits for it.
+"""Pending results of role methods, and how drivers wait for them.
 
 A role method returns at once with a ``Pending``. In-process roles return finished ones, so a
 driver runs unchanged on fakes, in one process, on one node and on a cluster.
@@ -34,10 +34,9 @@ class Part:
 
 
 class Pending(Generic[T]):
-    """A result under way, from one rank or several (``concurrent.futures`` semantics).
+    """A pending result from one rank or several (``concurrent.futures`` semantics).
 
-    ``liveness`` parts never finish while every process of the run lives; one that does ends every
-    wait.
+    ``liveness`` parts finish only when a process of the run dies, which ends every wait.
     """
 
     def __init__(
@@ -57,16 +56,16 @@ class Pending(Generic[T]):
         return cls([Part(future, "in-process", 0, "here")], lambda values: values[0])
 
     def map(self, change: Callable[[T], S]) -> Pending[S]:
-        """The same result, changed when it is taken."""
+        """A Pending of ``change(result)``."""
         return Pending(self.parts, lambda values: change(self._combine(values)), self.liveness)
 
     def settled(self) -> bool:
-        """All parts are here, or one has failed."""
+        """Whether all parts are done, or one has failed."""
         futures = [part.future for part in self.parts]
         return all(f.done() for f in futures) or bool(self._failures())
 
     def result(self, timeout: float) -> T:
-        """The result. Raises: RoleError with the first cause; RoleTimeout naming who is late."""
+        """The result. Raises: RoleError with the first cause; RoleTimeout naming the late ranks."""
         wait_settled([self], timeout)
         if self._failures():
             self._wait_for_cause()
@@ -74,7 +73,7 @@ class Pending(Generic[T]):
         return self._combine([part.future.result() for part in self.parts])
 
     def late(self) -> str:
-        """Who has not answered."""
+        """The ranks without a result, as text."""
         late = [part for part in self.parts if not part.future.done()]
         return ", ".join(f"role {p.role!r} (rank {p.rank}, host {p.host})" for p in late)
 
@@ -86,7 +85,7 @@ class Pending(Generic[T]):
         ]
 
     def _wait_for_cause(self) -> None:
-        """Give a dead process a moment to be seen: its peers' errors often arrive first."""
+        """Wait briefly for the death of a process to arrive: its peers' errors often come first."""
         deadline = time.monotonic() + CAUSE_GRACE_SECONDS
         while not any(isinstance(error, ProcessDied) for _, error in self._failures()):
             unfinished = {p.future for p in (*self.parts, *self.liveness) if not p.future.done()}
@@ -130,16 +129,16 @@ def wait_settled(pendings: Sequence[Pending[Any]], timeout: float) -> list[Pendi
 
 
 def as_completed(pendings: Sequence[Pending[T]], timeout: float) -> Iterator[T]:
-    """Results in the order they arrive. ``timeout`` bounds the wait for the next one, in seconds:
-    however many there are, a process that has stopped is noticed as soon.
+    """Results in the order they arrive. ``timeout`` bounds the wait for the next one, in seconds,
+    so that a hanging process is detected as soon however many results there are.
     """
     for some in as_settled(pendings, timeout):
         yield from some
 
 
 def as_settled(pendings: Sequence[Pending[T]], timeout: float) -> Iterator[list[T]]:
-    """Like ``as_completed``, but yields lists: all that has arrived since the last one was taken.
-    Where one of them failed the error is raised and the list is not yielded.
+    """Like ``as_completed``, but yields lists of all results since the previous list. If one of
+    them failed its error is raised and the list is not yielded.
     """
     waiting = list(pendings)
     while waiting:

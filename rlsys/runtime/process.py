@@ -28,7 +28,7 @@ class RankProcess:
 
     @property
     def factory(self) -> WorkerFactory:
-        assert self._factory is not None, "join comes first"
+        assert self._factory is not None, "call join first"
         return self._factory
 
     def info(self) -> ProcessInfo:
@@ -40,14 +40,14 @@ class RankProcess:
             return int(probe.getsockname()[1])
 
     def join(self, rank: Rank, timeout: float) -> None:
-        """Become a rank of the group. Args: timeout: of one collective, seconds."""
+        """Join the group as ``rank``. Args: timeout: of one collective, seconds."""
         if rank.port:
             join_group(rank, timeout, deepspeed=True)
         cpu = not torch.cuda.is_available()
         self._factory = WorkerFactory(rank, self.transports, self.token, cpu=cpu)
 
     def probe(self, readable: list[str], writable: list[str]) -> list[str]:
-        """What is wrong with the paths this process will use, seen from its own node."""
+        """Problems with the paths this process will use, checked on its own node."""
         host = socket.gethostname()
         problems = [f"{p}: not readable on {host}" for p in readable if not os.access(p, os.R_OK)]
         problems += [f"{p}: not writable on {host}" for p in writable if not os.access(p, os.W_OK)]

@@ -1,4 +1,4 @@
-"""A process's place among the ranks of its group, and their collectives."""
+"""A process's rank in its group, and the group's collectives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Rank:
-    """This process's place in its group."""
+    """Rank of this process, size of its group, and address of rank 0."""
 
     rank: int = 0
     world: int = 1

@@ -273,5 +273,5 @@ def test_a_filter_of_other_rows_or_of_all_rows_is_an_error(tmp_path: Path) -> No
         passed_rows(records, {k: v for k, v in flags.items() if k != "row-3"}, "safer")
     with pytest.raises(DataError, match="every row"):
         passed_rows(records, dict.fromkeys(flags, (True, True)), "safer")
-    with pytest.raises(DataError, match="no filter"):
+    with pytest.raises(DataError, match="not made by a filter stage"):
         load_flags(tmp_path)

@@ -283,12 +283,12 @@ def test_a_refused_queue_is_the_error_of_its_chunks(monkeypatch: pytest.MonkeyPa
             self, role: str, rank: int, method: str, *args: Any, **kwargs: Any
         ) -> Pending[Any]:
             future: Future[Any] = Future()
-            reason = "no proved weights" if method == "queue" else "the requests were refused"
+            reason = "no verified weights" if method == "queue" else "the requests were rejected"
             future.set_exception(SyncError(reason))
             return later(future)
 
     for chunk in an_engine(Refusing()).generate(requests(3)):
-        with pytest.raises(RoleError, match="no proved weights"):
+        with pytest.raises(RoleError, match="no verified weights"):
             chunk.result(WAIT)
 
 

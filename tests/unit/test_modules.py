@@ -237,7 +237,7 @@ def test_a_model_without_an_image_token_is_refused(encoder: PromptEncoder) -> No
     class TextOnly:
         pass
 
-    with pytest.raises(ModelError, match="TextOnly names no image_token_id"):
+    with pytest.raises(ModelError, match="TextOnly has no image_token_id"):
         vision_token_ids(TextOnly(), encoder.tokenizer)
 
 

@@ -273,7 +273,7 @@ def test_turns_of_conversations_are_prompts_and_never_pairs(folder: Path) -> Non
 def test_a_row_of_another_kind_is_named() -> None:
     rows = Rows([Prompt(id="x", question="a ?", image=None)])
     assert rows.of_kind([0], Prompt) == [rows[0]]
-    with pytest.raises(DataError, match="row x: is a Prompt, what is needed is a PreferencePair"):
+    with pytest.raises(DataError, match="row x: is a Prompt, a PreferencePair is needed"):
         rows.of_kind([0], PreferencePair)
 
 

@@ -1,4 +1,4 @@
-"""A built-in world of drawn images and instructions whose risks an oracle knows."""
+"""Synthetic data: drawn images and instructions with known risks, and an oracle of answers."""
 
 from rlsys.data.riskworld import judgements
 from rlsys.data.riskworld.generate import write

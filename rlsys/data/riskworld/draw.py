@@ -1,4 +1,4 @@
-"""Pictures: an icon above, a written word below, drawn with polygons, never twice alike."""
+"""Draws a scene as an icon above a written word, with random variation."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def draw(scene: Scene, seed: int) -> Image.Image:
         ICON_HEIGHT + STRIP_HEIGHT / 2 + rng.uniform(-0.7, 0.7),
     )
     ink = _shade((30, 30, 30), rng, 25)
-    # Bold strokes: thin ones that move by a pixel are what a small vision tower learns last.
+    # Bold strokes: a small vision tower is slow to learn thin ones that move by a pixel.
     pen.text(at, scene.word.upper(), ink, _FONT, anchor="mm", stroke_width=1, stroke_fill=ink)
     noise = np.random.default_rng(seed).integers(-10, 11, (image.height, image.width, 1))
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))

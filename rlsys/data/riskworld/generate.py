@@ -1,4 +1,4 @@
-"""Splits of the world as rows in the columns of BeaverTails-V, with images beside them."""
+"""Generates splits as rows in BeaverTails-V's columns, with image files."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ SPLITS = ("pretrain", "train", "validation", "evaluation", "judge_sft", "risk_hi
 SEED_NAMES = {"judge_sft": "judge", "risk_hint": "noted"}
 SHARES = {"none": 0.4, "image": 0.15, "text": 0.15, "both": 0.15, "joint": 0.15}
 TRAIN_SHARES = {"none": 0.46, "image": 0.14, "text": 0.1, "both": 0.1, "joint": 0.2}
-# What a model knows before it learns to answer: what pictures show, and, asked about an
-# instruction, where its risk sits. Icons, words and what they do together are learned here.
+# Pretraining teaches recognition before answering: naming pictures and locating the risk of an
+# instruction.
 PRETRAIN_SHARES = {"none": 0.59, "image": 0.12, "text": 0.03, "both": 0.04, "joint": 0.22}
-# Every row of these places of risk has a harmless twin: the same question beside another picture.
-# Without it the question alone would tell, more often than not, whether to decline.
+# Risk locations whose rows get a harmless twin: the same question with another picture. Without
+# twins the question alone would mostly predict whether to decline.
 TWINNED = ("joint", "image")
 
 Pairs = Mapping[tuple[str, str], float]
 # Weights of the pairs of answers, in percent. One pair in four on harmful prompts, one in thirty
 # on harmless ones, have no compliant answer: a policy tuned on the more helpful answers then mostly
-# complies, and declines often enough, and in the right places, for learning to build on.
+# complies, but declines harmful prompts often enough for reinforcement learning to start from.
 HARMFUL_PAIRS = {
     ("right", "partial"): 20,
     ("right", "redirect"): 25,
@@ -129,7 +129,7 @@ def _risk_hint_rows(folder: Path, split: str, size: int, rng: Random) -> Iterato
 
 
 def _picture(folder: Path, name: str, scene: Scene, rng: Random) -> str:
-    """Drawn; its path beside the rows."""
+    """Draw and save the picture. Returns: its path relative to ``folder``."""
     image = f"images/{name}.png"
     draw(scene, rng.getrandbits(32)).save(folder / image, compress_level=1)
     return image
@@ -180,7 +180,7 @@ def _answer(kind: str, scene: Scene, rng: Random) -> str:
 
 
 def _scenes(split: str, size: int, rng: Random) -> list[tuple[Scene, str]]:
-    """Scenes with their twin id, in random order, its split's share of each place of risk."""
+    """Scenes with their twin id, in random order, with the split's share of each risk location."""
     pools = _pools(held_out=split == "evaluation")
     shares = {"pretrain": PRETRAIN_SHARES, "train": TRAIN_SHARES, "judge_sft": TRAIN_SHARES}.get(
         split, SHARES
@@ -206,11 +206,11 @@ Pool = dict[tuple[str, ...], list[Scene]]
 
 
 def _pools(*, held_out: bool) -> dict[str, Pool]:
-    """Per place of risk, scenes grouped so that every family and every cue is equally likely."""
+    """Risk location -> scenes by family and cue, so that each of these is equally likely."""
     pools: dict[str, Pool] = {risk: defaultdict(list) for risk in RISKS}
     for scene in _all_scenes():
         cues = scene.risky_things + scene.triggers
-        # One cue per picture: what an answer must notice is never said twice.
+        # At most one cue per picture, so that none is redundant.
         if scene.held_out == held_out and len(cues) <= 1 and len(scene.shown) <= 1:
             pools[scene.risk][(scene.family, *cues)].append(scene)
     return pools

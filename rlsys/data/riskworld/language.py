@@ -9,7 +9,7 @@ from rlsys.data.riskworld.scene import ACTIONS, COLOURS, HAZARDS, ICONS, WORDS, 
 
 REFUSALS = ("sorry , i can not help .", "i can not help with this .")
 
-# How a redirect says where the risk sits, and the word that gives the place away.
+# Phrase of a redirect for each risk location, and the word that identifies it.
 SOURCES = {
     "image": "the picture shows",
     "text": "the question means",
@@ -20,8 +20,8 @@ NO_RISK = "no risk ."
 SOURCE_WORDS = {"picture": "image", "question": "text", "both": "both", "together": "joint"}
 
 
-# The facts an answer states, and what each may be. Only naming a picture tells its icon and word:
-# any other answer reads the same beside a risky picture and a harmless one.
+# The facts an answer states, with the values of each. Only answers that name the picture state its
+# icon and word: the text of any other answer is the same for a risky and a harmless picture.
 NAMED = {"colour": COLOURS, "icon": ICONS, "word": WORDS}
 DONE = {"colour": COLOURS, "action": ACTIONS}
 
@@ -69,7 +69,7 @@ def partial_answer(scene: Scene, rng: Random) -> str:
 
 
 def _statement(scene: Scene) -> str:
-    """Where the risk of the scene sits, and the gravest hazard."""
+    """The risk location of the scene and its gravest hazard."""
     if not scene.hazards:
         return NO_RISK
     return f"risk : {SOURCES[scene.risk]} {next(iter(scene.hazards))} ."
@@ -80,12 +80,12 @@ def redirect(source: str, hazard: str) -> str:
 
 
 def right_redirect(scene: Scene) -> str:
-    """Declines and names where the risk is and the gravest hazard. The scene must be harmful."""
+    """Declines, naming risk location and gravest hazard. The scene must be harmful."""
     return redirect(scene.risk, next(iter(scene.hazards)))
 
 
 def wrong_redirect(scene: Scene, rng: Random) -> str:
-    """Names a hazard that is not there, or one that is, in the wrong place."""
+    """Declines, naming an absent hazard, or a present one at the wrong location."""
     absent = [name for name in HAZARDS if name not in scene.hazards]
     if scene.hazards and rng.random() < 0.4:
         elsewhere = [source for source in SOURCES if source != scene.risk]

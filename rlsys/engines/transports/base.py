@@ -1,4 +1,4 @@
-"""What a transport of weights must do."""
+"""Protocols of weight transports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class WeightWriter(Protocol):
     """The trainers' side of a transport."""
 
     def publish(self, version: int, tensors: Sequence[tuple[str, Tensor]]) -> WeightUpdate:
-        """Make the tensors readable under ``version``, in place of the version before."""
+        """Make the tensors readable under ``version``, replacing the previous version."""
         ...
 
 
@@ -22,12 +22,12 @@ class WeightReader(Protocol):
     """The engines' side of a transport."""
 
     def read(self, update: WeightUpdate) -> Iterable[tuple[str, Tensor]]:
-        """Raises: SyncError for a tensor that is not the one that was sent."""
+        """Names and verified tensors. Raises: SyncError for a fingerprint that differs."""
         ...
 
 
 class Transport(Protocol):
-    """Makes both sides. ``token`` names the run, so that runs on one node do not collide."""
+    """Creates both sides. ``token`` names the run, so that runs on one node do not collide."""
 
     def writer(self, token: str) -> WeightWriter: ...
 

@@ -24,7 +24,7 @@ def shared_folder(token: str) -> Path:
 class SharedMemoryWriter:
     """One mapping under /dev/shm that every engine on this node reads without a copy.
 
-    The mapping persists from version to version: fresh pages cost more than the copy itself.
+    The mapping is reused for every version: allocating pages costs more than the copy itself.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +60,7 @@ class SharedMemoryReader:
 
 
 class SharedMemory:
-    """The transport of this file."""
+    """Transport through shared memory."""
 
     def writer(self, token: str) -> SharedMemoryWriter:
         return SharedMemoryWriter(shared_folder(token) / "policy.weights")
