@@ -59,6 +59,7 @@ def run(
     if in_process:
         from rlsys.runtime.local import open_local
 
+        print("in process: one rank per group; its ranks, cpus and gpus do not apply")
         run_recipe(loaded, Display(), open_local, resume=resume)
     else:
         from actors.cluster import check_private, open_cluster

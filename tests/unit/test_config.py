@@ -17,6 +17,7 @@ from rlsys.config.references import references
 from rlsys.config.schema import RunConfig
 from rlsys.data.prepare import Datasets
 from rlsys.errors import ConfigError
+from rlsys.models.load import HEAD_FILE
 from rlsys.roles.registry import ROLES
 from rlsys.stages.evaluate import EvaluateStage
 from rlsys.stages.judge import JudgeStage
@@ -131,9 +132,24 @@ def test_references_name_what_a_stage_reads() -> None:
     assert references(SftStage(init="elsewhere", steps=1)) == {"init": "elsewhere"}
 
 
+def model_folder(folder: Path) -> str:
+    """What a check sees of a model with a head."""
+    for file in ("config.json", HEAD_FILE):
+        (folder / file).touch()
+    return str(folder)
+
+
 def test_a_folder_may_stand_for_a_stage(tmp_path: Path) -> None:
-    config = load_config(DEMO, [f"stages.reward.init={tmp_path}"])
-    assert config.stages["reward"].init == str(tmp_path)
+    model = model_folder(tmp_path)
+    config = load_config(DEMO, [f"stages.reward.init={model}", f"stages.ppo.cost={model}"])
+    assert config.stages["reward"].init == model
+
+
+@pytest.mark.parametrize(("key", "file"), [("reward.init", "config.json"), ("ppo.cost", HEAD_FILE)])
+def test_a_folder_without_a_model_is_named(key: str, file: str, tmp_path: Path) -> None:
+    (Path(model_folder(tmp_path)) / file).unlink()
+    with pytest.raises(ConfigError, match=rf"stages\.{key}: .* {file} is missing there"):
+        load_config(DEMO, [f"stages.{key}={tmp_path}"])
 
 
 # what does not load, and what it says
@@ -457,7 +473,7 @@ def test_an_endpoint_without_its_key_is_named(
 def test_ai_feedback_needs_a_place_for_all_it_names(
     role: str, dream: dict[str, Any], tmp_path: Path
 ) -> None:
-    model, stage = str(tmp_path), dream["stages"]["rlaif"]
+    model, stage = model_folder(tmp_path), dream["stages"]["rlaif"]
     stage["policy"] = model
     dream["stages"] = {"judge": {"kind": "judge", "model": model}, "rlaif": stage}
     groups = {name: {"roles": [name]} for name in ("rollout", "policy", "judge", "cost", "guard")}
