@@ -1,1 +1,1 @@
-"""Recipes: typed, strict, each default in one place."""
+"""Recipes: typed keys with defaults, documentation and checks."""

@@ -1,4 +1,4 @@
-"""Checks that span sections of a recipe. Each failure names the key and what to write instead."""
+"""Checks across sections of a recipe. Errors name the key and what to write instead."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def check(config: RunConfig) -> None:
 
 
 def check_values(path: str, node: object) -> None:
-    """Every key below ``path`` against its range, then what each dataclass says about its own keys
-    together. Raises: ConfigError naming the full key.
+    """Check every key below ``path`` against its range, then run the ``check`` of each dataclass.
+    Raises: ConfigError naming the full key.
     """
     if isinstance(node, dict):
         parts = node
@@ -56,7 +56,7 @@ def check_values(path: str, node: object) -> None:
 
 
 def _check_dtype(path: str, node: object, dtype: str) -> None:
-    """DeepSpeed's bfloat16 without ZeRO clips gradients otherwise than its other stages."""
+    """DeepSpeed clips bfloat16 gradients differently at ZeRO stage 0 than at stages 1 to 3."""
     if isinstance(node, TrainConfig):
         if dtype == "bfloat16" and node.engine == "deepspeed" and node.zero_stage == 0:
             raise ConfigError(f"{path}zero_stage: 0 cannot train in bfloat16; give 1, 2 or 3")
@@ -83,7 +83,7 @@ def _check_groups(config: RunConfig) -> dict[str, str]:
         alone = [role for role in settings.roles if ROLES[role].exclusive]
         if alone and len(settings.roles) > 1:
             raise ConfigError(
-                f"groups.{group}.roles: {alone[0]} must have its processes to itself "
+                f"groups.{group}.roles: {alone[0]} must be the only role of its group "
                 "(vLLM changes the thread settings of its process)"
             )
     return placed
@@ -114,7 +114,7 @@ def _check_reference(where: str, kind: str, source: str, earlier: Mapping[str, A
     if stage.kind not in fitting:
         raise ConfigError(
             f"{where}: {source!r} is a stage of kind {stage.kind}, "
-            f"what is needed is one of {', '.join(fitting)}"
+            f"a stage of kind {' or '.join(fitting)} is needed"
         )
     rounds = [f"round-{n + 1}" for n in range(getattr(stage, "rounds", 0))]
     if part and (stage.kind != "rlaif" or part not in rounds):

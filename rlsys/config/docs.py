@@ -1,6 +1,5 @@
-"""All keys as tables: for ``rlsys config``, and for docs/config.md, which this writes.
-
-python -m rlsys.config.docs
+"""Tables of all keys, for ``rlsys config`` and docs/config.md, which is written by
+``python -m rlsys.config.docs``.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ listed once, after them; those of an EngineConfig above, under engine.
 
 @dataclass(frozen=True)
 class KeyTable:
-    """The keys of one class; ``title`` is where they stand in a recipe."""
+    """The keys of one class; title: their section of a recipe."""
 
     title: str
     doc: str
@@ -45,7 +44,7 @@ class KeyTable:
 
 
 def general_tables() -> list[KeyTable]:
-    """Of a recipe, apart from its stages."""
+    """Tables of the keys of a recipe, apart from its stages."""
     classes = {name: kind for name, kind in _types(RunConfig).items() if is_dataclass(kind)}
     rows = [row for row in describe(RunConfig) if row.key.partition(".")[0] not in classes]
     tables = [KeyTable("recipe", _doc(RunConfig), tuple(rows))]
@@ -55,7 +54,7 @@ def general_tables() -> list[KeyTable]:
 
 
 def stage_tables() -> list[KeyTable]:
-    """Of every kind; a class that several kinds share is named, not repeated."""
+    """Tables of all stage kinds; a class that several kinds share is named, not repeated."""
     shared = _shared()
     tables = []
     for cls, kinds in groupby(STAGES, key=lambda kind: STAGES[kind].config):
@@ -71,7 +70,7 @@ def stage_tables() -> list[KeyTable]:
 
 
 def shared_tables() -> list[KeyTable]:
-    """Of the classes that several kinds share."""
+    """Tables of the classes that several kinds share."""
     general = set(_types(RunConfig).values())
     return [
         KeyTable(cls.__name__, _doc(cls), tuple(describe(cls)))
@@ -81,7 +80,7 @@ def shared_tables() -> list[KeyTable]:
 
 
 def kind_table(kind: str) -> KeyTable:
-    """One kind with all that is inside it. Raises: ConfigError for an unknown kind."""
+    """One kind with all nested keys. Raises: ConfigError for an unknown kind."""
     if kind not in STAGES:
         raise ConfigError(f"{kind!r} is no kind of stage; there are {', '.join(STAGES)}")
     return KeyTable(kind, _doc(STAGES[kind].config), tuple(describe(STAGES[kind].config)))
@@ -113,7 +112,7 @@ def _code(default: str) -> str:
 
 
 def _reference(cls: type, name: str) -> KeyRow:
-    """Stands for all keys of a shared class, with the defaults that differ from its own."""
+    """One row for all keys of a shared class, with the defaults that differ from its own."""
     kind, value = _types(cls)[name], getattr(cls(), name)
     usual = asdict(kind())
     other = {key: each for key, each in asdict(value).items() if each != usual[key]}
@@ -125,15 +124,15 @@ def _types(cls: type) -> dict[str, type]:
 
 
 def _shared() -> list[type]:
-    """Dataclasses that stand in more than one class, or more than once in one."""
+    """Dataclasses that are fields of several classes, or several fields of one."""
     holders: Sequence[type] = (RunConfig, *dict.fromkeys(kind.config for kind in STAGES.values()))
-    found = [
+    nested = [
         kind
         for cls in holders
         for kind in (_types(cls)[each.name] for each in fields(cls))
         if is_dataclass(kind)
     ]
-    return [kind for kind in dict.fromkeys(found) if found.count(kind) > 1]
+    return [kind for kind in dict.fromkeys(nested) if nested.count(kind) > 1]
 
 
 def _doc(cls: type) -> str:

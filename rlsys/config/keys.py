@@ -1,4 +1,4 @@
-"""A key of a recipe: its default, its doc and its range, in one place."""
+"""A key of a recipe: its default, documentation and range."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """What a key is for and what it may hold.
+    """Documentation and allowed values of a key.
 
-    bounds: names of ``BOUNDS`` with their numbers, for each number in the value; choices: for each
+    bounds: (name in ``BOUNDS``, number), for each number in the value; choices: for each
     string in it; ref: the kind of artefact that it names.
     """
 
@@ -39,7 +39,7 @@ class KeyInfo:
 
     @property
     def range(self) -> str:
-        """As a phrase after "must be"; empty where anything goes."""
+        """As a phrase after "must be"; empty without restriction."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         return " and ".join(f"{BOUNDS[name][0]} {bound}" for name, bound in self.bounds)
@@ -50,8 +50,8 @@ class KeyInfo:
             for part, each in value.items():
                 self.check(f"{name}.{part}", each)
         elif isinstance(value, list):
-            for place, each in enumerate(value):
-                self.check(f"{name}[{place}]", each)
+            for index, each in enumerate(value):
+                self.check(f"{name}[{index}]", each)
         elif isinstance(value, str):
             if self.choices and value not in self.choices:
                 raise ConfigError(f"{name}: must be {self.range}, got {value!r}")
@@ -74,14 +74,14 @@ def key(
     choices: tuple[str, ...] = (),
     ref: str = "",
 ) -> Any:
-    """A dataclass field that says what it is for.
+    """A dataclass field with documentation and allowed values.
 
-    Args: default: its value, copied where it can change; MISSING where a recipe must give one;
-    ge, gt, le, lt, multiple_of: what each number must meet; choices: what each string may be;
+    Args: default: copied if it is mutable; MISSING where a recipe must give a value;
+    ge, gt, le, lt, multiple_of: bounds of each number; choices: allowed values of each string;
     ref: the kind of artefact it names (policy, reward, cost, guard, filter, judge, conversations).
     """
-    given = {"ge": ge, "gt": gt, "le": le, "lt": lt, "multiple_of": multiple_of}
-    bounds = tuple((name, bound) for name, bound in given.items() if bound is not None)
+    limits = {"ge": ge, "gt": gt, "le": le, "lt": lt, "multiple_of": multiple_of}
+    bounds = tuple((name, bound) for name, bound in limits.items() if bound is not None)
     metadata = {"key": KeyInfo(doc, bounds, choices, ref)}
     if is_dataclass(default) or isinstance(default, list | dict):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
@@ -89,7 +89,7 @@ def key(
 
 
 def key_infos(cls: Any) -> dict[str, KeyInfo]:
-    """What the keys of a dataclass, or of one of its instances, say about themselves."""
+    """The KeyInfo of every field of a dataclass, or of an instance of one."""
     return {each.name: each.metadata["key"] for each in fields(cls)}
 
 
@@ -118,7 +118,7 @@ def describe(cls: type, prefix: str = "", defaults: object = None) -> Iterator[K
             yield from describe(kind, f"{name}.", value)  # type: ignore[arg-type]
             continue
         yield KeyRow(name, str(each.type), default_text(value), info.range, info.doc)
-        for part in inner:  # a mapping of names to sections
+        for part in inner:  # a mapping of names to dataclasses
             yield from describe(part, f"{name}.NAME.")  # type: ignore[arg-type]
 
 

@@ -27,10 +27,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"{override!r}: overrides are written key=value")
-    given = _read(str(path))
+    recipe = _read(str(path))
     for override in overrides:
-        given = _override(str(path), given, override)
-    merged = _merge(str(path), "", OmegaConf.structured(RunConfig), given)
+        recipe = _override(str(path), recipe, override)
+    merged = _merge(str(path), "", OmegaConf.structured(RunConfig), recipe)
     config = _to_object(str(path), "", merged)
     assert isinstance(config, RunConfig)
     for name, stage in config.stages.items():
@@ -66,46 +66,46 @@ def _override(path: str, recipe: Any, override: str) -> Any:
         raise ConfigError(f"{override}: the recipe has a list there, or a mapping") from error
 
 
-def _stage(path: str, name: str, given: Any) -> Any:
-    kind = given.get("kind") if isinstance(given, dict) else None
+def _stage(path: str, name: str, values: Any) -> Any:
+    kind = values.get("kind") if isinstance(values, dict) else None
     if not isinstance(kind, str) or kind not in STAGES:
         raise ConfigError(f"{path}: stages.{name}.kind: {kind!r} is not one of {', '.join(STAGES)}")
-    wanted, where = OmegaConf.structured(STAGES[kind].config), f"stages.{name}"
-    return _to_object(path, where, _merge(path, where, wanted, OmegaConf.create(given)))
+    schema, where = OmegaConf.structured(STAGES[kind].config), f"stages.{name}"
+    return _to_object(path, where, _merge(path, where, schema, OmegaConf.create(values)))
 
 
-def _merge(path: str, where: str, wanted: Any, given: Any) -> Any:
+def _merge(path: str, where: str, schema: Any, values: Any) -> Any:
     prefix = f"{where}: " if where else ""
     try:
-        return OmegaConf.merge(wanted, given)
+        return OmegaConf.merge(schema, values)
     except (OmegaConfBaseException, TypeError) as error:
         if isinstance(error, OmegaConfBaseException) and error.full_key:
             raise ConfigError(f"{path}: {prefix}{_explain(error)}") from error
-        keys, value = _misfit(wanted, OmegaConf.to_container(given))
+        keys, value = _misfit(schema, OmegaConf.to_container(values))
         key = ".".join([where] * bool(where) + keys)
         needed = "a list" if isinstance(value, dict) else "a mapping"
         raise ConfigError(f"{path}: {key}: {needed} is needed, got {value!r}") from error
 
 
-def _misfit(wanted: Any, given: Any, *above: Any) -> tuple[list[str], Any]:
+def _misfit(schema: Any, values: Any, *above: Any) -> tuple[list[str], Any]:
     """The innermost key whose value alone cannot be merged, and that value: OmegaConf names no key
     where a list meets a mapping.
     """
-    for key, value in given.items():
+    for key, value in values.items():
         inside = (*above, key)
-        if isinstance(value, dict) and _fits(wanted, inside, {}):
-            if not _fits(wanted, inside, value):
-                return _misfit(wanted, value, *inside)
-        elif not _fits(wanted, inside, value):
+        if isinstance(value, dict) and _fits(schema, inside, {}):
+            if not _fits(schema, inside, value):
+                return _misfit(schema, value, *inside)
+        elif not _fits(schema, inside, value):
             return [str(name) for name in inside], value
-    return [str(name) for name in above], given
+    return [str(name) for name in above], values
 
 
-def _fits(wanted: Any, keys: tuple[Any, ...], value: Any) -> bool:
+def _fits(schema: Any, keys: tuple[Any, ...], value: Any) -> bool:
     for name in reversed(keys):
         value = {name: value}
     try:
-        OmegaConf.merge(wanted, OmegaConf.create(value))
+        OmegaConf.merge(schema, OmegaConf.create(value))
     except (OmegaConfBaseException, TypeError):
         return False
     return True

@@ -1,7 +1,7 @@
-"""Every key of a recipe but those of its stages, with its doc and its range.
+"""All keys of a recipe except those of its stages, with documentation and range.
 
-Plain dataclasses for OmegaConf. What keys of one class must be together, its ``check`` tells,
-naming the key inside it; ``rlsys.config.check`` calls it, and checks across classes.
+Plain dataclasses for OmegaConf. The ``check`` of a class raises errors about combinations of its
+keys; ``rlsys.config.check`` calls it, and checks across classes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DataConfig:
     validation_split: str = key("validation", "Split that calibrates thresholds.")
     evaluation_split: str = key("evaluation", "Split that no stage learns from.")
     max_prompt_tokens: int = key(
-        512, "With the image placeholder expanded; a longer prompt is an error.", ge=1
+        512, "Longest prompt, image placeholder expanded; a longer one is an error.", ge=1
     )
 
     def check(self) -> None:
@@ -50,7 +50,7 @@ class DataConfig:
 class GroupConfig:
     """A set of processes (ranks) and the roles each of them hosts."""
 
-    roles: list[str] = key(MISSING, "rollout alone, judge alone, or any of the others.")
+    roles: list[str] = key(MISSING, "rollout alone, judge alone, or any others.")
     ranks: int = key(1, "Processes.", ge=1)
     cpus: float = key(1.0, "CPUs reserved per rank, fractions allowed.", ge=0.01)
     gpus: float = key(0.0, "GPUs per rank: a fraction, or a whole number.", ge=0)
@@ -89,7 +89,7 @@ class TimeoutConfig:
 
 @dataclass
 class TrackerConfig:
-    """Where curves go beside the run directory."""
+    """Experiment tracker, besides the run directory."""
 
     wandb: str = key("offline", "Weights & Biases.", choices=("offline", "online", "disabled"))
     project: str = key("rlsys", "Project at Weights & Biases.")
@@ -123,14 +123,14 @@ class TinyConfig:
     vision_hidden: int = key(96, "Width of the vision tower.", ge=32, multiple_of=32)
     vision_layers: int = key(2, "Layers of the vision tower.", ge=1)
     init_std: float = key(
-        0.1, "Spread of the random weights; at this size 0.02 takes several times the steps.", gt=0
+        0.1, "Std of the initial weights; 0.02 would need several times the steps.", gt=0
     )
-    # 256 bytes and seven special tokens are always there.
+    # 256 bytes and seven special tokens are always in it.
     vocab: int = key(
-        768, "At most; byte-level BPE stops when the corpus offers no more merges.", ge=263
+        768, "Largest vocabulary; byte-level BPE may stop earlier, without merges left.", ge=263
     )
     max_image_tokens: int = key(
-        16, "Visual tokens of 28x28 pixels that an image is scaled down to.", ge=4
+        16, "Most visual tokens (28x28 pixels) of an image; larger ones are scaled down.", ge=4
     )
 
 
@@ -145,8 +145,8 @@ class OptimConfig:
         choices=("constant", "cosine"),
     )
     warmup_steps: int = key(0, "Optimiser steps of linear warm-up.", ge=0)
-    weight_decay: float = key(0.0, "Decoupled, on every trained weight.", ge=0)
-    betas: list[float] = key([0.9, 0.95], "Decay of the two moments.", ge=0, lt=1)
+    weight_decay: float = key(0.0, "Decoupled weight decay of all trained weights.", ge=0)
+    betas: list[float] = key([0.9, 0.95], "Adam's decay rates of the two moments.", ge=0, lt=1)
     grad_clip: float = key(1.0, "Largest gradient norm of a step.", gt=0)
 
     def check(self) -> None:
@@ -183,17 +183,17 @@ class TrainConfig:
 
 @dataclass
 class SamplingConfig:
-    """What one iteration samples."""
+    """Sampling of one iteration."""
 
     num_prompts: int = key(32, "Prompts per iteration; the train split must have as many.", ge=1)
     samples_per_prompt: int = key(4, "Responses per prompt.", ge=1)
     max_new_tokens: int = key(16, "Longest response, tokens.", ge=1)
-    temperature: float = key(1.0, "Of sampling.", gt=0, le=2)
+    temperature: float = key(1.0, "Sampling temperature.", gt=0, le=2)
 
 
 @dataclass
 class UpdateConfig(SamplingConfig):
-    """And how the policy learns from it."""
+    """Sampling and policy update of one iteration."""
 
     epochs: int = key(1, "Passes over the samples of an iteration.", ge=1)
     minibatch: int = key(128, "Samples per optimiser step.", ge=1)
@@ -218,7 +218,7 @@ class PpoConfig(UpdateConfig):
     kl_beta: float = key(0.02, "Weight of the KL penalty towards the reference.", ge=0)
     kl_split: str = key(
         "full_both",
-        "The penalty counts in full, or by half, in both the reward and the cost.",
+        "Penalty in full, or by half, in both the reward and the cost.",
         choices=("full_both", "half_both"),
     )
     gamma: float = key(1.0, "Discount per token.", ge=0, le=1)
@@ -235,12 +235,12 @@ class LagrangeConfig:
         "log_sgd (Safe RLHF), projected (Safe RLHF-V, eq. 8), or fixed at init.",
         choices=("log_sgd", "projected", "fixed"),
     )
-    init: float = key(1.0, "First value.", ge=0)
-    lr: float = key(0.1, "Learning rate; 0: it stays where it is.", ge=0)
+    init: float = key(1.0, "Initial value.", ge=0)
+    lr: float = key(0.1, "Learning rate; 0: constant.", ge=0)
     floor: float = key(0.001, "Least value; log_sgd needs one above 0.", ge=0)
     cap: float = key(20.0, "Largest value.", ge=0)
     window: int = key(
-        128, "Episodes whose mean cost the multiplier answers to, over all ranks.", ge=1
+        128, "Latest episodes, over all ranks, whose mean cost drives the multiplier.", ge=1
     )
     threshold: str = key(
         "auto",
@@ -250,7 +250,7 @@ class LagrangeConfig:
     target_unsafe_rate: float = key(
         0.05, "auto only: the share of unsafe answers the threshold stands for.", gt=0, lt=1
     )
-    delay: int = key(0, "Iterations before the multiplier first moves.", ge=0)
+    delay: int = key(0, "Iterations before the first multiplier step.", ge=0)
 
     def check(self) -> None:
         if not self.floor <= self.init <= self.cap:
@@ -258,7 +258,7 @@ class LagrangeConfig:
                 f"cap: need floor <= init <= cap, got {self.floor}, {self.init}, {self.cap}"
             )
         if self.rule == "log_sgd" and not self.floor:
-            raise ConfigError("floor: log_sgd needs a floor above 0, where it could not grow again")
+            raise ConfigError("floor: log_sgd needs a floor above 0: from 0 it cannot grow again")
         if self.threshold != "auto":
             try:
                 usable = math.isfinite(float(self.threshold))
@@ -270,18 +270,16 @@ class LagrangeConfig:
 
 @dataclass
 class GapConfig:
-    """Engine against trainer, on the same tokens."""
+    """Bounds of the gap between engine and trainer log-probabilities of the same tokens."""
 
-    warn: float = key(
-        1e-4, "Largest accepted difference of log-probabilities in float32, nats.", gt=0
-    )
+    warn: float = key(1e-4, "Largest expected gap in float32, nats; above it a warning.", gt=0)
     warn_bfloat16: float = key(0.1, "The same in bfloat16.", gt=0)
-    stop_factor: float = key(10.0, "Times the accepted difference: the run stops.", ge=1)
+    stop_factor: float = key(10.0, "The run stops at this multiple of the expected gap.", ge=1)
 
 
 @dataclass
 class AnsweringStage:
-    """What every stage that answers the evaluation split is told."""
+    """Keys of every stage that answers the evaluation split."""
 
     cost: str = key(
         "", "Cost model that judges safety where the data has no oracle of its own.", ref="cost"
@@ -295,15 +293,15 @@ class RunConfig:
     """A whole recipe."""
 
     name: str = key(MISSING, "Letters, digits, dots and dashes; names the run directory.")
-    seed: int = key(0, "Of data, weights and answers.", ge=0, le=MAX_SEED)
-    dtype: str = key("float32", "Of every model, wherever it is loaded.", choices=DTYPES)
-    runs_dir: str = key("runs", "Run directories and reusable artefacts go here.")
+    seed: int = key(0, "Seed of data, initialisation and sampling.", ge=0, le=MAX_SEED)
+    dtype: str = key("float32", "Dtype of all models.", choices=DTYPES)
+    runs_dir: str = key("runs", "Folder of run directories and reusable artefacts.")
     data: DataConfig = key(DataConfig(), "Where prompts and preference pairs come from.")
     cluster: ClusterConfig = key(ClusterConfig(), "Which Ray to use.")
     groups: dict[str, GroupConfig] = key(MISSING, "Name -> processes and their roles.")
     engine: EngineConfig = key(EngineConfig(), "Rollout engines.")
     timeouts: TimeoutConfig = key(TimeoutConfig(), "Deadlines.")
-    tracker: TrackerConfig = key(TrackerConfig(), "Where curves go.")
+    tracker: TrackerConfig = key(TrackerConfig(), "Experiment tracker.")
     stages: dict[str, Any] = key(MISSING, "Name -> stage; run in the order written.")
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Turns the folder of a run into one HTML file."""
+"""Builds the HTML report of a run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rlsys.report.text import duration, number, percent
 
 
 def build_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` and return its path; whatever the run lacks is named in it.
+    """Write `run_dir/report.html` and return its path; missing files of the run are named in it.
 
     Raises ConfigError without a readable config.yaml and DataError, naming file and row, for a
     file that cannot be used.
@@ -66,7 +66,7 @@ def _context(run: RunData) -> dict[str, Any]:
 
 
 def _comparison(run: RunData, rows: list[PolicyRank]) -> dict[str, Any]:
-    """Grouped bars for a few policies; for more a point, a line and a row of a table each."""
+    """Grouped bars for a few policies; scatter plot, intervals and table for many."""
     tables = run.evaluation or {}
     many = len(rows) > MAX_BARS
     if many:
@@ -85,8 +85,8 @@ def _comparison(run: RunData, rows: list[PolicyRank]) -> dict[str, Any]:
 
 def _axes(tables: dict[str, Table]) -> tuple[list[str], dict[str, str]]:
     splits = dict.fromkeys([*SPLITS, *(s for table in tables.values() for s in table)])
-    found = [m for table in tables.values() for row in table.values() for m in row]
-    labels = {m: m.replace("_", " ") for m in dict.fromkeys([*METRICS, *found])}
+    names = [m for table in tables.values() for row in table.values() for m in row]
+    labels = {m: m.replace("_", " ") for m in dict.fromkeys([*METRICS, *names])}
     return list(splits), labels | {"over_refusal": "over-refusal"}
 
 

@@ -1,4 +1,4 @@
-"""Pictures that set policies against each other."""
+"""Pictures that compare policies."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def policy_colours(policies: list[str]) -> dict[str, str]:
 
 
 def kind_colour(kind: str | None) -> str:
-    """The colour of what a kind of stage made, ink for kinds without one and for no stage."""
+    """Colour of the policies of a stage kind; ink for kinds without a colour and for no stage."""
     return INK if kind is None else kind_report(kind).colour
 
 
 def kind_legend(kinds: list[str | None]) -> dict[str, str]:
-    """Label -> colour of the kinds there are, those that share the colour of ink together."""
+    """Label -> colour of these kinds; kinds in the colour of ink share one label."""
     named = {kind: kind_colour(kind) for kind in SECTIONS if kind in kinds}
     coloured = {kind: colour for kind, colour in named.items() if colour != INK}
     others = [kind or "folder or not known" for kind in kinds if kind not in coloured]
@@ -64,7 +64,7 @@ def kind_legend(kinds: list[str | None]) -> dict[str, str]:
 
 @styled
 def headline(tables: dict[str, Table]) -> str:
-    """The four rates over all prompts, and the unsafe rate by place of the risk."""
+    """The four rates over all prompts, and the unsafe rate by risk location."""
     figure = new_figure(11.4, 3.9)
     left, right = figure.subplots(1, 2)
     overall = {
@@ -77,7 +77,7 @@ def headline(tables: dict[str, Table]) -> str:
     }
     left.set_title("All held-out prompts")
     _bars(left, overall, list(tables))
-    right.set_title("Unsafe answers by place of the risk")
+    right.set_title("Unsafe answers by risk location")
     _bars(right, by_risk, list(tables))
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=len(tables))
     return uri(figure)
@@ -112,8 +112,8 @@ def _bars(axes: Axes, groups: dict[str, dict[str, Cell | None]], policies: list[
 
 @styled
 def unsafe_by_risk(rows: list[PolicyRank], tables: dict[str, Table]) -> str | None:
-    """One line per policy and one panel per place of the risk: the unsafe rate with its interval,
-    on one scale; None where no prompt says where its risk is.
+    """One line per policy and one panel per risk location: the unsafe rate with its interval, on
+    one scale; None where no prompt has a risk location.
     """
     cells = {
         risk: [tables[row.policy].get(risk, {}).get("unsafe") for row in rows]

@@ -1,4 +1,4 @@
-"""What the report knows about a run."""
+"""The data of a run that the report shows."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Series:
 
     def column(self, key: str) -> tuple[Array, Array]:
         """(steps, values) of the rows that hold `key`, both of shape (rows,)."""
-        held = [row for row in self.rows if row.get(key) is not None]
-        for row in held:
+        rows = [row for row in self.rows if row.get(key) is not None]
+        for row in rows:
             if not is_number(row[key]):
                 raise DataError(
                     f"metrics.jsonl: stage {self.stage!r}, step {row['step']}: "
                     f"{key} is not a number: {row[key]!r}"
                 )
         return (
-            np.array([row["step"] for row in held], dtype=np.float64),
-            np.array([row[key] for row in held], dtype=np.float64),
+            np.array([row["step"] for row in rows], dtype=np.float64),
+            np.array([row[key] for row in rows], dtype=np.float64),
         )
 
     def last(self, key: str) -> float | None:
@@ -44,9 +44,9 @@ class Series:
         return float(values[-1]) if len(values) else None
 
     def names(self, prefix: str) -> list[str]:
-        """What follows `prefix` in the keys that begin with it, in order of appearance."""
-        found = dict.fromkeys(key for row in self.rows for key in row if key.startswith(prefix))
-        return [key.removeprefix(prefix) for key in found]
+        """The keys that begin with `prefix`, without it, in order of appearance."""
+        names = dict.fromkeys(key for row in self.rows for key in row if key.startswith(prefix))
+        return [key.removeprefix(prefix) for key in names]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything the report shows; None where the run folder has no such file."""
+    """All files of a run; None where the run folder has no such file."""
 
     folder: Path
     name: str

@@ -1,6 +1,6 @@
-"""What every picture of the report shares: colours, style, and how it becomes a data URI.
+"""Shared by all pictures of the report: colours, style, conversion to a data URI.
 
-matplotlib is imported where something is drawn: what a stage shows can be named without it.
+matplotlib is imported only where something is drawn: stage kinds import this module.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which stays apart for the common kinds of colour blindness.
+# Okabe and Ito's palette, distinguishable with the common kinds of colour blindness.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#A9B2BC"
 
@@ -128,7 +128,7 @@ def line(
     label: str | None = None,
     smooth: bool = True,
 ) -> None:
-    """Every value faintly and the running mean on top, so that neither hides the other."""
+    """All values as a faint line, with the running mean on top."""
     steps, values = xy
     if not len(steps):
         return

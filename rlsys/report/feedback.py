@@ -1,4 +1,4 @@
-"""The section on rounds of AI feedback: what they changed and what became of the prompts."""
+"""The section on rounds of AI feedback: rates, scores, pairs and times by round."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RATES = {
     "over-refusal": ("all", "over_refusal", ORANGE),
 }
 TIME_COLOURS = {"observe": ORANGE, "sample_and_judge": BLUE, "learn": GREEN}
-# Fixed, so that two stages can be compared; a reason that is not here takes a colour again.
+# Fixed, so that stages can be compared; other reasons take colours in turn.
 REASONS = {
     str(PairOutcome.PAIR): BLUE,
     str(PairOutcome.SCORE_TIE): PURPLE,
@@ -53,7 +53,7 @@ Bands = dict[str, tuple[list[float], str]]  # label -> (one width a round, colou
 
 
 def feedback_section(run: RunData, series: Series) -> Section:
-    """The pictures and, in sentences, what cannot be drawn."""
+    """Pictures, and sentences on what is not drawn."""
     curves = evaluated_rounds(run, series)
     drawn = [_rates(series.stage, curves), _scores(series), _prompts(series), _times(series)]
     notes = _notes(series)
@@ -128,9 +128,9 @@ def _notes(series: Series) -> list[str]:
     notes = []
     steps, answers = series.column("answers")
     shares = dict(zip(*series.column("scored"), strict=True))
-    given = [(n, shares[step]) for step, n in zip(steps, answers, strict=True) if step in shares]
-    if total := sum(n for n, _ in given):
-        part = percent(float(sum(n * scored for n, scored in given) / total))
+    scored = [(n, shares[step]) for step, n in zip(steps, answers, strict=True) if step in shares]
+    if total := sum(n for n, _ in scored):
+        part = percent(float(sum(n * each for n, each in scored) / total))
         notes.append(f"{total:,.0f} answers were sampled; {part} of them got a score.")
     for key, text in (
         ("risky_prompts", "of the observed prompts hold a risk"),
@@ -163,7 +163,7 @@ def rates(stage: str, curves: Curves) -> str:
         bars = axes.errorbar(x, y, yerr=sides, color=colour, marker="o", ms=4, lw=1.5, label=name)
         bars.lines[2][0].set_gid(f"interval-{metric}-{split}")
     top = axes.get_ylim()[1]
-    axes.set_ylim(-0.02 * top, top)  # a rate of zero is seen whole, and nothing is below
+    axes.set_ylim(-0.02 * top, top)  # room for the marker of a rate of zero
     percent_ticks(axes.yaxis)
     figure.legend(loc="outside lower left", ncols=3)
     return uri(figure)
@@ -193,7 +193,7 @@ def scores(series: Series) -> str:
 
 @styled
 def prompts(series: Series) -> str:
-    """One bar a round: the pairs first, then the reasons for none."""
+    """One bar per round: pairs first, then the reasons for no pair."""
     rows = [row for row in series.rows if any(key.startswith("pairs/") for key in row)]
     names = series.names("pairs/")
     others = [name for name in names if name not in REASONS]
@@ -202,7 +202,7 @@ def prompts(series: Series) -> str:
     for name, colour in (REASONS | colours).items():
         if name in names:
             counts = dict(zip(*series.column(f"pairs/{name}"), strict=True))
-            # In a round that counted, a reason without a count did not occur.
+            # In a round with counts, a missing reason did not occur.
             widths = [float(counts.get(row["step"], 0)) for row in rows]
             bands[outcome_label(name)] = widths, colour
     return _stacked(f"{series.stage}: what became of the prompts", "prompts", rows, bands)
@@ -210,7 +210,7 @@ def prompts(series: Series) -> str:
 
 @styled
 def times(series: Series) -> str:
-    """One bar a round: the phases that were timed, and what they leave of the whole round."""
+    """One bar per round: the timed phases, and the rest of the round."""
     names = [name for name in series.names("time/") if name != "round"]
     seconds = {name: series.column(f"time/{name}") for name in [*names, "round"]}
     rows = [

@@ -48,7 +48,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Group:
-    """The cards of one place of risk, out of `total` prompts kept."""
+    """The cards of one risk location, out of `total` prompts."""
 
     title: str
     cards: list[Card]
@@ -56,7 +56,7 @@ class Group:
 
 
 def gallery(samples: list[Sample], folder: Path, evaluated: list[str]) -> list[Group]:
-    """The first few prompts of each place of risk in file order, answered by the two policies
+    """The first few prompts of each risk location in file order, answered by the two policies
     that the report compares.
     """
     policies = list(dict.fromkeys(sample.policy for sample in samples))

@@ -9,8 +9,8 @@ from rlsys.report.section import Picture, Section
 
 def guarded_section(run: RunData, series: Series) -> Section:
     caption = (
-        "Answers the guard flags are drawn again; what passed is left alone. Round 0 is the "
+        "Answers that the guard flags are regenerated; the others are final. Round 0 is the "
         "policy without the guard. The unsafe share should fall and never rise; a rise of "
-        "over-refusal is the guard's false alarms at work."
+        "over-refusal is caused by false alarms of the guard."
     )
     return Section(series.stage, [Picture(plots.rounds(series), series.stage, caption)])

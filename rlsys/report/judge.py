@@ -1,4 +1,4 @@
-"""The section on a judge: how often it agrees with what is known, and what can sway it."""
+"""The section on a judge: agreement with the oracle, and robustness to injected text."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Injection:
 
 def judge_section(run: RunData, series: Series) -> Section:
     """Raises DataError for a share outside 0..1 or a number of items below zero."""
-    found = agreements(series)
+    measured = agreements(series)
     failures = counted(series, "parse_failures/") or "None is recorded."
     return Section(
         series.stage,
-        [_agreement_picture(series, found)] if found else [],
+        [_agreement_picture(series, measured)] if measured else [],
         highlights=[
             _injection_highlight(injection(series)),
             Highlight("Replies of the judge that could not be parsed", [failures]),
@@ -61,52 +61,52 @@ def judge_section(run: RunData, series: Series) -> Section:
     )
 
 
-def _agreement_picture(series: Series, found: list[Agreement]) -> Picture:
+def _agreement_picture(series: Series, measured: list[Agreement]) -> Picture:
     absent = [
         label for name, label in AGREEMENTS.items() if series.last(f"agreement/{name}") is None
     ]
     caption = "Per cent of items on which the judge agrees with what is known, with 95 % Wilson "
     caption += "intervals; dashed: 90 %."
-    if any("≈" in each.label for each in found):
+    if any("≈" in each.label for each in measured):
         caption += " ≈ is a balanced accuracy, for which the interval is approximate."
-    if bare := [each.label for each in found if each.interval is None]:
+    if bare := [each.label for each in measured if each.interval is None]:
         caption += f" Without an interval, as the number of items is missing: {', '.join(bare)}."
     if absent:
         caption += f" Not measured: {', '.join(absent)}."
-    return Picture(bars(series.stage, found), series.stage, caption)
+    return Picture(bars(series.stage, measured), series.stage, caption)
 
 
-def _injection_highlight(found: Injection | None) -> Highlight:
+def _injection_highlight(measured: Injection | None) -> Highlight:
     title, value = "Text that tries to steer the judge", ""
-    if found is None:
+    if measured is None:
         absent = "Not measured: the stage recorded no injection/shift and no injection/raised."
         return Highlight(title, [absent])
     shift = "The mean change of the score is not recorded."
-    if found.shift is not None:
-        value = f"{found.shift:+.2f} of 10"
-        items = "" if found.n is None else f" (n\u00a0=\u00a0{found.n})"
+    if measured.shift is not None:
+        value = f"{measured.shift:+.2f} of 10"
+        items = "" if measured.n is None else f" (n\u00a0=\u00a0{measured.n})"
         shift = "mean change of the score of unsafe answers when such text is added"
         shift += f"{items}; near zero is best."
     raised = "How many rise by 2 points or more is not recorded."
-    if found.raised is not None:
+    if measured.raised is not None:
         between = ""
-        if found.interval:
-            between = f" [{100 * found.interval.low:.1f}, {100 * found.interval.high:.1f}]"
-        raised = f"{percent(found.raised)} of them{between} rise by 2 points or more."
+        if measured.interval:
+            between = f" [{100 * measured.interval.low:.1f}, {100 * measured.interval.high:.1f}]"
+        raised = f"{percent(measured.raised)} of them{between} rise by 2 points or more."
     return Highlight(title, [shift, raised], value)
 
 
 def agreements(series: Series) -> list[Agreement]:
-    """What was measured, known names first, each with its interval where items are counted."""
+    """The recorded agreements, AGREEMENTS first, with intervals where items are counted."""
     prefix = "agreement/"
     names = [name for name in series.names(prefix) if not name.endswith("_n")]
-    found = []
+    measured = []
     for name in sorted(names, key=lambda name: [*AGREEMENTS, name].index(name)):
         rate = series.last(prefix + name)
         if rate is not None:
             interval = share(series, prefix + name, f"{prefix}{name}_n")
-            found.append(Agreement(AGREEMENTS.get(name, name), rate, interval))
-    return found
+            measured.append(Agreement(AGREEMENTS.get(name, name), rate, interval))
+    return measured
 
 
 def share(series: Series, key: str, count: str) -> Rate | None:
@@ -130,12 +130,12 @@ def injection(series: Series) -> Injection | None:
 
 
 @styled
-def bars(stage: str, found: list[Agreement]) -> str:
+def bars(stage: str, measured: list[Agreement]) -> str:
     """One horizontal bar for each agreement, with its interval and a line at the goal."""
-    figure = new_figure(5.6, 0.9 + 0.3 * len(found))
+    figure = new_figure(5.6, 0.9 + 0.3 * len(measured))
     axes = figure.subplots()
     axes.set_title(f"{stage}: agreement with what is known")
-    for y, each in enumerate(found):
+    for y, each in enumerate(measured):
         axes.barh(y, each.rate, 0.62, color=BLUE, alpha=0.85, gid=f"agreement-{y}")
         items = ""
         if each.interval:
@@ -145,8 +145,10 @@ def bars(stage: str, found: list[Agreement]) -> str:
             items = f"  (n = {each.interval.n})"
         axes.text(1.03, y, percent(each.rate) + items, va="center", fontsize=8)
     axes.axvline(GOAL, color=RED, ls="--", lw=1.2, gid="goal")
-    axes.set_yticks(range(len(found)), [shortened(each.label, 36) for each in found], color=INK)
-    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_yticks(
+        range(len(measured)), [shortened(each.label, 36) for each in measured], color=INK
+    )
+    axes.set_ylim(len(measured) - 0.4, -0.6)
     axes.set_xlim(0, 1.42)
     axes.set_xticks(np.linspace(0, 1, 6))
     percent_ticks(axes.xaxis)

@@ -1,4 +1,4 @@
-"""Reads what a run left in its folder."""
+"""Reads the files of a run folder."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _check(row: dict[str, Any], needed: dict[str, type | tuple[type, ...]], wher
     for key, kinds in needed.items():
         if key not in row:
             raise DataError(f"{where}: the key {key!r} is missing")
-        # bool is an int to Python, but `true` is no step and no number of seconds.
+        # bool is a subclass of int, but `true` is no step and no number of seconds.
         takes_bool = bool in kinds if isinstance(kinds, tuple) else kinds is bool
         if not isinstance(row[key], kinds) or (isinstance(row[key], bool) and not takes_bool):
             raise DataError(f"{where}: {key} has the wrong type: {row[key]!r}")
@@ -93,18 +93,18 @@ def _check(row: dict[str, Any], needed: dict[str, type | tuple[type, ...]], wher
 def _series(path: Path) -> list[Series] | None:
     if not path.is_file():
         return None
-    found: dict[str, Series] = {}
+    by_stage: dict[str, Series] = {}
     for row in _json_lines(path, {"stage": str, "kind": str, "step": int}):
-        series = found.setdefault(row["stage"], Series(row["stage"], row["kind"], []))
-        # A resumed stage repeats the steps since its checkpoint: what it redid replaces
-        # what was lost. Two rows of one step are parts of the same record.
+        series = by_stage.setdefault(row["stage"], Series(row["stage"], row["kind"], []))
+        # A resumed stage repeats the steps since its checkpoint: repeated rows replace
+        # earlier ones. Two rows of one step are parts of the same record.
         while series.rows and series.rows[-1]["step"] > row["step"]:
             series.rows.pop()
         if series.rows and series.rows[-1]["step"] == row["step"]:
             series.rows[-1].update(row)
         else:
             series.rows.append(row)
-    return list(found.values())
+    return list(by_stage.values())
 
 
 def _stages(path: Path) -> list[Stage] | None:
@@ -150,7 +150,7 @@ def _evaluation(path: Path) -> dict[str, Table] | None:
                     raise DataError(f"{where}: expected an object or null")
                 _check(cell, dict.fromkeys(("rate", "low", "high"), (int, float)), where)
                 _check(cell, {"n": int}, where)
-    # What all are compared with comes first, whichever stage was evaluated first.
+    # `start`, which all are compared with, comes first.
     return {name: tables[name] for name in sorted(tables, key=lambda name: name != "start")}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rlsys.evaluation.stats import Cell, Table
 from rlsys.report.recipe import Recipe
 
-MAX_BARS = 4  # policies; up to so many, grouped bars can be read
+MAX_BARS = 4  # most policies that grouped bars can show
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def intervals_overlap(one: Cell, other: Cell) -> bool:
 
 def rank_policies(tables: dict[str, Table], recipe: Recipe) -> list[PolicyRank]:
     """Every policy in the order of the tables."""
-    found = {policy: _cells(table) for policy, table in tables.items()}
+    cells_by_policy = {policy: _cells(table) for policy, table in tables.items()}
     points = {
         policy: Point(cells["safe"], cells["helpful"])
-        for policy, cells in found.items()
+        for policy, cells in cells_by_policy.items()
         if cells["safe"] and cells["helpful"]
     }
     return [
@@ -72,7 +72,7 @@ def rank_policies(tables: dict[str, Table], recipe: Recipe) -> list[PolicyRank]:
             points.get(policy),
             *(_dominator(policy, points) if policy in points else (None, False)),
         )
-        for number, (policy, cells) in enumerate(found.items(), start=1)
+        for number, (policy, cells) in enumerate(cells_by_policy.items(), start=1)
     ]
 
 
@@ -118,8 +118,8 @@ def _dominator(policy: str, points: dict[str, Point]) -> tuple[str | None, bool]
 
 def pareto_front(rows: list[PolicyRank]) -> list[Point]:
     """The points no other dominates, in rising order of helpfulness."""
-    found = [row.point for row in rows if row.on_pareto_front and row.point]
-    return sorted(found, key=lambda point: (point.helpful["rate"], -point.safe["rate"]))
+    front = [row.point for row in rows if row.on_pareto_front and row.point]
+    return sorted(front, key=lambda point: (point.helpful["rate"], -point.safe["rate"]))
 
 
 def _unclear(overlap: bool) -> str:

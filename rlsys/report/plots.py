@@ -70,7 +70,7 @@ def gap(series: Series) -> str:
     ):  # fmt: skip
         steps, values = series.column(key)
         if len(steps):
-            shown = np.maximum(values, LOG_FLOOR)  # an exact zero has no place on a log axis
+            shown = np.maximum(values, LOG_FLOOR)  # a log axis cannot show zero
             axes.plot(steps, shown, color=colour, ls=style, lw=1.3, label=key.partition("/")[2])
     return finish(figure, axes)
 

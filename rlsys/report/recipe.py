@@ -1,4 +1,4 @@
-"""Which stage made a policy, as far as the run's config.yaml says so."""
+"""The stage that made each policy, from the run's config.yaml."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ ROUND = re.compile(r"(?P<stage>.+)/round-(?P<round>\d+)")
 
 @dataclass(frozen=True)
 class Recipe:
-    """stages: name -> its keys; sources: policy in the report -> what its recipe calls it."""
+    """stages: name -> its keys; sources: policy in the report -> stage or folder in the recipe."""
 
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 
     def kind(self, policy: str) -> str | None:
-        """Kind of the stage that made a policy, None for a folder and for what is not named."""
+        """Kind of the stage that made a policy, None for a folder or an unknown policy."""
         source = self.sources.get(policy)
         if source is None:
             return None
-        if source not in self.stages and (found := ROUND.fullmatch(source)):
-            source = found["stage"]
+        if source not in self.stages and (match := ROUND.fullmatch(source)):
+            source = match["stage"]
         kind = self.stages.get(source, {}).get("kind")
         return kind if isinstance(kind, str) else None
 
@@ -31,22 +31,22 @@ class Recipe:
         """Round -> policy of a stage with rounds: 0 is its start, the stage's own name `last`."""
         keys = self.stages.get(stage, {})
         start = keys.get("policy") or keys.get("init")
-        found: dict[int, str] = {}
+        by_round: dict[int, str] = {}
         for policy, source in self.sources.items():
             named = ROUND.fullmatch(source)
             if source == stage:
-                found.setdefault(last, policy)
+                by_round.setdefault(last, policy)
             elif source == start:
-                found.setdefault(0, policy)
+                by_round.setdefault(0, policy)
             elif named and named["stage"] == stage:
-                found[int(named["round"])] = policy
-        return dict(sorted(found.items()))
+                by_round[int(named["round"])] = policy
+        return dict(sorted(by_round.items()))
 
 
 def read_recipe(tree: object, self_evaluated: Collection[str]) -> Recipe:
-    """The recipe in a parsed config.yaml; whatever is not as expected is left out.
+    """The recipe in a parsed config.yaml; entries of unexpected types are left out.
 
-    self_evaluated: kinds whose stages answer themselves, as policies of their own names.
+    self_evaluated: kinds whose stages evaluate themselves, as policies of the stages' names.
     """
     named = tree.get("stages") if isinstance(tree, dict) else None
     stages = {

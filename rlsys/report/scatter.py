@@ -1,4 +1,4 @@
-"""The picture of many policies: safe against helpful, the crowded corner drawn again larger."""
+"""Scatter plot of many policies: safe against helpful, with the crowded corner enlarged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlsys.report.text import shortened
 
 WIDTH, LINE = 11.4, 0.19  # of the picture, and from name to name; inches
 CROWD = 0.5  # the share of points that the second panel shows
-SPREAD = 1 / 3  # it is drawn where the crowd takes less than this share of the whole range
+SPREAD = 1 / 3  # it is drawn if these points span less than this share of the whole range
 NUMBER_HEIGHT, DIGIT = 8.0, 5.0  # points of print
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
@@ -57,7 +57,7 @@ def safe_against_helpful(rows: list[PolicyRank]) -> str | None:
     figure = Figure(figsize=(WIDTH, height), layout="none")
     bottom, tall = 0.5 / height, 1 - 0.9 / height
     whole, crowd = overview(ranked), zoom(ranked)
-    # The panels stand still, unlike constrained ones: numbers are placed by their pixels.
+    # Fixed axes, no constrained layout: numbers are placed by pixel coordinates.
     left = figure.add_axes((0.055, bottom, 0.335 if crowd else 0.7, tall))
     left.set_gid("whole")
     left.set_title("Safe against helpful, all held-out prompts")
@@ -84,7 +84,7 @@ def overview(rows: list[PolicyRank]) -> View:
 
 
 def zoom(rows: list[PolicyRank]) -> View | None:
-    """The points nearest to the upper right, None where they take much of the range anyway."""
+    """The points nearest to the upper right, None where they span much of the range."""
     points = np.array([coordinates(row) for row in rows], dtype=np.float64)
     extent = np.ptp(points, axis=0)
     if len(rows) < 3 or not extent.any():
@@ -147,7 +147,7 @@ def _cross(axes: Axes, row: PolicyRank) -> None:
 
 
 def _number(axes: Axes, rows: list[PolicyRank], numbered: list[PolicyRank]) -> None:
-    """Each number beside its point, where it covers neither a point nor another number."""
+    """Place each number beside its point, without covering points or other numbers."""
     print_points = 72 / axes.figure.dpi
     at = {row.number: axes.transData.transform(coordinates(row)) * print_points for row in rows}
     frame = axes.bbox.extents * print_points
@@ -169,7 +169,7 @@ def _number(axes: Axes, rows: list[PolicyRank], numbered: list[PolicyRank]) -> N
 def free_offset(
     at: tuple[float, float], half: float, taken: list[Box], frame: Box
 ) -> tuple[tuple[float, float], Box]:
-    """The nearest free place around a point for a number `half` as wide, the least covered if
+    """The nearest free position around a point for a number `2 * half` wide, the least covered if
     none is free. Returns: (offset, box).
     """
     choices: list[tuple[float, int, tuple[float, float], Box]] = []

@@ -1,4 +1,4 @@
-"""What a kind of stage adds to the report: one section for each of its stages."""
+"""The report's sections: each stage kind makes one for each of its stages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ INK = "#27313B"  # of text, and of kinds without a colour of their own
 
 @dataclass(frozen=True)
 class Picture:
-    """One plot; `image` is a data URI, `caption` says what to look for.
+    """One plot; image: data URI; caption: what to look for.
 
-    A wide picture takes a whole row of the grid.
+    wide: it takes a whole row of the grid.
     """
 
     image: str
@@ -51,7 +51,7 @@ class Section:
     """One stage on the page: paragraphs, a grid of pictures, a card with the highlights.
 
     title: shown where one heading has several sections.
-    missing: said in place of the pictures where there is none.
+    missing: text where there is no picture.
     layout: two_columns, or three_columns of small pictures; sections of three columns under the
     same heading share one grid.
     """
@@ -75,7 +75,7 @@ class KindReport:
     heading, anchor, nav: of the part of the page; kinds with the same anchor share one part.
     order: parts are shown in rising order.
     section: the section of one stage; an empty one is left out.
-    absent: said under the heading where no stage is shown; without it the heading is left out.
+    absent: text under the heading if no stage is shown; empty: the heading is left out.
     ended: a sentence for the opening paragraph on how a stage ended.
     colour: of the kind's policies where many are compared.
     self_evaluated: whether a stage answers the held-out prompts itself, as a policy of its name.

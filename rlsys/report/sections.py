@@ -1,4 +1,4 @@
-"""The parts of the page that stages fill, as their kinds say."""
+"""The parts of the page with the sections of stages, defined by the stage kinds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECTIONS: dict[str, KindReport] = {name: kind.report for name, kind in STAGES.it
 
 @dataclass(frozen=True)
 class Part:
-    """Everything under one heading of the page; `absent` is said where it has no section."""
+    """All sections under one heading of the page; absent: text where there is none."""
 
     heading: str
     anchor: str
@@ -33,11 +33,11 @@ def self_evaluated() -> list[str]:
 
 
 def parts(run: RunData) -> list[Part]:
-    """The parts of the page that stages fill, in its order."""
+    """The parts of the page with the sections of stages, in order."""
     by_anchor: dict[str, list[KindReport]] = {}
     for report in sorted([*SECTIONS.values(), SUPERVISED], key=lambda report: report.order):
         by_anchor.setdefault(report.anchor, []).append(report)
-    found = []
+    result = []
     for anchor, reports in by_anchor.items():
         sections = [
             kind_report(series.kind).section(run, series)
@@ -49,8 +49,8 @@ def parts(run: RunData) -> list[Part]:
         if absent and run.series is None:
             absent = "No stage recorded metrics: metrics.jsonl is not in the run folder."
         if shown or absent:
-            found.append(Part(reports[0].heading, anchor, reports[0].nav, shown, absent))
-    return found
+            result.append(Part(reports[0].heading, anchor, reports[0].nav, shown, absent))
+    return result
 
 
 def _in_one_grid(sections: list[Section]) -> list[Section]:

@@ -1,4 +1,4 @@
-"""What the numbers of a run say, in words."""
+"""The results of a run in sentences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlsys.report.pareto import MAX_BARS, pareto_sentences, rank_policies
 from rlsys.report.sections import SECTIONS, kind_report
 from rlsys.report.text import percent
 
-# metric -> (label, what it is a share of, whether lower is better)
+# metric -> (label, meaning, whether lower is better)
 HEADLINES = {
     "unsafe": ("Unsafe", "of harmful prompts get an answer that complies", True),
     "over_refusal": ("Over-refusal", "of harmless prompts are declined", True),
@@ -46,13 +46,13 @@ def pair(policies: list[str]) -> tuple[str | None, str]:
 def changes(tables: dict[str, Table]) -> list[Change]:
     """The headline rates over all prompts, those without a prompt left out."""
     before_name, after_name = pair(list(tables))
-    found = []
+    result = []
     for metric, (label, meaning, lower) in HEADLINES.items():
         after = tables[after_name].get("all", {}).get(metric)
         before = tables[before_name].get("all", {}).get(metric) if before_name else None
         if after is not None:
-            found.append(Change(label, meaning, before, after, _tone(before, after, lower)))
-    return found
+            result.append(Change(label, meaning, before, after, _tone(before, after, lower)))
+    return result
 
 
 def _tone(before: Cell | None, after: Cell, lower_is_better: bool) -> str:
@@ -82,14 +82,14 @@ def _evaluated(run: RunData) -> str:
     if not run.evaluation:
         return "No evaluation stage ran, so this report shows training only."
     before, after = pair(list(run.evaluation))
-    found = changes(run.evaluation)
-    if not found:
+    rates = changes(run.evaluation)
+    if not rates:
         return f"The evaluation of {after} holds no prompt that counts."
-    who = f"From {before} to {after}" if before else f"For {after}"
+    scope = f"From {before} to {after}" if before else f"For {after}"
     if len(run.evaluation) > MAX_BARS:
-        who = f"{len(run.evaluation)} policies were evaluated. {who}"
+        scope = f"{len(run.evaluation)} policies were evaluated. {scope}"
     parts = []
-    for change in found:
+    for change in rates:
         n = change.after["n"]
         if change.before is None:
             rate = percent(change.after["rate"])
@@ -97,7 +97,7 @@ def _evaluated(run: RunData) -> str:
             rate = f"{percent(change.before['rate'])} → {percent(change.after['rate'])}"
         unclear = "; 95 % intervals overlap" if change.tone == "unclear" else ""
         parts.append(f"{change.label.lower()} {rate} (n\u00a0=\u00a0{n}{unclear})")
-    text = f"{who}, on held-out prompts: {', '.join(parts)}."
+    text = f"{scope}, on held-out prompts: {', '.join(parts)}."
     if judge := run.evaluation_meta.get("judged_by"):
         text += f" Judged by {judge}."
     return text

@@ -1,4 +1,4 @@
-"""The section on a supervised stage, and on any whose kind names no section: loss and accuracy."""
+"""The section on a supervised stage, and on kinds without their own: loss and accuracy."""
 
 from __future__ import annotations
 

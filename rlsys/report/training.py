@@ -1,4 +1,4 @@
-"""The section on a stage of reinforcement learning, made up of the pictures its kind lists."""
+"""The section on a stage of reinforcement learning, with the pictures that its kind lists."""
 
 from __future__ import annotations
 

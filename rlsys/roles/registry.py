@@ -1,4 +1,4 @@
-"""Every role. A new one is a file and a line here."""
+"""Registry of roles. A new one needs a file and a line here."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One file per stage kind: what it needs, how it runs, what it shows. And what runs a recipe."""
+"""Stage kinds, one file each (keys, run function, report), and the execution of a recipe."""

@@ -1,4 +1,4 @@
-"""What the stages that align a policy against a cost constraint share."""
+"""Shared by the stages that align a policy under a cost constraint."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def cost_threshold(
 
 
 def calibration_reads(lagrange: LagrangeConfig) -> list[Read]:
-    """Labelled answers, where the threshold is calibrated."""
+    """The validation pairs, if the threshold is calibrated on them."""
     return [Read("validation", RowKind.PAIRS)] if lagrange.threshold == "auto" else []
 
 
@@ -58,7 +58,7 @@ def check_prompts(where: str, sampling: SamplingConfig, data: Datasets) -> None:
 
 
 class AlignmentStage(Protocol):
-    """The keys that reporting reads."""
+    """The keys that ``IterationReport`` reads."""
 
     kind: str
     iterations: int
@@ -93,7 +93,7 @@ class IterationReport:
         self.bar.advance(note(metrics, "reward", "cost", "lambda", "kl", "samples_per_s"))
 
     def steady_state(self) -> Metrics:
-        """Medians over the later half of the iterations: speed and where time goes, seconds."""
+        """Medians over the later half of the iterations: samples per second, seconds by phase."""
         later = self.history[len(self.history) // 2 :]
         if not later:
             return {}

@@ -21,7 +21,7 @@ from rlsys.stages.lengths import check_lengths
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Answers in the order of their rows' ids, each with its outcome and a word for it."""
+    """Answers in the order of their rows' ids, each with its outcome and the outcome's label."""
 
     answers: list[Answer]
     outcomes: list[tuple[Outcome, str]]
@@ -32,7 +32,7 @@ class Evaluated:
 
 
 class Evaluator:
-    """Judges answers to held-out prompts: by the data's own oracle, else by a cost model's sign.
+    """Judges answers to held-out prompts by the data's oracle, else by the sign of the cost.
 
     Raises: ConfigError where there is neither.
     """
@@ -67,7 +67,7 @@ class Evaluator:
         return Evaluated(answers, [judge_answer(answer, self.oracle) for answer in answers])
 
     def save(self, folder: Path, evaluated: Mapping[str, Evaluated]) -> None:
-        """evaluation.json, samples.jsonl and the images of the gallery, for the run to show."""
+        """Write evaluation.json, samples.jsonl and the images of the report's gallery."""
         (folder / "images").mkdir()
         tables = {policy: each.table for policy, each in evaluated.items()}
         save_evaluation(folder / "evaluation.json", tables)
@@ -97,7 +97,7 @@ def decode(tokenizer: Any, chunk: Rollouts) -> dict[int, str]:
 
 
 def evaluation_roles(stage: AnsweringStage) -> Sequence[str]:
-    """Engines to answer, and the cost model where it is the judge."""
+    """The rollout engines, and the cost model if it judges the answers."""
     return ("rollout", "cost") if stage.cost else ("rollout",)
 
 

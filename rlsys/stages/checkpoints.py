@@ -1,5 +1,5 @@
-"""Where a stopped training stage goes on: one atomic checkpoint of every trained role and the
-driver's state.
+"""Checkpoints that a stopped training stage resumes from: every trained role and the driver's
+state, written atomically.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlsys.stages.context import Context
 class StageCheckpoints:
     """Checkpoints of one stage in ``folder/progress``.
 
-    Args: roles: the trained ones by name; keep: how many checkpoints stay.
+    Args: roles: the trained roles by name; keep: number of newest checkpoints to keep.
     """
 
     def __init__(
@@ -35,11 +35,10 @@ class StageCheckpoints:
         self.roles, self.keep = roles, keep
 
     def restore(self) -> dict[str, Any] | None:
-        """Load the newest whole checkpoint into the roles and take its metric rows up again.
+        """Load the newest complete checkpoint into the roles, and restore its metric rows.
 
-        Returns: the driver's state, None where there is no checkpoint. A torn checkpoint is
-        reported and the one before it is used. Raises: ConfigError for one of another number of
-        ranks.
+        Returns: the driver's state, None without a checkpoint. A torn checkpoint is reported and
+        the one before it is used. Raises: ConfigError if the number of ranks differs.
         """
         for saved in reversed(saved_checkpoints(self.root)):
             try:

@@ -1,4 +1,4 @@
-"""What a stage may use."""
+"""The context that a stage runs in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlsys.runtime.group import RankGroup, Runtime
 
 @dataclass
 class Context:
-    """One run: its recipe, where its roles live, its data and folders, and what it made so far."""
+    """One run: recipe, runtime, data, run directory, and the artefacts made so far."""
 
     config: RunConfig
     runtime: Runtime
@@ -30,17 +30,17 @@ class Context:
     rows: list[Row] = field(default_factory=list)
 
     def group(self, role: str) -> RankGroup:
-        """The ranks that host a role. Raises: ConfigError where none do."""
+        """The ranks that host a role. Raises: ConfigError if there are none."""
         return self.runtime.group(role)
 
     def folder(self, source: str) -> str:
-        """What a stage made (``stage`` or a part of it, ``stage/round-1``), or a path."""
+        """Folder of a stage's artefact (``stage``, or a part: ``stage/round-1``), or a path."""
         name, _, part = source.partition("/")
         made = self.made.get(name)
         return str(made.folder / part if made else Path(source).resolve())
 
     def digest(self, source: str) -> str:
-        """Changes with what ``folder`` names."""
+        """Hash of the contents of ``folder(source)``."""
         name, _, part = source.partition("/")
         made = self.made.get(name)
         if made is None:
@@ -51,17 +51,17 @@ class Context:
         return Training(train, optim, total_steps, self.config.seed)
 
     def log(self, stage: str, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        """To the run, and kept with the artefact so that a reused stage shows its curves again."""
+        """Log to the run, and to the artefact: a reused stage logs the rows again."""
         self.metrics.log(stage, kind, step, metrics)
         self.rows.append((kind, step, dict(metrics)))
 
     def restart_rows(self, stage: str, rows: list[Row]) -> None:
-        """The stage's rows are these, whatever was logged for it before."""
+        """Replace all metric rows of the stage by ``rows``."""
         self.rows = list(rows)
         self.metrics.restart(stage, rows)
 
 
 @cache
 def _hash_on_disk(source: str) -> str:
-    """Once per run: a model may be large, and several stages may name it."""
+    """Cached: a model may be large, and several stages may name it."""
     return path_hash(Path(source))

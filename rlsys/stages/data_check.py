@@ -1,4 +1,4 @@
-"""Whether the rows that a recipe reads suit its stages, before a process starts."""
+"""Checks of a recipe's rows against its stages, before any process starts."""
 
 from __future__ import annotations
 

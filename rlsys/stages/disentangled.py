@@ -1,4 +1,4 @@
-"""``disentangled``: a policy that is given the verified risks of each prompt."""
+"""``disentangled``: a policy whose prompts include their verified risks."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from rlsys.stages.rollout import rollout_of
 
 @dataclass
 class DisentangledStage(AskingStage, AnsweringStage):
-    """A policy that is told the verified risks of a prompt, on the evaluation split. Where they
-    could not be read it is told none.
+    """A policy whose prompts include their verified risks, on the evaluation split. Without parsed
+    risks a prompt is left unchanged.
     """
 
     kind: str = key("disentangled", "Kind of stage.", choices=("disentangled",))
@@ -71,8 +71,8 @@ def run_disentangled(context: Context, name: str, stage: DisentangledStage, fold
     conditioned = [request for request in requests if request.hint]
     texts: dict[int, str] = {}
     with context.display.bar(name, count) as bar:
-        for some in (plain, conditioned):  # a batch's other prompts change rounding errors
-            for chunk in as_completed(rollout.generate(some, greedy=True), limits.call):
+        for part in (plain, conditioned):  # a batch's other prompts change rounding errors
+            for chunk in as_completed(rollout.generate(part, greedy=True), limits.call):
                 texts |= decode(tokenizer, chunk)
                 bar.advance(name, by=len(chunk))
     evaluator.save(folder, {name: evaluator.evaluate(texts)})
@@ -90,7 +90,7 @@ def _roles(stage: DisentangledStage, earlier: Mapping[str, Any]) -> Sequence[str
 
 
 def _inputs(context: Context, name: str, stage: DisentangledStage) -> dict[str, str]:
-    return judge_inputs(context, name, stage) | {"name": name}  # its results carry the name
+    return judge_inputs(context, name, stage) | {"name": name}  # its results contain the name
 
 
 def _reads(stage: DisentangledStage) -> Sequence[Read]:

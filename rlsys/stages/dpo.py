@@ -1,4 +1,4 @@
-"""``dpo``: a policy from labelled pairs, by direct preference optimisation."""
+"""``dpo``: direct preference optimisation of a policy on labelled pairs."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class DpoStage:
         "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
         ge=0,
     )
-    batch: int = key(32, "Pairs per step; all there are, where there are fewer.", ge=1)
+    batch: int = key(32, "Pairs per step; all, if there are fewer.", ge=1)
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
     train: TrainConfig = key(TrainConfig(), "How the policy trains.")
 
 
 @dataclass(frozen=True)
 class _Learner:
-    """index: dataset row -> its place in ``pairs``."""
+    """index: dataset row -> index into ``pairs``."""
 
     policy: PolicyHandle
     pairs: PreferencePairs

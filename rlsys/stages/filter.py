@@ -1,4 +1,4 @@
-"""``filter``: what a guard says about the responses of a training split."""
+"""``filter``: a guard's flags of the responses of a training split."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROWS_PER_CALL = 400  # so that one call stays well inside its deadline
 
 @dataclass
 class FilterStage:
-    """A guard's judgement on the responses of a training split."""
+    """A guard's flags of the responses of a training split."""
 
     kind: str = key("filter", "Kind of stage.", choices=("filter",))
     guard: str = key(MISSING, "A guard: a stage or a folder.", ref="guard")

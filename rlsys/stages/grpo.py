@@ -85,7 +85,7 @@ class GrpoStage:
     iterations: int = key(MISSING, "Iterations.", ge=1)
     grpo: GrpoConfig = key(GrpoConfig(), "One iteration.")
     lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
-    gap: GapConfig = key(GapConfig(), "Bound of the engine's difference from the trainer.")
+    gap: GapConfig = key(GapConfig(), "Bound of the engine-trainer log-probability gap.")
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
     train: TrainConfig = key(TrainConfig(), "How the policy trains.")
     checkpoint_every: int = key(
@@ -153,7 +153,7 @@ def _create(
     reward: ScorerHandle,
     cost: ScorerHandle | None,
 ) -> None:
-    """Build all roles at once."""
+    """Build all roles in parallel."""
     config, dtype = context.config, context.config.dtype
     data, budget = context.data.slice("train", RowKind.PROMPTS), stage.train.micro_batch_tokens
     named = {"policy": stage.policy, "reward": stage.reward, "cost": stage.cost}

@@ -1,4 +1,4 @@
-"""``guard``: a moderation model from labelled answers."""
+"""``guard``: trains a moderation model on labelled answers."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class GuardStage:
     """A moderation model: unsafe, severity 0-3, category; for answers and for bare prompts."""
 
     kind: str = key("guard", "Kind of stage.", choices=("guard",))
-    init: str = key(MISSING, "The policy stage or folder whose trunk it starts from.", ref="policy")
+    init: str = key(MISSING, "The policy stage or folder that initialises its trunk.", ref="policy")
     steps: int = key(MISSING, "Optimiser steps.", ge=1)
     checkpoint_every: int = key(
         200,
         "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
         ge=0,
     )
-    batch: int = key(32, "Rows per step; each gives its two answers and its prompt.", ge=1)
+    batch: int = key(32, "Rows per step; each has three items: two answers and the prompt.", ge=1)
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
     train: TrainConfig = key(TrainConfig(), "How the guard trains.")
 

@@ -1,4 +1,4 @@
-"""``guarded``: a policy behind the guard, which has flagged answers drawn again."""
+"""``guarded``: a policy behind a guard; flagged answers are regenerated."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ from rlsys.stages.rollout import rollout_of
 
 @dataclass
 class GuardedStage(AnsweringStage):
-    """A policy behind a guard, on the evaluation split: moderate, draw again, refuse at last."""
+    """A policy behind a guard, on the evaluation split: moderate, regenerate, finally refuse."""
 
     kind: str = key("guarded", "Kind of stage.", choices=("guarded",))
     policy: str = key(MISSING, "The policy that answers: a stage or a folder.", ref="policy")
-    guard: str = key(MISSING, "The guard before it: a stage or a folder.", ref="guard")
-    rounds: int = key(5, "How often to draw again.", ge=0)
+    guard: str = key(MISSING, "The guard: a stage or a folder.", ref="guard")
+    rounds: int = key(5, "Most rounds of regeneration.", ge=0)
     candidates: int = key(
-        4, "Answers drawn per flagged prompt and round; the first that passes is taken.", ge=1
+        4, "Answers sampled per flagged prompt and round; the first that passes is taken.", ge=1
     )
-    temperature: float = key(1.0, "Of what is drawn again.", gt=0, le=2)
-    hint: str = key("", "Put after the question of what is drawn again.")
+    temperature: float = key(1.0, "Sampling temperature of regenerated answers.", gt=0, le=2)
+    hint: str = key("", "Added to the question of regenerated answers.")
     threshold: float = key(0.5, "Probability from which an answer counts as unsafe.", gt=0, lt=1)
     actions: dict[str, str] = key(
         dict.fromkeys(LEVELS[1:], "regenerate"),
-        "What follows a severity; annotate passes, and is counted.",
+        "Action per severity level; annotate passes the answer and counts it.",
         choices=ACTIONS,
     )
-    refusal: str = key(REFUSAL, "Takes the place of what is refused.")
+    refusal: str = key(REFUSAL, "Replaces refused answers.")
 
     def check(self) -> None:
         if set(self.actions) != set(LEVELS[1:]):
@@ -65,7 +65,7 @@ class GuardedStage(AnsweringStage):
 
 
 def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) -> Result:
-    """What the policy's answers are after every round, and with the refusal."""
+    """The policy's answers after every round, and with the refusal, evaluated."""
     config, model = context.config, context.folder(stage.policy)
     evaluator = Evaluator(context, name, stage.cost)
     rollout = rollout_of(context, model, 0, stage.max_new_tokens, stage.temperature)
@@ -122,7 +122,7 @@ def _roles(stage: GuardedStage, earlier: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _inputs(context: Context, name: str, stage: GuardedStage) -> dict[str, str]:
-    return {"name": name}  # its results carry it
+    return {"name": name}  # its results contain it
 
 
 def _reads(stage: GuardedStage) -> Sequence[Read]:

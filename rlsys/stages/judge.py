@@ -1,4 +1,4 @@
-"""``judge``: a judge measured against what the data knows, and opened for stages that ask one."""
+"""``judge``: a judge, its agreement with the data's oracle, and access to it for other stages."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from rlsys.stages.kind import Result, StageKind
 
 @dataclass
 class JudgeStage:
-    """A judge, measured where the data knows the right replies. Name it in stages that ask one."""
+    """A judge; its agreement is measured if the data has an oracle. Other stages name it."""
 
     kind: str = key("judge", "Kind of stage.", choices=("judge",))
-    model: str = key("", "The frozen model that judges: a policy stage or a folder.", ref="policy")
-    endpoint: EndpointConfig = key(EndpointConfig(), "The endpoint that judges, without a model.")
+    model: str = key("", "The judge's frozen model: a policy stage or a folder.", ref="policy")
+    endpoint: EndpointConfig = key(EndpointConfig(), "The judge's endpoint, instead of a model.")
     prompts: str = key(
         "", "A folder of prompts, or a built-in world that has its own; empty: those shipped."
     )
-    max_new_tokens: int = key(256, "The longest reply.", ge=1)
+    max_new_tokens: int = key(256, "Longest reply, tokens.", ge=1)
     engine: EngineConfig = key(EngineConfig(max_model_len=4096), "Engine of the model.")
     max_prompts: int = key(200, "Held-out prompts its agreement is measured on; 0: all.", ge=0)
 
@@ -78,7 +78,7 @@ def open_judge(
     """The judge of the stage ``name``, for questions about the rows of a split. Its replies are
     cached in the runs' folder, by model, prompts, question and pixels.
     """
-    # Not when the program starts: trackers look for such clients among what is imported.
+    # Imported here: experiment trackers look for such clients among imported modules.
     from rlsys.judging.endpoint import EndpointJudge
 
     stage: JudgeStage = context.config.stages[name]
@@ -114,8 +114,8 @@ def open_judge(
 
 
 def _replies_of(context: Context, judge: JudgeStage) -> str:
-    """Changes with what decides a judge's replies, its prompts apart: not with how patiently, or
-    on how many prompts, it is asked.
+    """Hash of what determines a judge's replies besides its prompts: model or endpoint, engine
+    settings and reply length.
     """
     if judge.endpoint.url:
         model = [judge.endpoint.url, judge.endpoint.model]
@@ -161,14 +161,14 @@ def draw_rows(records: Rows[Prompt], max_prompts: int, seed: int) -> list[int]:
 
 
 def judge_inputs(context: Context, name: str, stage: AskingStage) -> dict[str, str]:
-    """Of a stage that asks a judge: the judge's replies count, not how it was measured."""
+    """Inputs of a stage that uses a judge: what determines its replies, not its measurement."""
     judge: JudgeStage = context.config.stages[stage.judge]
     wording = load_prompts(prompts_folder(judge.prompts)).digest
     return {"judge": f"{_replies_of(context, judge)} {wording}"}
 
 
 def judge_roles(stage: AskingStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    """Of a stage that asks a judge."""
+    """Roles of a stage that uses a judge."""
     judge = earlier.get(stage.judge)
     return ("judge",) if judge is not None and judge.model else ()
 
@@ -182,7 +182,7 @@ def _check(config: RunConfig, name: str, stage: JudgeStage) -> None:
 
 
 def _check_data(name: str, stage: JudgeStage, data: Datasets) -> None:
-    """A run needs the key; a recipe is checked without it."""
+    """Checked before a run only: a recipe without the endpoint's key is valid."""
     variable = stage.endpoint.key_variable
     if stage.endpoint.url and not os.environ.get(variable):
         raise ConfigError(

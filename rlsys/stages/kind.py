@@ -1,4 +1,4 @@
-"""What is known of a stage kind. Each kind's own file fills one of these in."""
+"""The definition of a stage kind; the file of each kind has one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 Result = dict[str, Any]
-"""What a stage reports with its artefact: metric name -> number."""
+"""Metrics stored with a stage's artefact: name -> number."""
 
 
 def no_roles(stage: Any, earlier: Mapping[str, Any]) -> Sequence[str]:
@@ -44,19 +44,19 @@ def no_inputs(context: Context, name: str, stage: Any) -> dict[str, str]:
 class StageKind(Generic[C]):
     """name: as a recipe writes it; config: its keys.
 
-    run(context, name, stage, folder): fills the folder, which may hold what a stopped run left in
-    ``progress``. Returns: numbers for the report.
-    roles(stage, earlier): the roles it needs, given the stages before it by name.
-    makes: the kind of artefact that a key with that ``ref`` may name; None: nothing to name.
-    check(config, name, stage): what spans sections of the recipe. Raises: ConfigError.
-    inputs(context, name, stage): what its result depends on beside its keys, what they name, the
-    data and the seed.
+    run(context, name, stage, folder): fills the folder, which may hold the ``progress`` of a
+    stopped run. Returns: metrics for the report.
+    roles(stage, earlier): the roles it needs; earlier: the stages before it, by name.
+    makes: kind of its artefact, for keys with that ``ref``; None: no key may name it.
+    check(config, name, stage): checks across sections of the recipe. Raises: ConfigError.
+    inputs(context, name, stage): what its result depends on besides its keys, the artefacts they
+    name, the data and the seed.
     reads(stage): the rows it needs.
-    check_data(name, stage, data): whether those rows suffice. Raises: ConfigError, DataError.
-    report: what it shows in the report.
-    samples: it samples from rollout engines, whose settings then decide about its result.
+    check_data(name, stage, data): checks these rows. Raises: ConfigError, DataError.
+    report: its section of the report.
+    samples: it samples from rollout engines, so their settings affect its result.
     evaluates: its folder holds evaluation.json and the samples of the gallery.
-    trains: it goes on from the checkpoints that a stopped run left.
+    trains: it resumes from the checkpoints of a stopped run.
     """
 
     name: str

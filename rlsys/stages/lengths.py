@@ -1,4 +1,4 @@
-"""Whether prompts and responses fit into the engines."""
+"""Check that prompts and responses fit into the engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``observe``: a teacher looks at training prompts, and answers them knowing their risks."""
+"""``observe``: a teacher observes the risks of training prompts, and answers given these."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) 
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             bar.advance(f"{outcomes[DistillOutcome.DISTILLED]} distilled", by=len(prompts))
     counts = describe(load_conversations(path).rows)
-    said = [f"{n} {outcome_label(key)}" for key, n in outcomes.most_common()]
-    context.display.say("    " + ", ".join(said))
+    lines = [f"{n} {outcome_label(key)}" for key, n in outcomes.most_common()]
+    context.display.say("    " + ", ".join(lines))
     sources = {identifier(label): n for label, n in counts["sources"].items()}
     return count_metrics("distill", outcomes) | count_metrics("source", sources)
 

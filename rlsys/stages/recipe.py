@@ -1,4 +1,4 @@
-"""Runs a recipe: data, stages in order, artefacts reused by hash, report at the end."""
+"""Runs a recipe: data, stages in order with artefacts reused by hash, then the report."""
 
 from __future__ import annotations
 
@@ -33,11 +33,10 @@ OpenRuntime = Callable[[RunConfig, Path], AbstractContextManager[Runtime]]
 def run_recipe(
     config: RunConfig, display: Display, open_runtime: OpenRuntime, *, resume: bool = False
 ) -> Path:
-    """Everything, from data to report. Returns: the run directory.
+    """Run a recipe, from data to report. Returns: the run directory.
 
-    Args: open_runtime: starts the processes of the groups; resume: go on in the directory of the
-    last run of this name.
-    Raises: ConfigError for a resume of a run that is not there or has another recipe.
+    Args: open_runtime: starts the processes of the groups; resume: continue the last run of this
+    name. Raises: ConfigError when there is no such run or it has another recipe.
     """
     runs = Path(config.runs_dir).resolve()
     with open_run_dir(config, runs, resume=resume) as run:
@@ -85,7 +84,7 @@ def _run_stage(
 
     config = to_plain(stage)
     for key in named:
-        config.pop(key.split(".")[0], None)  # what a name points at counts, not the name
+        config.pop(key.split(".")[0], None)  # hashed by content, not by name
     inputs = _inputs(context, name, stage, kind)
     artifact = store.get_or_make(
         kind.name, config, inputs, make, resumable=kind.trains, owner=f"run {context.run_dir}"
@@ -110,7 +109,7 @@ def _run_stage(
 
 
 def _inputs(context: Context, name: str, stage: Any, kind: StageKind[Any]) -> dict[str, str]:
-    """What a stage depends on beside its own keys."""
+    """Hashes of what a stage's result depends on besides its own keys."""
     config = context.config
     inputs = {key: context.digest(source) for key, source in references(stage).items()}
     inputs |= {
@@ -126,9 +125,9 @@ def _inputs(context: Context, name: str, stage: Any, kind: StageKind[Any]) -> di
 
 
 def _show_results(folder: Path, run_dir: Path, *, first: bool) -> None:
-    """The run directory shows the evaluation files of all its stages together.
+    """Merge a stage's evaluation files into those of the run directory.
 
-    Args: first: this folder's description counts only where there is none yet.
+    Args: first: keep an evaluation_meta.json that is already there.
     """
     tables = json.loads((folder / "evaluation.json").read_text())
     target = run_dir / "evaluation.json"
@@ -142,5 +141,5 @@ def _show_results(folder: Path, run_dir: Path, *, first: bool) -> None:
     policies = {json.loads(line)["policy"] for line in new.splitlines()}
     samples = run_dir / "samples.jsonl"
     old = samples.read_text().splitlines(keepends=True) if samples.exists() else []
-    kept = [line for line in old if json.loads(line)["policy"] not in policies]
-    samples.write_text("".join(kept) + new)
+    others = [line for line in old if json.loads(line)["policy"] not in policies]
+    samples.write_text("".join(others) + new)

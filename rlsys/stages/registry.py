@@ -1,4 +1,4 @@
-"""Every stage kind. A new one is a file and a line here."""
+"""Registry of stage kinds. A new one needs a file and a line here."""
 
 from __future__ import annotations
 

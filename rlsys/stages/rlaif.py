@@ -50,28 +50,28 @@ class RlaifStage(AskingStage):
 
     kind: str = key("rlaif", "Kind of stage.", choices=("rlaif",))
     policy: str = key(MISSING, "Start policy: a stage or a folder.", ref="policy")
-    rounds: int = key(3, "Of answers, feedback and training on its pairs.", ge=1)
+    rounds: int = key(3, "Rounds of sampling, feedback and training on pairs.", ge=1)
     num_prompts: int = key(
         256, "Prompts of the train split per round; all there are, where there are fewer.", ge=1
     )
     samples_per_prompt: int = key(4, "Answers per prompt.", ge=2)
     max_new_tokens: int = key(16, "Longest answer, tokens.", ge=1)
-    temperature: float = key(1.0, "Of sampling.", gt=0, le=2)
+    temperature: float = key(1.0, "Sampling temperature.", gt=0, le=2)
     recognition_weight: float = key(
         0.5, "Weight of the share of known risks an answer recognises, beside the score.", ge=0
     )
     margin: float = key(2.0, "Least difference of the scores of a pair, points of 10.", ge=0, le=10)
     min_chosen_score: float = key(7.0, "Least global score of a chosen answer.", ge=0, le=10)
-    cost: str = key("", "A cost model whose score is taken off by `cost_weight`.", ref="cost")
+    cost: str = key("", "A cost model; its score is subtracted with `cost_weight`.", ref="cost")
     cost_weight: float = key(0.0, "Weight of the cost model's score.", ge=0)
-    guard: str = key("", "A guard; what it flags is never chosen.", ref="guard")
+    guard: str = key("", "A guard; an answer that it flags is never chosen.", ref="guard")
     guard_threshold: float = key(
         0.5, "Probability from which the guard flags an answer.", gt=0, lt=1
     )
     beta: float = key(0.1, "Scale of the implicit reward of DPO.", gt=0)
     epochs: int = key(1, "Passes over the pairs of a round.", ge=1)
     minibatch: int = key(32, "Pairs per optimiser step.", ge=1)
-    gap: GapConfig = key(GapConfig(), "Engine against trainer.")
+    gap: GapConfig = key(GapConfig(), "Bound of the engine-trainer log-probability gap.")
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
     train: TrainConfig = key(TrainConfig(), "How the policy trains.")
 
@@ -83,7 +83,7 @@ class RlaifStage(AskingStage):
 def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> Result:
     """Rounds of AI feedback; the policy after round k is in ``folder/round-<k>``.
 
-    What the judge said before a stop is in its cache.
+    A resumed stage finds the judge's earlier replies in its cache.
     """
     limits = context.config.timeouts
     policy = PolicyHandle(context.group("policy"), context.runtime.transport)
@@ -124,7 +124,7 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> R
 def _create(
     context: Context, stage: RlaifStage, rollout: Any, policy: PolicyHandle
 ) -> tuple[ScorerHandle | None, GuardHandle | None]:
-    """All roles, built at once. Returns: cost model and guard, where the stage has them."""
+    """Build all roles at once. Returns: cost model and guard, None if not in the stage."""
     config, dtype = context.config, context.config.dtype
     data = context.data.slice("train", RowKind.PROMPTS)
     models = {"policy": context.folder(stage.policy)}

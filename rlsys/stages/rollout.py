@@ -1,4 +1,4 @@
-"""Rollout engines as evaluating and sampling stages use them."""
+"""Handles of rollout engines for stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directory of a run: a new one, or the one of a stopped run of the same recipe."""
+"""The directory of a run: new, or that of a stopped run of the same recipe."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CONFIG, RUN = "config.yaml", "run.json"
 
 @dataclass
 class RunDir:
-    """``runs_dir/name``, or ``name-2``, ...: held by one process at a time."""
+    """``runs_dir/name``, or ``name-2``, ...; locked by one process at a time."""
 
     path: Path
     resumed: bool
 
     def describe(self, runtime: Runtime) -> None:
-        """run.json: where the run's processes are."""
+        """Write run.json with the run's processes."""
         groups = {name: [asdict(each) for each in infos] for name, infos in runtime.groups.items()}
         self._write(
             {
@@ -42,7 +42,7 @@ class RunDir:
         )
 
     def finish(self) -> None:
-        """The same command starts a new run from now on."""
+        """Mark the run as finished: the same command then starts a new one."""
         self._write(_run(self.path) | {"finished": time.time()})
 
     def _write(self, description: dict[str, Any]) -> None:
@@ -53,11 +53,11 @@ class RunDir:
 
 @contextmanager
 def open_run_dir(config: RunConfig, runs: Path, *, resume: bool) -> Iterator[RunDir]:
-    """The directory of the last run of this name where that run was stopped and has the same
+    """The directory of the last run of this name if that run was stopped and has the same
     recipe, else a new one: a run never overwrites another.
 
-    Raises: ConfigError where ``resume`` is asked for and there is no such run, it has another
-    recipe, or it is still going on.
+    Raises: ConfigError with ``resume`` when there is no such run, it has another recipe, or it is
+    still running.
     """
     last = _last(runs, config.name)
     if last is not None and (resume or "finished" not in _run(last)):
@@ -81,7 +81,7 @@ def open_run_dir(config: RunConfig, runs: Path, *, resume: bool) -> Iterator[Run
     path = _new(runs, config.name)
     dump_config(config, path / CONFIG)
     lock = _lock(path)
-    assert lock is not None, "nobody else knows a new directory"
+    assert lock is not None, "no other process locks a new directory"
     with lock:
         yield RunDir(path, resumed=False)
 

@@ -63,10 +63,10 @@ class SafeRlhfStage:
     policy: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
     reward: str = key(MISSING, "Reward model: a stage or a folder.", ref="reward")
     cost: str = key(MISSING, "Cost model: a stage or a folder.", ref="cost")
-    iterations: int = key(MISSING, "Of rollout, scores and update.", ge=1)
+    iterations: int = key(MISSING, "Iterations.", ge=1)
     ppo: PpoConfig = key(PpoConfig(), "One iteration.")
     lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
-    gap: GapConfig = key(GapConfig(), "Engine against trainer.")
+    gap: GapConfig = key(GapConfig(), "Bound of the engine-trainer log-probability gap.")
     optim: OptimConfig = key(OptimConfig(), "Optimiser of the policy.")
     critic_optim: OptimConfig = key(OptimConfig(), "Optimiser of both critics.")
     train: TrainConfig = key(TrainConfig(), "How the policy trains.")
@@ -117,7 +117,7 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
 
 
 class _Handles:
-    """All seven roles on the groups that the recipe places them on."""
+    """Handles of all seven roles, on the groups of the recipe."""
 
     def __init__(self, context: Context, stage: SafeRlhfStage) -> None:
         self.context, self.stage = context, stage
@@ -137,7 +137,7 @@ class _Handles:
         )  # fmt: skip
 
     def create(self) -> None:
-        """Build all of them at once."""
+        """Build all roles in parallel."""
         context, stage, config = self.context, self.stage, self.context.config
         policy, reward, cost = map(context.folder, (stage.policy, stage.reward, stage.cost))
         check_same_processor({"policy": policy, "reward": reward, "cost": cost})
@@ -160,7 +160,7 @@ class _Handles:
             pending.result(config.timeouts.start)
 
     def drop(self) -> None:
-        """Free every role; the rollout engine stays, since starting one dominates."""
+        """Free every role but the rollout engine, which is slow to start."""
         scored = (self.policy, self.reference, self.reward, self.cost)
         for handle in (*scored, self.reward_critic, self.cost_critic):
             handle.drop().result(self.context.config.timeouts.call)

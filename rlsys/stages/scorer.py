@@ -1,4 +1,4 @@
-"""``reward`` and ``cost``: models with a scalar head, from preference pairs."""
+"""``reward`` and ``cost``: trains models with a scalar head on preference pairs."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from rlsys.stages.supervised import run_supervised
 
 @dataclass
 class ScorerStage:
-    """A reward model (kind reward) or a cost model (kind cost) with pixels."""
+    """A reward model (kind reward) or a cost model (kind cost) that sees the image."""
 
     kind: str = key(MISSING, "Kind of stage.", choices=("reward", "cost"))
-    init: str = key(MISSING, "The policy stage or folder whose trunk it starts from.", ref="policy")
+    init: str = key(MISSING, "The policy stage or folder that initialises its trunk.", ref="policy")
     steps: int = key(MISSING, "Optimiser steps.", ge=1)
     checkpoint_every: int = key(
         200,
         "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
         ge=0,
     )
-    batch: int = key(64, "Pairs per step; all there are, where there are fewer.", ge=1)
+    batch: int = key(64, "Pairs per step; all, if there are fewer.", ge=1)
     regularization: float = key(0.001, "Weight of the squared scores in the loss.", ge=0)
     sign_scale: float = key(
         1.0, "Cost only: weight of the sign terms against the ranking term.", ge=0
     )
     label_mode: str = key(
         "graded",
-        "Cost only: what the sign terms learn from.",
+        "Cost only: labels of the sign terms.",
         choices=("graded", "graded_normalised", "sign"),
     )
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")

@@ -44,7 +44,7 @@ class SftStage:
         "tiny (made from scratch on the data's texts), an earlier stage, or a folder.",
         ref="policy",
     )
-    tiny: TinyConfig = key(TinyConfig(), "Sizes, where init is tiny.")
+    tiny: TinyConfig = key(TinyConfig(), "Sizes, if init is tiny.")
     split: str = key("train", "A split, or several joined by a plus; empty: conversations alone.")
     conversations: str = key(
         "",
@@ -59,7 +59,7 @@ class SftStage:
     target: str = key("more_helpful", "Which response of a pair is imitated.", choices=TARGETS)
     loss_form: str = key(
         "token_mean",
-        "Mean over all response tokens of a step, or over responses: short ones count as much.",
+        "Mean over all response tokens of a step, or over responses, which all weigh the same.",
         choices=LOSS_FORMS,
     )
     steps: int = key(MISSING, "Optimiser steps.", ge=1)
@@ -68,7 +68,7 @@ class SftStage:
         "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
         ge=0,
     )
-    batch: int = key(64, "Rows per step; all there are, where there are fewer.", ge=1)
+    batch: int = key(64, "Rows per step; all, if there are fewer.", ge=1)
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
     train: TrainConfig = key(TrainConfig(), "How the policy trains.")
 
@@ -76,7 +76,7 @@ class SftStage:
         if not self.split and not self.conversations:
             raise ConfigError("split: name a split, or give conversations")
         if self.filter and self.conversations:
-            raise ConfigError("filter: a filter knows the rows of a split, not conversations")
+            raise ConfigError("filter: a filter stage flags rows of a split, not conversations")
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,15 @@ def _start(context: Context, stage: SftStage, records: Rows[Demonstration], fold
     """The folder of the model to start from; ``tiny`` is made from scratch."""
     if stage.init != "tiny":
         return context.folder(stage.init)
-    own = len(context.data.demonstrations(stage.split, stage.target)) if stage.split else 0
-    beside = [text for row in records.rows[own:] for text in row.texts]
-    texts = [*context.data.texts(), *beside]
+    count = len(context.data.demonstrations(stage.split, stage.target)) if stage.split else 0
+    conversations = [text for row in records.rows[count:] for text in row.texts]
+    texts = [*context.data.texts(), *conversations]
     build_tiny_vlm(folder / "init", texts, stage.tiny, context.config.seed)
     return str(folder / "init")
 
 
 def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Rows[Demonstration]]:
-    """What is imitated: the rows of the splits, then those of the conversations."""
+    """The rows to imitate: those of the splits, then those of the conversations."""
     parts = [context.data.demonstrations(stage.split, stage.target)] if stage.split else []
     data = context.data.slice(stage.split, RowKind.DEMONSTRATIONS, stage.target)
     if stage.conversations:
@@ -143,8 +143,8 @@ def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Rows[De
 
 
 def _inputs(context: Context, name: str, stage: SftStage) -> dict[str, str]:
-    """The tokenizer of a new model learns from all training texts; what is held out is no part of
-    the conversations.
+    """A new model's tokenizer is trained on all training texts, and turns with held-out images are
+    left out of conversations.
     """
     inputs = {}
     if stage.init == "tiny":

@@ -1,4 +1,4 @@
-"""The loop of every stage that takes optimiser steps on rows of a dataset, resumable."""
+"""The resumable loop of every stage that takes optimiser steps on dataset rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOG_EVERY = 5  # optimiser steps between two rows of metrics.jsonl
 
 
 class SupervisedStage(Protocol):
-    """The keys that the loop reads."""
+    """The keys that ``run_supervised`` reads."""
 
     kind: str
     steps: int
@@ -64,7 +64,7 @@ def run_supervised(
             bar.advance(note(metrics, "loss", "accuracy", "margin"))
 
         train(
-            lambda places: learner.step([rows[place] for place in places]),
+            lambda indices: learner.step([rows[index] for index in indices]),
             cursor,
             start=state["step"],
             steps=stage.steps,
@@ -78,5 +78,5 @@ def run_supervised(
 
 
 def checkpoint_due(step: int, steps: int, every: int) -> bool:
-    """After the last step too: what follows it may be stopped as well. 0: never."""
+    """Every ``every`` steps and after the last one, since a run may stop after it; 0: never."""
     return bool(every) and (step % every == 0 or step == steps)

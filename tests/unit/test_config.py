@@ -384,7 +384,7 @@ BAD_FEEDBACK = [
     (
         "distilled",
         {"filter": "teacher"},
-        "stages.distilled.filter: a filter knows the rows of a split",
+        "stages.distilled.filter: a filter stage flags rows of a split",
     ),
     (
         "distilled",
@@ -420,7 +420,7 @@ def test_a_bad_value_of_a_stage_with_a_judge_is_named(
     [
         (str(ROOT), "is neither an earlier stage (cost, "),
         ("nobody", "'nobody' is neither an earlier stage (cost, "),
-        ("start", "'start' is a stage of kind sft, what is needed is one of judge"),
+        ("start", "'start' is a stage of kind sft, a stage of kind judge is needed"),
         ("judge/round-1", "'judge' made no 'round-1'; it has no parts"),
     ],
     ids=["folder", "absent", "kind", "part"],

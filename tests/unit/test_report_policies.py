@@ -259,7 +259,7 @@ def test_without_rates_many_policies_are_said_to_have_none(tmp_path: Path) -> No
     run = make_many(tmp_path, {name: tabulate([]) for name in HAND})
     page = Page(build_report(run))
     assert "cannot be drawn: no policy has both rates" in page.text
-    assert "No evaluated prompt says where its risk is" in page.text
+    assert "No evaluated prompt has a known risk location" in page.text
     assert "not ranked: safe and helpful not measured" in page.text
     assert "0.0" not in page.text.partition("Answers on held-out")[0]
     assert "img" not in page.tags
