@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -58,10 +59,12 @@ def run(
     if in_process:
         from rlsys.runtime.local import open_local
 
+        print("in process: one rank per group; its ranks, cpus and gpus do not apply")
         run_recipe(loaded, Display(), open_local, resume=resume)
     else:
-        from actors.cluster import open_cluster
+        from actors.cluster import check_private, open_cluster
 
+        check_private(loaded)
         run_recipe(loaded, Display(), open_cluster, resume=resume)
 
 
@@ -70,6 +73,7 @@ def _engine_environment() -> None:
     from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
 
     os.environ.update(ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     import torch
 
     if not torch.cuda.is_available():
@@ -86,7 +90,7 @@ def generate(
     question: Annotated[str, typer.Option(help="The question about it.")] = "",
     disentangle: Annotated[
         Path | None,
-        typer.Option(help="Folder of a judge; its verified risks are added to the question."),
+        typer.Option(help="Folder of a judge, whose verified risks become a hint to the policy."),
     ] = None,
     judge_prompts: Annotated[
         str, typer.Option(help="Folder of that judge's prompts, or a built-in world's name.")

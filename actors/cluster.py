@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.group import Group
@@ -72,6 +73,21 @@ def _start(groups: Mapping[str, Group], config: RunConfig, run_dir: Path) -> Non
         group.probe([str(run_dir)], [str(run_dir)], config.timeouts.start)
 
 
+def check_private(config: RunConfig) -> None:
+    """What a private Ray here will have is known before it starts, or anything else does.
+
+    Raises: ConfigError when the groups do not fit.
+    """
+    if not _joins(config.cluster):
+        have = {"CPU": config.cluster.cpus or os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+        check_resources(config.groups, have)
+
+
+def _joins(config: ClusterConfig) -> bool:
+    """Whether there is a cluster to join."""
+    return config.address != "auto" or "RAY_ADDRESS" in os.environ
+
+
 def check_resources(groups: Mapping[str, GroupConfig], available: Mapping[str, float]) -> None:
     """Raises: ConfigError when the summed CPUs or GPUs of all groups exceed the cluster's."""
     for resource, key in (("CPU", "cpus"), ("GPU", "gpus")):
@@ -91,8 +107,7 @@ def check_resources(groups: Mapping[str, GroupConfig], available: Mapping[str, f
 def _ray(config: ClusterConfig) -> Iterator[bool]:
     """Yields True for a private Ray on this machine. A joined cluster is left running."""
     logging.getLogger("ray").setLevel(logging.ERROR)
-    address = config.address
-    joined = address != "auto" or "RAY_ADDRESS" in os.environ
+    address, joined = config.address, _joins(config)
     temp = None
     if joined:
         ray.init(address=address, log_to_driver=False, configure_logging=False)

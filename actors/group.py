@@ -20,7 +20,7 @@ from rlsys.config.schema import GroupConfig, TimeoutConfig
 from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
 from rlsys.errors import RlsysError
 from rlsys.roles.registry import ROLES
-from rlsys.runtime.group import ProcessInfo
+from rlsys.runtime.group import ProcessInfo, WorkerSpec
 from rlsys.runtime.pending import Part, Pending, ProcessDied
 from rlsys.runtime.process_group import Rank
 
@@ -95,7 +95,7 @@ class Group:
         Pending(joins, list).result(timeouts.start)
         return [self._liveness(rank) for rank in range(len(self.ranks))]
 
-    def create(self, role: str, spec: Any) -> Pending[list[None]]:
+    def create(self, role: str, spec: WorkerSpec) -> Pending[list[None]]:
         return self._everywhere(role, "create", role, spec)
 
     def drop(self, role: str) -> Pending[list[None]]:

@@ -24,13 +24,13 @@ from rlsys.errors import DataError
 class SampleRequest:
     """One response to sample. ``seed`` determines it, independently of the worker that serves it.
 
-    ``note`` is put after the question; the empty one changes nothing.
+    ``hint`` is put after the question; the empty one changes nothing.
     """
 
     prompt_index: int
     sample_index: int
     seed: int
-    note: str = ""
+    hint: str = ""
 
 
 def sample_seed(run_seed: int, iteration: int, prompt_index: int, sample_index: int) -> int:

@@ -195,7 +195,7 @@ def _conditioned(
     requests = [SampleRequest(row, 0, 0, hint) for row, hint in enumerate(hints)]
     texts: dict[int, str] = {}
     for hinted in (False, True):  # apart: a batch's other prompts change rounding errors
-        some = [request for request in requests if bool(request.note) == hinted]
+        some = [request for request in requests if bool(request.hint) == hinted]
         for chunk in rollout.generate(some, greedy=True) if some else []:
             drawn = chunk.result(TIMEOUT)
             rows = zip(drawn.prompt_index.tolist(), drawn.response_ids, drawn.lengths, strict=True)

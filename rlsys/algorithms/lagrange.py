@@ -7,56 +7,58 @@ from collections.abc import Sequence
 
 
 def log_sgd_step(
-    lam: float, mean_cost: float, threshold: float, *, lr: float, floor: float, cap: float
+    multiplier: float, mean_cost: float, threshold: float, *, lr: float, floor: float, cap: float
 ) -> float:
     """ln lambda <- ln lambda + lr * lambda * (J_C - d), then floor <= lambda <= cap.
 
     Gradient ascent in log space (Safe RLHF, arXiv 2310.12773, eq. 10). The step is proportional to
     lambda itself, so a floor keeps a small multiplier able to grow again.
 
-    Args: lam > 0; mean_cost and threshold in the cost model's units.
+    Args: multiplier > 0; mean_cost and threshold in the cost model's units.
     """
-    _check(lam, mean_cost, threshold, floor, cap)
-    if not lam > 0:
-        raise ValueError(f"log space needs a positive multiplier, got {lam}")
-    exponent = min(max(lr * lam * (mean_cost - threshold), -50.0), 50.0)
-    return min(max(lam * math.exp(exponent), floor), cap)
+    _check(multiplier, mean_cost, threshold, floor, cap)
+    if not multiplier > 0:
+        raise ValueError(f"log space needs a positive multiplier, got {multiplier}")
+    exponent = min(max(lr * multiplier * (mean_cost - threshold), -50.0), 50.0)
+    return min(max(multiplier * math.exp(exponent), floor), cap)
 
 
 def projected_step(
-    lam: float, mean_cost: float, threshold: float, *, lr: float, floor: float, cap: float
+    multiplier: float, mean_cost: float, threshold: float, *, lr: float, floor: float, cap: float
 ) -> float:
     """lambda <- clip(lambda + lr (J_C - d), floor, cap): projected ascent under a budget bound
     (Safe RLHF-V, arXiv 2503.17682, eq. 8). floor = 0 is the paper's form.
     """
-    _check(lam, mean_cost, threshold, floor, cap)
-    return min(max(lam + lr * (mean_cost - threshold), floor), cap)
+    _check(multiplier, mean_cost, threshold, floor, cap)
+    return min(max(multiplier + lr * (mean_cost - threshold), floor), cap)
 
 
 def fixed_step(
-    lam: float, mean_cost: float, threshold: float, *, lr: float, floor: float, cap: float
+    multiplier: float, mean_cost: float, threshold: float, *, lr: float, floor: float, cap: float
 ) -> float:
     """lambda <- lambda: a constant weight of cost against reward."""
-    _check(lam, mean_cost, threshold, floor, cap)
-    return lam
+    _check(multiplier, mean_cost, threshold, floor, cap)
+    return multiplier
 
 
-LAMBDA_RULES = {"log_sgd": log_sgd_step, "projected": projected_step, "fixed": fixed_step}
+MULTIPLIER_RULES = {"log_sgd": log_sgd_step, "projected": projected_step, "fixed": fixed_step}
 
 
-def calibrate_threshold(costs: Sequence[float], unsafe: Sequence[bool], *, budget: float) -> float:
-    """The mean cost of answers of which a share ``budget`` is unsafe.
+def calibrate_threshold(
+    costs: Sequence[float], unsafe: Sequence[bool], *, target_unsafe_rate: float
+) -> float:
+    """The mean cost of answers of which a share ``target_unsafe_rate`` is unsafe.
 
-    The constraint E[C] <= d bounds a mean, a budget speaks of a share. With c_u and c_s the mean
+    The constraint E[C] <= d bounds a mean, the target speaks of a share. With c_u and c_s the mean
     costs of labelled unsafe and safe answers, a policy that is unsafe with probability p has mean
-    cost p c_u + (1 - p) c_s; d is that at p = budget. Strictly between c_s and c_u for a budget in
-    (0, 1) whenever the cost model separates the two at all.
+    cost p c_u + (1 - p) c_s; d is that at p = target_unsafe_rate. Strictly between c_s and c_u for
+    a target in (0, 1) whenever the cost model separates the two at all.
 
-    Args: one cost and one label per validation answer; budget in (0, 1).
+    Args: one cost and one label per validation answer; target_unsafe_rate in (0, 1).
     Raises: ValueError without both kinds of answer, or when unsafe answers do not cost more.
     """
-    if not 0 < budget < 1:
-        raise ValueError(f"budget must lie in (0, 1), got {budget}")
+    if not 0 < target_unsafe_rate < 1:
+        raise ValueError(f"target_unsafe_rate must lie in (0, 1), got {target_unsafe_rate}")
     if not all(math.isfinite(c) for c in costs):
         raise ValueError("calibration needs finite costs")
     bad = [c for c, u in zip(costs, unsafe, strict=True) if u]
@@ -70,11 +72,11 @@ def calibrate_threshold(costs: Sequence[float], unsafe: Sequence[bool], *, budge
         raise ValueError(
             f"unsafe answers cost {cost_unsafe:.3f}, safe ones {cost_safe:.3f}: no threshold"
         )
-    return budget * cost_unsafe + (1 - budget) * cost_safe
+    return target_unsafe_rate * cost_unsafe + (1 - target_unsafe_rate) * cost_safe
 
 
-def _check(lam: float, mean_cost: float, threshold: float, floor: float, cap: float) -> None:
-    values = {"lambda": lam, "mean cost": mean_cost, "threshold": threshold}
+def _check(multiplier: float, mean_cost: float, threshold: float, floor: float, cap: float) -> None:
+    values = {"lambda": multiplier, "mean cost": mean_cost, "threshold": threshold}
     for name, value in values.items():
         if not math.isfinite(value):
             raise ValueError(f"{name} is {value}")

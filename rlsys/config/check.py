@@ -8,11 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.keys import key_infos
-from rlsys.config.references import REF_KEYS, references
+from rlsys.config.references import references, referred_kind
 from rlsys.config.schema import RunConfig, TrainConfig
 from rlsys.errors import ConfigError
+from rlsys.guard.flags import FILE as FLAGS_FILE
+from rlsys.models.load import HEAD_FILE
 from rlsys.roles.registry import ROLES
 from rlsys.stages.registry import STAGES
+
+# What a folder on disk must hold to be an artefact of a kind.
+FILES = {
+    "policy": ("config.json",),
+    "reward": ("config.json", HEAD_FILE),
+    "cost": ("config.json", HEAD_FILE),
+    "guard": ("config.json", HEAD_FILE),
+    "filter": (FLAGS_FILE,),
+}
 
 
 def check(config: RunConfig) -> None:
@@ -82,29 +93,24 @@ def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
     earlier: dict[str, Any] = {}
     for name, stage in config.stages.items():
         for key, source in references(stage).items():
-            _check_reference(f"stages.{name}.{key}", key.split(".")[0], source, earlier)
-        kind = STAGES[stage.kind]
-        for role in kind.roles(stage, earlier):
+            kind = referred_kind(stage, key)
+            _check_reference(f"stages.{name}.{key}", kind, source, earlier)
+        known = STAGES[stage.kind]
+        for role in known.roles(stage, earlier):
             if role not in placed:
                 raise ConfigError(f"groups: stage {name!r} ({stage.kind}) needs the role {role!r}")
-        kind.check(config, name, stage)
+        known.check(config, name, stage)
         earlier[name] = stage
 
 
-def _check_reference(where: str, key: str, source: str, earlier: Mapping[str, Any]) -> None:
-    """A reference is an earlier stage of a matching kind, one of its rounds, or a path."""
+def _check_reference(where: str, kind: str, source: str, earlier: Mapping[str, Any]) -> None:
+    """An earlier stage that makes this kind of artefact, one of its rounds, or what is on disk."""
     name, _, part = source.partition("/")
     stage = earlier.get(name)
     if stage is None:
-        on_disk = Path(source).exists() if key == "conversations" else Path(source).is_dir()
-        if key == "judge" or not on_disk:
-            raise ConfigError(
-                f"{where}: {source!r} is neither an earlier stage "
-                f"({', '.join(sorted(earlier)) or 'there is none'})"
-                + (" of this recipe" if key == "judge" else " nor on disk")
-            )
+        _check_on_disk(where, kind, source, earlier)
         return
-    fitting = [kind.name for kind in STAGES.values() if kind.makes == REF_KEYS[key]]
+    fitting = [each.name for each in STAGES.values() if each.makes == kind]
     if stage.kind not in fitting:
         raise ConfigError(
             f"{where}: {source!r} is a stage of kind {stage.kind}, "
@@ -112,5 +118,19 @@ def _check_reference(where: str, key: str, source: str, earlier: Mapping[str, An
         )
     rounds = [f"round-{n + 1}" for n in range(getattr(stage, "rounds", 0))]
     if part and (stage.kind != "rlaif" or part not in rounds):
-        available = f"it has {', '.join(rounds)}" if stage.kind == "rlaif" else "it has no parts"
-        raise ConfigError(f"{where}: {name!r} made no {part!r}; {available}")
+        there = f"it has {', '.join(rounds)}" if stage.kind == "rlaif" else "it has no parts"
+        raise ConfigError(f"{where}: {name!r} made no {part!r}; {there}")
+
+
+def _check_on_disk(where: str, kind: str, source: str, earlier: Mapping[str, Any]) -> None:
+    path = Path(source)
+    on_disk = path.exists() if kind == "conversations" else path.is_dir()
+    if kind == "judge" or not on_disk:
+        raise ConfigError(
+            f"{where}: {source!r} is neither an earlier stage "
+            f"({', '.join(sorted(earlier)) or 'there is none'})"
+            + (" of this recipe" if kind == "judge" else " nor on disk")
+        )
+    for file in FILES.get(kind, ()):
+        if not (path / file).is_file():
+            raise ConfigError(f"{where}: {source} holds no {kind}: {file} is missing there")

@@ -18,11 +18,11 @@ class EndpointConfig:
     key_variable: str = key(
         "OPENAI_API_KEY", "Environment variable with the API key; keys do not belong in recipes."
     )
-    parallel: int = key(8, "Concurrent calls.", ge=1)
+    max_concurrency: int = key(8, "Concurrent calls.", ge=1)
     per_second: float = key(20.0, "Calls started per second.", gt=0)
     timeout: float = key(60.0, "Timeout of one attempt, seconds.", gt=0)
-    patience: float = key(600.0, "Time during which a failed call is retried, seconds.", gt=0)
-    longest_pause: float = key(30.0, "Longest pause between two attempts, seconds.", gt=0)
+    retry_timeout: float = key(600.0, "Time during which a failed call is retried, seconds.", gt=0)
+    max_backoff: float = key(30.0, "Longest pause between two attempts, seconds.", gt=0)
 
 
 @dataclass
@@ -31,9 +31,10 @@ class AskingStage:
 
     judge: str = key(MISSING, "A judge stage.", ref="judge")
     joint: bool = key(True, "Observe image and text together, else separately.")
-    max_unread: float = key(
+    max_parse_failures: float = key(
         0.25,
-        "Largest share of prompts (in rlaif, of a round's, and of its answers) left unread.",
+        "Largest share of prompts (in rlaif, of a round's, and of its answers) without a parsed "
+        "reply.",
         ge=0,
         le=1,
     )

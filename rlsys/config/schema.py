@@ -185,8 +185,8 @@ class TrainConfig:
 class SamplingConfig:
     """Sampling of one iteration."""
 
-    prompts: int = key(32, "Prompts per iteration; the train split must have as many.", ge=1)
-    samples: int = key(4, "Responses per prompt.", ge=1)
+    num_prompts: int = key(32, "Prompts per iteration; the train split must have as many.", ge=1)
+    samples_per_prompt: int = key(4, "Responses per prompt.", ge=1)
     max_new_tokens: int = key(16, "Longest response, tokens.", ge=1)
     temperature: float = key(1.0, "Sampling temperature.", gt=0, le=2)
 
@@ -206,8 +206,9 @@ class UpdateConfig(SamplingConfig):
     score_clip: float = key(50.0, "Rewards and costs are clipped to -score_clip..score_clip.", gt=0)
 
     def total_steps(self, iterations: int) -> int:
-        """Optimiser steps of this many iterations."""
-        return iterations * self.epochs * -(-self.prompts * self.samples // self.minibatch)
+        """Optimiser steps of so many iterations."""
+        samples = self.num_prompts * self.samples_per_prompt
+        return iterations * self.epochs * -(-samples // self.minibatch)
 
 
 @dataclass
@@ -242,9 +243,11 @@ class LagrangeConfig:
         128, "Latest episodes, over all ranks, whose mean cost drives the multiplier.", ge=1
     )
     threshold: str = key(
-        "auto", "In the cost model's units; auto: from `budget` on labelled validation answers."
+        "auto",
+        "In the cost model's units; auto: from `target_unsafe_rate` and labelled validation "
+        "answers.",
     )
-    budget: float = key(
+    target_unsafe_rate: float = key(
         0.05, "auto only: the share of unsafe answers the threshold stands for.", gt=0, lt=1
     )
     delay: int = key(0, "Iterations before the first multiplier step.", ge=0)
@@ -278,8 +281,10 @@ class GapConfig:
 class AnsweringStage:
     """Keys of every stage that answers the evaluation split."""
 
-    cost: str = key("", "Cost model that judges safety if the data has no oracle.", ref="cost")
-    limit: int = key(0, "Prompts to answer; 0: all.", ge=0)
+    cost: str = key(
+        "", "Cost model that judges safety where the data has no oracle of its own.", ref="cost"
+    )
+    max_prompts: int = key(0, "Prompts to answer; 0: all.", ge=0)
     max_new_tokens: int = key(16, "Longest answer, tokens.", ge=1)
 
 

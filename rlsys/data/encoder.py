@@ -1,4 +1,4 @@
-"""Encodes prompts as token ids and pixels; only this module expands image placeholders."""
+"""The one owner of image placeholders: prompts to token ids and pixels, once per prompt."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rlsys.data.rows import Prompt, Rows, with_note
+from rlsys.data.rows import Prompt, Rows, with_hint
 from rlsys.errors import DataError
 
 _Key = tuple[int, str]
-"""Dataset row and note."""
+"""Dataset row and hint."""
 
-# Processor outputs with one value per token; all others are inputs of the vision tower.
+# Features of a prompt that are not per-token: what the vision tower reads.
 _TOKEN_KEYS = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """expanded [P]: one id per visual token; collapsed: one placeholder per image."""
+    """expanded [P] holds one id per visual token, collapsed one placeholder per image."""
 
     expanded: Tensor
     collapsed: list[int]
@@ -47,27 +47,27 @@ class PromptEncoder:
         self._cache: OrderedDict[_Key, EncodedPrompt] = OrderedDict()
         self._bytes = 0
         self._blank: dict[str, Tensor] = {}
-        # Tokens added by expanding an image placeholder, by image size and by dataset row.
+        # Tokens by which an image makes a prompt grow: by its size, and by row.
         self._growth = {(0, 0): 0}
         self._grown: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
         self._lock = threading.Lock()  # engines encode from several threads
 
     def prompts(
-        self, indices: Sequence[int], notes: Sequence[str] | None = None
+        self, indices: Sequence[int], hints: Sequence[str] | None = None
     ) -> list[EncodedPrompt]:
         """The encoded prompts of these dataset rows; new ones are processed in one batch.
 
-        Args: notes: put after each question (default: none).
+        Args: hints: put after each question (default: none).
         Raises: DataError for an over-long prompt or text that imitates a special token.
         """
         with self._lock:
-            return self._prompts(list(zip(indices, notes or [""] * len(indices), strict=True)))
+            return self._prompts(list(zip(indices, hints or [""] * len(indices), strict=True)))
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
-        """Prompt tokens of these dataset rows after expansion, without encoding them: each rank
-        plans micro-batches for all ranks. Images are opened for their size; one per size is
-        processed. Raises: DataError for an over-long prompt, on every rank.
+        """Tokens of these dataset rows' prompts after expansion: a rank plans with rows that others
+        encode. Of the images only the sizes are read; the first of each size is processed.
+        Raises: DataError for an over-long prompt, on every rank alike.
         """
         with self._lock:
             missing = [row for row in dict.fromkeys(indices) if row not in self._lengths]
@@ -84,25 +84,25 @@ class PromptEncoder:
     def _prompts(self, keys: list[_Key]) -> list[EncodedPrompt]:
         missing = sorted(set(keys) - self._cache.keys())
         fresh = dict(zip(missing, self._encode(missing), strict=True)) if missing else {}
-        encoded = [fresh.get(key) or self._cache[key] for key in keys]
+        found = [fresh.get(key) or self._cache[key] for key in keys]
         for key, prompt in fresh.items():
             self._remember(key, prompt)
-        return encoded
+        return found
 
-    def render(self, record: Prompt, note: str = "") -> str:
-        """The conversation as chat-template text, with one placeholder for an image."""
-        text = with_note(record.question, note)
-        _check_text(record, text, self.tokenizer)
+    def render(self, record: Prompt, hint: str = "") -> str:
+        """The conversation as text, with one placeholder for the image, if there is one."""
+        text = with_hint(record.question, hint)
+        _check_text(record, text, self.tokenizer.all_special_tokens)
         turns = [part for turn in record.history for part in turn]
         return self._conversation(text, record.image is not None, turns)
 
     def instruct(self, text: str, row: int | None) -> tuple[list[int], int]:
-        """Encode an instruction about a dataset row's image (``row`` None: without image).
+        """Any instruction about a dataset row's image, or about none.
 
-        Returns: ids with one image placeholder, and the number of tokens after its expansion.
-        Raises: DataError for text that contains a special token.
+        Returns: ids with one placeholder for the image, and their number once it is expanded.
+        Raises: DataError for text that spells a special token.
         """
-        forged = forged_token(text, self.tokenizer)
+        forged = forged_token(text, self.tokenizer.all_special_tokens)
         if forged:
             raise DataError(f"an instruction contains the special token {forged!r}")
         rendered = self._conversation(text, row is not None)
@@ -111,7 +111,7 @@ class PromptEncoder:
             return list(ids), len(ids) + (0 if row is None else self._expansion(row))
 
     def _expansion(self, row: int) -> int:
-        """Tokens added by expanding a row's image, by image size. The caller holds the lock."""
+        """How many tokens a row's prompt grows by: an image's size decides. Under the lock."""
         if row not in self._grown:
             record = self.records[row]
             size = (0, 0) if record.image is None else record.image_size()
@@ -131,13 +131,13 @@ class PromptEncoder:
             )
 
     def _conversation(self, text: str, with_image: bool, history: Sequence[str] = ()) -> str:
-        """history: alternating texts of user and assistant. The image comes first."""
+        """history: texts of user and model in turn. The image stands at the start."""
         messages = [
             {
                 "role": "assistant" if number % 2 else "user",
-                "content": [{"type": "text", "text": turn}],
+                "content": [{"type": "text", "text": said}],
             }
-            for number, turn in enumerate([*history, text])
+            for number, said in enumerate([*history, text])
         ]
         if with_image:
             messages[0]["content"] = [{"type": "image"}, *messages[0]["content"]]
@@ -146,8 +146,8 @@ class PromptEncoder:
         )
 
     def blank(self) -> dict[str, Tensor]:
-        """Pixels of a blank image, for batches without images: the vision tower runs on every rank
-        in every step, so that all ranks reduce gradients of the same parameters.
+        """Pixels of an empty picture: what a batch without images still shows the vision tower, so
+        that every rank trains the same parameters in every step.
         """
         if not self._blank:
             text = self._conversation("", True)
@@ -157,29 +157,29 @@ class PromptEncoder:
         return self._blank
 
     def response(self, text: str) -> Tensor:
-        """Token ids of an answer and one end-of-turn token."""
+        """Ids of an answer, ended by the end-of-turn token, once."""
         return response_ids(self.tokenizer, text)
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _encode(self, keys: Sequence[_Key]) -> list[EncodedPrompt]:
-        """Text-only prompts separately: some processors need an image for every text of a batch."""
+        """Text-only prompts apart: some processors want an image for every text of a batch."""
         encoded: dict[_Key, EncodedPrompt] = {}
-        for with_images in (True, False):
-            group = [key for key in keys if (self.records[key[0]].image is not None) == with_images]
-            if group:
-                encoded |= zip(group, self._encode_batch(group, with_images), strict=True)
+        for shown in (True, False):
+            some = [key for key in keys if (self.records[key[0]].image is not None) == shown]
+            if some:
+                encoded |= zip(some, self._encode_alike(some, shown), strict=True)
         return [encoded[key] for key in keys]
 
-    def _encode_batch(self, keys: Sequence[_Key], with_images: bool) -> list[EncodedPrompt]:
+    def _encode_alike(self, keys: Sequence[_Key], shown: bool) -> list[EncodedPrompt]:
         records = [self.records[index] for index, _ in keys]
-        texts = [self.render(self.records[index], note) for index, note in keys]
-        images = [record.open_image() for record in records] if with_images else None
+        texts = [self.render(self.records[index], hint) for index, hint in keys]
+        images = [record.open_image() for record in records] if shown else None
         batch = self.processor(
             text=list(texts), images=images, padding=True, padding_side="right", return_tensors="pt"
         )
-        parts = self._split_pixels(batch, len(records)) if with_images else [{}] * len(records)
+        parts = self._split_pixels(batch, len(records)) if shown else [{}] * len(records)
         prompts = []
         for row in range(len(records)):
             expanded = batch["input_ids"][row][batch["attention_mask"][row].bool()].clone()
@@ -189,7 +189,7 @@ class PromptEncoder:
         return prompts
 
     def _split_pixels(self, batch: Any, count: int) -> list[dict[str, Tensor]]:
-        """Pixels per prompt; model families stack images (dim 0) or concatenate patches."""
+        """Per prompt; families either stack images (dim 0 = image) or concatenate patches."""
         features = {k: v for k, v in batch.items() if k not in _TOKEN_KEYS}
         grid = features.get("image_grid_thw")
         sizes = [1] * count if grid is None else grid.prod(-1).tolist()
@@ -211,28 +211,28 @@ class PromptEncoder:
 
 
 def response_ids(tokenizer: Any, text: str) -> Tensor:
-    """Token ids of an answer and one end-of-turn token; special tokens in it stay text."""
+    """Ids of an answer, ended by the end-of-turn token, once; special tokens in it stay text."""
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return torch.tensor([*ids, tokenizer.eos_token_id])
 
 
-def forged_token(text: str, tokenizer: Any) -> str | None:
-    """The first special token in user text, which could forge chat structure; None without one."""
-    return next((t for t in tokenizer.all_special_tokens if t in text), None)
+def forged_token(text: str, special_tokens: Iterable[str]) -> str | None:
+    """The first special token that user text spells out, if any: text is data, not structure."""
+    return next((t for t in special_tokens if t in text), None)
 
 
-def check_questions(records: Rows[Prompt], tokenizer: Any) -> None:
-    """Raises: DataError naming the first row whose text contains a special token."""
+def check_questions(records: Rows[Prompt], special_tokens: Sequence[str]) -> None:
+    """Raises: DataError naming the first row whose text spells out a special token."""
     for record in records.rows:
-        _check_text(record, record.question, tokenizer)
+        _check_text(record, record.question, special_tokens)
 
 
-def _check_text(record: Prompt, question: str, tokenizer: Any) -> None:
+def _check_text(record: Prompt, question: str, special_tokens: Sequence[str]) -> None:
     turns = [part for turn in record.history for part in turn]
-    for part, text in [("the question", question), *(("an earlier turn", turn) for turn in turns)]:
-        forged = forged_token(text, tokenizer)
+    for what, said in [("the question", question), *(("an earlier turn", turn) for turn in turns)]:
+        forged = forged_token(said, special_tokens)
         if forged:
-            raise DataError(f"row {record.id}: {part} contains the special token {forged!r}")
+            raise DataError(f"row {record.id}: {what} contains the special token {forged!r}")
 
 
 def _size(prompt: EncodedPrompt) -> int:

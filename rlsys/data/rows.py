@@ -117,9 +117,9 @@ def demonstration(pair: PreferencePair, target: str) -> Demonstration:
     )
 
 
-def with_note(question: str, note: str) -> str:
-    """As a policy reads a question whose risks it is told; without a note, the question itself."""
-    return f"{question} {note}" if note else question
+def with_hint(question: str, hint: str) -> str:
+    """The question with a hint of its risks behind it; the question itself without a hint."""
+    return f"{question} {hint}" if hint else question
 
 
 @dataclass(frozen=True)

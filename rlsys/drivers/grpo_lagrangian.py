@@ -49,14 +49,15 @@ class GrpoRoles:
 
 @dataclass(frozen=True)
 class GrpoRun:
-    """Settings of one run; threshold is d, in the cost model's units; kl_beta: weight of the KL
-    term in the loss.
+    """Settings of one run; threshold is d, in the cost model's units; scale: of the advantages, as
+    in ``group_normalise``; kl_beta: weight of the KL term in the loss.
     """
 
     iterations: int
     threshold: float
     seed: int
     update: UpdateConfig
+    scale: str
     kl_beta: float
     lagrange: LagrangeConfig
     gap: GapConfig
@@ -94,8 +95,10 @@ def sample_and_score(
 ) -> tuple[Rollouts, SampleScores]:
     """Draw responses; every finished chunk is scored at once, while others decode."""
     limit, update = run.timeouts.call, run.update
-    prompts = state.cursor.next(update.prompts)
-    requests = sample_requests(prompts, update.samples, seed=run.seed, iteration=state.iteration)
+    prompts = state.cursor.next(update.num_prompts)
+    requests = sample_requests(
+        prompts, update.samples_per_prompt, seed=run.seed, iteration=state.iteration
+    )
     scoring = []
     with timed(state.timings, "sample"):
         for chunk in as_completed(roles.rollout.generate(requests), limit):
@@ -120,8 +123,9 @@ def estimate(
 ) -> PolicyBatch:
     """One advantage per response, the same at each of its tokens."""
     clip, groups = run.update.score_clip, rollouts.prompt_index
-    reward_advantages = group_normalise(scores.rewards.clamp(-clip, clip), groups)
-    cost_advantages = group_normalise(scores.costs.clamp(-clip, clip), groups)
+    rewards, costs = scores.rewards.clamp(-clip, clip), scores.costs.clamp(-clip, clip)
+    reward_advantages = group_normalise(rewards, groups, scale=run.scale)
+    cost_advantages = group_normalise(costs, groups, scale=run.scale)
     mixed = mix_advantages(reward_advantages, cost_advantages, state.multiplier.value)
     return PolicyBatch(
         rollouts,

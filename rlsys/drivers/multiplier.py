@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlsys.algorithms.lagrange import LAMBDA_RULES
+from rlsys.algorithms.lagrange import MULTIPLIER_RULES
 from rlsys.config.schema import LagrangeConfig
 from rlsys.runtime.pending import Metrics
 
@@ -32,7 +32,7 @@ class Multiplier:
         """
         self.window.extend(costs)
         if iteration >= config.delay:
-            self.value = LAMBDA_RULES[config.rule](
+            self.value = MULTIPLIER_RULES[config.rule](
                 self.value,
                 self.mean_cost,
                 threshold,

@@ -61,21 +61,21 @@ class RlaifRoles:
 
 @dataclass(frozen=True)
 class RlaifRun:
-    """Settings of one run. max_unread: largest share of a round's prompts, and of its answers,
-    without a parsed reply; decode: response ids to text; timeout: of one call of a role, seconds;
-    judge_timeout: until the judge's next replies; sync_timeout: of one weight sync.
+    """Settings of one run. max_parse_failures: largest share of a round's prompts, and of its
+    answers, without a parsed reply; decode: response ids to text; timeout: of one call of a role,
+    seconds; judge_timeout: until the judge's next replies; sync_timeout: of one weight sync.
     """
 
     rounds: int
-    prompts: int
-    samples: int
+    num_prompts: int
+    samples_per_prompt: int
     joint: bool
     rule: PairRule
     beta: float
     epochs: int
     minibatch: int
     seed: int
-    max_unread: float
+    max_parse_failures: float
     gap: GapConfig
     timeout: float
     judge_timeout: float
@@ -163,7 +163,7 @@ def sync_policy(roles: RlaifRoles, version: int, run: RlaifRun) -> None:
 def prompts_of_round(count: int, number: int, run: RlaifRun) -> list[int]:
     """Sorted dataset rows, drawn anew each round from the run's seed."""
     draw = random.Random(f"{run.seed}/rlaif/{number}")
-    return sorted(draw.sample(range(count), min(run.prompts, count)))
+    return sorted(draw.sample(range(count), min(run.num_prompts, count)))
 
 
 def observe(
@@ -179,7 +179,7 @@ def observe(
     known = [state.observed[p.row] for p in prompts if p.row in state.observed]
     unparsed = len(prompts) - len(known)
     what = f"risks of the prompts of round {state.round + 1}"
-    check_parse_failures(what, unparsed, len(prompts), run.max_unread, outcomes)
+    check_parse_failures(what, unparsed, len(prompts), run.max_parse_failures, outcomes)
     risky = sum(bool(each.observations) for each in known)
     shares = {"unobserved_prompts": unparsed / len(prompts), "risky_prompts": risky / len(known)}
     return shares | count_metrics("observe", outcomes)
@@ -197,7 +197,7 @@ def sample_and_judge(
     rounding errors only. Returns: dataset row -> its answers in the order of their sample numbers.
     """
     rows = [p.row for p in prompts]
-    requests = sample_requests(rows, run.samples, seed=run.seed, iteration=state.round)
+    requests = sample_requests(rows, run.samples_per_prompt, seed=run.seed, iteration=state.round)
     by_row = {p.row: p for p in prompts}
     judged: dict[tuple[int, int], Judged] = {}
     for chunks in as_settled(roles.rollout.generate(requests), run.timeout):
@@ -205,7 +205,7 @@ def sample_and_judge(
             first = roles.policy.logprobs(chunks[0]).result(run.timeout)
             metrics |= engine_gap(chunks[0], first, run.gap)
         judged |= _judge_chunks(roles, chunks, by_row, state, run)
-    return {p.row: [judged[p.row, s] for s in range(run.samples)] for p in prompts}
+    return {p.row: [judged[p.row, s] for s in range(run.samples_per_prompt)] for p in prompts}
 
 
 def _judge_chunks(
@@ -250,7 +250,7 @@ def describe(answers: dict[int, list[Judged]], state: RlaifState, run: RlaifRun)
     outcomes = sum((f.outcomes for f in feedback), Counter[str]())
     unparsed = len(feedback) - len(overall)
     what = f"scores of round {state.round + 1}"
-    check_parse_failures(what, unparsed, len(feedback), run.max_unread, outcomes)
+    check_parse_failures(what, unparsed, len(feedback), run.max_parse_failures, outcomes)
     recognised = [f.recognised for f in feedback if f.recognised is not None]
     metrics = {
         "answers": float(len(feedback)),

@@ -61,8 +61,10 @@ def sample_and_score(
 ) -> tuple[Rollouts, Scores]:
     """Draw responses; every finished chunk goes to all six models at once, while others decode."""
     limit = run.timeouts.call
-    prompts = state.cursor.next(run.ppo.prompts)
-    requests = sample_requests(prompts, run.ppo.samples, seed=run.seed, iteration=state.iteration)
+    prompts = state.cursor.next(run.ppo.num_prompts)
+    requests = sample_requests(
+        prompts, run.ppo.samples_per_prompt, seed=run.seed, iteration=state.iteration
+    )
     scoring = []
     with timed(state.timings, "sample"):
         for chunk in as_completed(roles.rollout.generate(requests), limit):

@@ -10,13 +10,13 @@ from rlsys.roles.rollout import Rollout
 
 
 def sample_requests(
-    prompts: Sequence[int], samples: int, *, seed: int, iteration: int
+    prompts: Sequence[int], samples_per_prompt: int, *, seed: int, iteration: int
 ) -> list[SampleRequest]:
-    """``samples`` responses to each prompt (dataset rows), each with a seed of its own."""
+    """``samples_per_prompt`` responses to each prompt (a dataset row), each with its own seed."""
     return [
         SampleRequest(prompt, sample, sample_seed(seed, iteration, prompt, sample))
         for prompt in prompts
-        for sample in range(samples)
+        for sample in range(samples_per_prompt)
     ]
 
 

@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlsys.config.schema import EngineConfig
 
@@ -82,9 +83,25 @@ class SteppedEngine:
                     if output.finished:
                         self._finished[output.request_id] = output
 
+    def load_weights(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
+        """Take tensors by their checkpoint names; every cache is dropped. The lock must be held."""
+        engine = self.llm.llm_engine
+        engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
+        engine.apply_model(_repack_tied_heads)
+        self.drop_caches()
+
     def drop_caches(self) -> None:
         """Clear the caches of prefixes, processed images and encoded images."""
         engine = self.llm.llm_engine
         engine.reset_prefix_cache()
         engine.reset_mm_cache()
         engine.reset_encoder_cache()
+
+
+def _repack_tied_heads(model: Any) -> None:
+    """A head tied to the embeddings keeps a packed copy on CPU that no loaded tensor refreshes."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)

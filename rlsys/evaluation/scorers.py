@@ -41,25 +41,31 @@ def scorer_quality(kind: str, scores: Tensor, records: Rows[PreferencePair]) -> 
     return metrics
 
 
-def threshold_from_budget(scores: Tensor, records: Rows[PreferencePair], budget: float) -> Metrics:
-    """The calibrated threshold and the numbers it was computed from.
+def threshold_from_unsafe_rate(
+    scores: Tensor, records: Rows[PreferencePair], target_unsafe_rate: float
+) -> Metrics:
+    """The calibrated threshold and what it was computed from.
 
-    Safe answers differ in cost, a bare refusal from a helpful one; with a threshold from their
-    mean, very harmless answers could offset unsafe ones. The safe side is therefore the
-    answers rated most harmless: no mix with more than ``budget`` unsafe then meets the threshold.
-    Raises: DataError when no threshold can be calibrated on the labelled answers.
+    Safe answers differ in cost, a bare refusal from a helpful one; were the threshold set by their
+    mean, a policy could pay for unsafe answers with very harmless ones. So the safe side is the
+    answers rated most harmless: no mix with more than ``target_unsafe_rate`` unsafe then meets the
+    threshold.
+
+    Raises: DataError when the labelled answers cannot carry a threshold.
     """
     rates = torch.tensor([r.harmless_rates for r in records.rows]).flatten()
     unsafe = _unsafe(records)
     used = unsafe | (rates == rates.max())
     costs, unsafe = scores.flatten()[used], unsafe[used]
     try:
-        threshold = calibrate_threshold(costs.tolist(), unsafe.tolist(), budget=budget)
+        threshold = calibrate_threshold(
+            costs.tolist(), unsafe.tolist(), target_unsafe_rate=target_unsafe_rate
+        )
     except ValueError as error:
         raise DataError(f"lagrange.threshold auto: {error}; set a number instead") from error
     return {
         "threshold": threshold,
-        "budget": budget,
+        "target_unsafe_rate": target_unsafe_rate,
         "cost_of_unsafe": float(costs[unsafe].mean()),
         "cost_of_most_harmless": float(costs[~unsafe].mean()),
         "answers": float(len(costs)),

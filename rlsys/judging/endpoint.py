@@ -83,7 +83,7 @@ class EndpointJudge:
         )
         # The same image is sent with many questions, and again with every retry.
         self._url = lru_cache(256)(lambda row: _data_url(self.image(row)))
-        self._threads = ThreadPoolExecutor(endpoint.parallel, "judge")
+        self._threads = ThreadPoolExecutor(endpoint.max_concurrency, "judge")
         self._start_lock = threading.Lock()
         self._next_start = 0.0
         self._closed = threading.Event()
@@ -106,10 +106,10 @@ class EndpointJudge:
             for attempt in Retrying(
                 retry=retry_if_exception_type(tuple(TRANSIENT)),
                 stop=stop_any(
-                    stop_after_delay(self.endpoint.patience), stop_when_event_set(self._closed)
+                    stop_after_delay(self.endpoint.retry_timeout), stop_when_event_set(self._closed)
                 ),
                 sleep=sleep_using_event(self._closed),
-                wait=wait_random_exponential(max=self.endpoint.longest_pause),
+                wait=wait_random_exponential(max=self.endpoint.max_backoff),
             ):
                 with attempt:
                     return self._call(question)

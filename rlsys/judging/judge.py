@@ -205,7 +205,8 @@ def check_parse_failures(
         counts = outcomes.most_common(5)
         reasons = ", ".join(f"{count} x {outcome_label(key)}" for key, count in counts)
         raise JudgeError(
-            f"{what}: {failures} of {total} could not be parsed, max_unread is {most:g} ({reasons})"
+            f"{what}: {failures} of {total} could not be parsed, max_parse_failures is {most:g} "
+            f"({reasons})"
         )
 
 

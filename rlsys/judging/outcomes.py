@@ -75,7 +75,7 @@ class PairOutcome(Outcome):
     NONE_ELIGIBLE = "none_eligible", "every answer was flagged or truncated"
     SCORE_TIE = "score_tie", "score difference below the margin"
     SAME_ANSWER = "same_answer", "identical answers"
-    BELOW_FLOOR = "below_floor", "best score below the floor"
+    BELOW_MIN_CHOSEN_SCORE = "below_min_chosen_score", "best score too low to be chosen"
 
 
 class DistillOutcome(Outcome):

@@ -15,15 +15,15 @@ from rlsys.judging.parse import ParseFailure
 class PairRule:
     """How two of a prompt's answers become a pair.
 
-    recognition: weight of the recognised share, on the scale of the global score; cost: weight of
-    the cost model's score, subtracted; margin: least difference of the two scores; floor: least
-    global score of the chosen answer.
+    recognition_weight: of the recognised share, on the scale of the global score; cost: weight of
+    the cost model's score, subtracted; margin: least difference of the two scores;
+    min_chosen_score: least global score of the chosen answer.
     """
 
-    recognition: float
+    recognition_weight: float
     cost: float
     margin: float
-    floor: float
+    min_chosen_score: float
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def total(scored: Scored, rule: PairRule) -> float | None:
     overall, recognised = scored.feedback.overall, scored.feedback.recognised
     if isinstance(overall, ParseFailure):
         return None
-    bonus = 0.0 if recognised is None else rule.recognition * 10 * recognised
+    bonus = 0.0 if recognised is None else rule.recognition_weight * 10 * recognised
     return overall + bonus - rule.cost * scored.cost
 
 
@@ -65,8 +65,8 @@ def choose_pair(answers: Sequence[Scored], rule: PairRule) -> tuple[int, int] | 
     if answers[best].answer.split() == answers[worst].answer.split():
         return PairOutcome.SAME_ANSWER
     overall = answers[best].feedback.overall
-    if isinstance(overall, ParseFailure) or overall < rule.floor:
-        return PairOutcome.BELOW_FLOOR
+    if isinstance(overall, ParseFailure) or overall < rule.min_chosen_score:
+        return PairOutcome.BELOW_MIN_CHOSEN_SCORE
     return best, worst
 
 

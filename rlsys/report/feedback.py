@@ -44,7 +44,7 @@ REASONS = {
     str(PairOutcome.TOO_FEW_SCORES): RED,
     str(PairOutcome.NONE_ELIGIBLE): SKY,
     str(PairOutcome.SAME_ANSWER): GREEN,
-    str(PairOutcome.BELOW_FLOOR): ORANGE,
+    str(PairOutcome.BELOW_MIN_CHOSEN_SCORE): ORANGE,
 }
 OTHER_REASONS = ("#7A8691", INK, *REASONS.values())
 REST = "#D5DADF"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from rlsys.batch import Rollouts, SampleRequest
 from rlsys.config.schema import EngineConfig
@@ -95,7 +94,7 @@ class RolloutWorker:
         with self.engine.lock:
             self.encoder, self.version = encoder, None
             if model != self.model:
-                self._load_tensors(checkpoint_tensors(model))
+                self.engine.load_weights(checkpoint_tensors(model))
                 self.model = model
             self.engine.drop_caches()
 
@@ -149,9 +148,9 @@ class RolloutWorker:
         with self.engine.lock:
             if self.engine.busy:
                 raise SyncError("weights cannot change while requests are running")
-            self.version = None  # no verified weights until loading succeeds
-            self._load_tensors(list(self.reader.read(update)))
-            self.model = ""  # trained weights, of no checkpoint
+            self.version = None  # stale until proved otherwise
+            self.engine.load_weights(list(self.reader.read(update)))
+            self.model = ""  # holds trained weights now
             self.version = update.version
             return update.version
 
@@ -159,16 +158,10 @@ class RolloutWorker:
         """Load the weights of a checkpoint of the same architecture."""
         with self.engine.lock:
             self.version = None
-            self._load_tensors(checkpoint_tensors(folder))
+            self.engine.load_weights(checkpoint_tensors(folder))
             self.model = folder
             self.version = version
             return version
-
-    def _load_tensors(self, tensors: list[tuple[str, Tensor]]) -> None:
-        engine = self.engine.llm.llm_engine
-        engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
-        engine.apply_model(_repack_tied_heads)
-        self.engine.drop_caches()
 
     def _requests(
         self, requests: Sequence[SampleRequest], max_new_tokens: int, temperature: float
@@ -177,7 +170,7 @@ class RolloutWorker:
         from vllm.sampling_params import RequestOutputKind
 
         indices = [request.prompt_index for request in requests]
-        prompts = self.encoder.prompts(indices, [request.note for request in requests])
+        prompts = self.encoder.prompts(indices, [request.hint for request in requests])
         records = {index: self.encoder.records[index] for index in indices}
         images = {index: record.open_image() for index, record in records.items() if record.image}
         result = []
@@ -236,15 +229,6 @@ def _rollouts(chunk: _Chunk, outputs: Sequence[Any]) -> Rollouts:
         version=chunk.version,
         temperature=chunk.temperature,
     )
-
-
-def _repack_tied_heads(model: Any) -> None:
-    """On CPU a head tied to the embeddings has a packed copy, which loading does not refresh."""
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)
 
 
 class RolloutHandle(RoleHandle):

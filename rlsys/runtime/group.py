@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from rlsys.errors import ConfigError
 from rlsys.runtime.pending import Pending
+
+if TYPE_CHECKING:
+    from rlsys.roles.factory import WorkerFactory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,6 +25,14 @@ class ProcessInfo:
     pid: int
 
 
+class WorkerSpec(Protocol):
+    """All that a rank needs to build the worker of a role; crosses processes."""
+
+    def build(self, factory: WorkerFactory) -> object:
+        """Raises: ModelError, DataError."""
+        ...
+
+
 class RankGroup(Protocol):
     """Ranks 0..size-1, each a process that hosts the same roles. Every call returns at once; its
     result fails when a process of the run dies.
@@ -30,7 +41,7 @@ class RankGroup(Protocol):
     @property
     def size(self) -> int: ...
 
-    def create(self, role: str, spec: Any) -> Pending[list[None]]:
+    def create(self, role: str, spec: WorkerSpec) -> Pending[list[None]]:
         """Build the worker ``spec.build(factory)`` on every rank, replacing one of that name."""
         ...
 
@@ -78,7 +89,7 @@ class RoleHandle:
     def __init__(self, group: RankGroup, role: str) -> None:
         self.group, self.role = group, role
 
-    def create(self, spec: Any) -> Pending[list[None]]:
+    def create(self, spec: WorkerSpec) -> Pending[list[None]]:
         """Build the role's worker on every rank."""
         return self.group.create(self.role, spec)
 

@@ -14,7 +14,7 @@ import torch
 from rlsys.config.schema import RunConfig
 from rlsys.engines.transports.registry import TRANSPORTS
 from rlsys.engines.transports.shared_memory import shared_folder
-from rlsys.runtime.group import ProcessInfo, Runtime
+from rlsys.runtime.group import ProcessInfo, Runtime, WorkerSpec
 from rlsys.runtime.pending import Pending
 from rlsys.runtime.process import RankProcess
 from rlsys.runtime.process_group import Rank
@@ -30,7 +30,7 @@ class LocalGroup:
     def __init__(self, process: RankProcess) -> None:
         self.process = process
 
-    def create(self, role: str, spec: Any) -> Pending[list[None]]:
+    def create(self, role: str, spec: WorkerSpec) -> Pending[list[None]]:
         self.process.create(role, spec)
         return Pending.of([None])
 

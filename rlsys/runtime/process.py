@@ -11,7 +11,7 @@ import torch
 
 from rlsys.engines.transports.base import Transport
 from rlsys.roles.factory import WorkerFactory
-from rlsys.runtime.group import ProcessInfo
+from rlsys.runtime.group import ProcessInfo, WorkerSpec
 from rlsys.runtime.process_group import Rank, join_group
 
 
@@ -53,7 +53,7 @@ class RankProcess:
         problems += [f"{p}: not writable on {host}" for p in writable if not os.access(p, os.W_OK)]
         return problems
 
-    def create(self, role: str, spec: Any) -> None:
+    def create(self, role: str, spec: WorkerSpec) -> None:
         """Build a role's worker, replacing one of the same name."""
         self.workers.pop(role, None)
         self.workers[role] = spec.build(self.factory)

@@ -13,7 +13,7 @@ from rlsys.display import Bar, note
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.errors import ConfigError
-from rlsys.evaluation.scorers import threshold_from_budget
+from rlsys.evaluation.scorers import threshold_from_unsafe_rate
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.checkpoints import StageCheckpoints
@@ -24,8 +24,8 @@ from rlsys.stages.supervised import checkpoint_due
 def cost_threshold(
     context: Context, cost: str, lagrange: LagrangeConfig, token_budget: int
 ) -> tuple[float, Metrics]:
-    """d in the cost model's units, and the metrics of its calibration: the recipe's number, or with
-    auto the one that its budget stands for on the validation split.
+    """d in the cost model's units, and what it was calibrated from: the number in the recipe, or
+    the one that ``target_unsafe_rate`` stands for on the validation split.
 
     Args: cost: the cost model's stage or folder.
     """
@@ -37,7 +37,7 @@ def cost_threshold(
     spec = ScorerSpec(context.folder(cost), data, context.config.dtype, token_budget)
     scorer.create(spec).result(limits.start)
     scores = scorer.score_pairs(range(len(records))).result(limits.call)
-    calibration = threshold_from_budget(scores, records, lagrange.budget)
+    calibration = threshold_from_unsafe_rate(scores, records, lagrange.target_unsafe_rate)
     context.display.say("    calibrated: " + note(calibration, *calibration))
     return calibration["threshold"], calibration
 
@@ -50,10 +50,10 @@ def calibration_reads(lagrange: LagrangeConfig) -> list[Read]:
 def check_prompts(where: str, sampling: SamplingConfig, data: Datasets) -> None:
     """Raises: ConfigError where an iteration needs more prompts than there are."""
     rows = len(data.prompts("train"))
-    if sampling.prompts > rows:
+    if sampling.num_prompts > rows:
         raise ConfigError(
-            f"{where}.prompts: {sampling.prompts} prompts per iteration, the train split has "
-            f"{rows} usable rows"
+            f"{where}.num_prompts: {sampling.num_prompts} prompts per iteration, the train split "
+            f"has {rows} usable rows"
         )
 
 

@@ -81,10 +81,10 @@ class Evaluator:
                     samples.write(json.dumps(row) + "\n")
 
 
-def prompts_of(context: Context, limit: int) -> int:
-    """How many rows of the evaluation split to answer; a limit of 0 means all."""
+def prompts_of(context: Context, max_prompts: int) -> int:
+    """How many rows of the evaluation split to answer; ``max_prompts`` 0 means all."""
     records = context.data.prompts("evaluation")
-    return min(limit or len(records), len(records))
+    return min(max_prompts or len(records), len(records))
 
 
 def decode(tokenizer: Any, chunk: Rollouts) -> dict[int, str]:

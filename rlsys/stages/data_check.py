@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,37 +11,47 @@ from rlsys.config.references import references
 from rlsys.data.encoder import check_questions
 from rlsys.data.prepare import Datasets
 from rlsys.models.load import load_processor
+from rlsys.models.tiny import SPECIAL_TOKENS
 from rlsys.stages.registry import STAGES
 
-ENCODE_QUESTIONS = ("init", "policy", "policies", "reward", "cost", "guard")
-"""Keys that name a model whose input is the question itself; a judge's prompts quote it."""
+MODEL_KEYS = ("init", "policy", "policies", "reward", "cost", "guard")
+"""Keys that name a model whose prompts hold the questions as they stand; a judge's quote them."""
 
 
 def check_data(data: Datasets) -> None:
-    """Run the check of each stage kind, then check questions with the tokenizers on disk.
+    """What each stage kind checks, then that no question spells a special token of its model.
 
     Raises: ConfigError naming the key, DataError naming the row.
     """
-    for name, stage in data.config.stages.items():
-        STAGES[stage.kind].check_data(name, stage, data)
-    tokenizer = cache(_tokenizer)
-    for name, read in data.reads:
-        for folder in _models_on_disk(data, name):
-            rows = data.rows(read.split, read.kind, read.target)
-            check_questions(rows, tokenizer(folder))
-
-
-def _models_on_disk(data: Datasets, name: str) -> list[str]:
-    """Folders with a tokenizer that a stage names; an earlier stage's result does not exist yet."""
     stages = data.config.stages
-    return [
-        source
-        for key, source in references(stages[name]).items()
-        if key.partition(".")[0] in ENCODE_QUESTIONS
-        and source.partition("/")[0] not in stages
-        and (Path(source) / "tokenizer_config.json").is_file()
-    ]
+    for name, stage in stages.items():
+        STAGES[stage.kind].check_data(name, stage, data)
+    checked: set[tuple[str, str]] = set()
+    for name, read in data.reads:
+        for model in model_roots(stages, name):
+            if (model, read.split) not in checked:
+                checked.add((model, read.split))
+                rows = data.rows(read.split, read.kind, read.target)
+                check_questions(rows, _special_tokens(model))
 
 
-def _tokenizer(folder: str) -> Any:
-    return load_processor(folder).tokenizer
+def model_roots(stages: Mapping[str, Any], name: str) -> set[str]:
+    """The folders with a tokenizer that a stage's models descend from, and ``tiny``."""
+    stage = stages[name]
+    roots = {"tiny"} if getattr(stage, "init", "") == "tiny" else set[str]()
+    for key, source in references(stage).items():
+        earlier = source.partition("/")[0]
+        if key.partition(".")[0] not in MODEL_KEYS:
+            continue
+        if earlier in stages:
+            roots |= model_roots(stages, earlier)
+        elif (Path(source) / "tokenizer_config.json").is_file():
+            roots.add(source)
+    return roots
+
+
+@cache
+def _special_tokens(model: str) -> tuple[str, ...]:
+    if model == "tiny":
+        return tuple(SPECIAL_TOKENS)
+    return tuple(load_processor(model).tokenizer.all_special_tokens)

@@ -44,20 +44,22 @@ class DisentangledStage(AskingStage, AnsweringStage):
     """
 
     kind: str = key("disentangled", "Kind of stage.", choices=("disentangled",))
-    policy: str = key(MISSING, "The policy: a stage or a folder.", ref="policy")
+    policy: str = key(
+        MISSING, "The policy that answers with the hints: a stage or a folder.", ref="policy"
+    )
 
 
 def run_disentangled(context: Context, name: str, stage: DisentangledStage, folder: Path) -> Result:
     """Greedy held-out answers of a policy whose prompts hold their verified risks."""
     evaluator, limits = Evaluator(context, name, stage.cost), context.config.timeouts
-    records, count = context.data.prompts("evaluation"), prompts_of(context, stage.limit)
+    records, count = context.data.prompts("evaluation"), prompts_of(context, stage.max_prompts)
     with open_judge(context, stage.judge, "evaluation") as opened:
         prompts = [JudgedPrompt(row, records[row].question) for row in range(count)]
         results = disentangle(opened.judge, prompts, joint=stage.joint, timeout=opened.timeout)
         prompt_set = opened.prompts
     outcomes = sum((each.outcomes for each in results), Counter[str]())
     unparsed = sum(not each.known for each in results)
-    check_parse_failures(name, unparsed, count, stage.max_unread, outcomes)
+    check_parse_failures(name, unparsed, count, stage.max_parse_failures, outcomes)
     model = context.folder(stage.policy)
     rollout = rollout_of(context, model, 0, stage.max_new_tokens)
     tokenizer = load_processor(model).tokenizer
@@ -65,8 +67,8 @@ def run_disentangled(context: Context, name: str, stage: DisentangledStage, fold
         risk_hint(prompt_set, each.observations, tokenizer.all_special_tokens) for each in results
     ]
     requests = [SampleRequest(row, 0, 0, hint) for row, hint in enumerate(hints)]
-    plain = [request for request in requests if not request.note]
-    conditioned = [request for request in requests if request.note]
+    plain = [request for request in requests if not request.hint]
+    conditioned = [request for request in requests if request.hint]
     texts: dict[int, str] = {}
     with context.display.bar(name, count) as bar:
         for part in (plain, conditioned):  # a batch's other prompts change rounding errors

@@ -45,7 +45,7 @@ class EvaluateStage(AnsweringStage):
 def run_evaluate(context: Context, name: str, stage: EvaluateStage, folder: Path) -> Result:
     """Greedy answers of every policy to the same held-out prompts."""
     evaluator = Evaluator(context, name, stage.cost)
-    count = prompts_of(context, stage.limit)
+    count = prompts_of(context, stage.max_prompts)
     evaluated = {}
     with context.display.bar(name, count * len(stage.policies)) as bar:
         for version, (policy, source) in enumerate(stage.policies.items()):

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from rlsys.algorithms.group_advantages import SCALES
 from rlsys.artifacts import PROGRESS
 from rlsys.batch import PromptCursor
 from rlsys.config.keys import key
@@ -57,11 +58,18 @@ from rlsys.stages.rollout import rollout_handle
 class GrpoConfig(UpdateConfig):
     """One GRPO-Lagrangian iteration."""
 
+    scale: str = key(
+        "group",
+        "What centred scores are divided by: deviation of their group or of the batch, or nothing.",
+        choices=SCALES,
+    )
     kl_beta: float = key(0.02, "Weight of the KL divergence to the reference, in the loss.", ge=0)
 
     def check(self) -> None:
-        if self.samples < 2:
-            raise ConfigError("samples: a group needs at least two responses to a prompt, got 1")
+        if self.samples_per_prompt < 2:
+            raise ConfigError(
+                "samples_per_prompt: a group needs at least two responses to a prompt, got 1"
+            )
 
 
 @dataclass
@@ -112,7 +120,15 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
         state.restore(saved)
     gap = gap_for(stage.gap, config.dtype)
     run = GrpoRun(
-        stage.iterations, threshold, config.seed, settings, settings.kl_beta, lagrange, gap, limits
+        stage.iterations,
+        threshold,
+        config.seed,
+        settings,
+        settings.scale,
+        settings.kl_beta,
+        lagrange,
+        gap,
+        limits,
     )
     sync_weights(policy, cached, state.iteration, limits.sync)
     with context.display.bar(name, stage.iterations) as bar:

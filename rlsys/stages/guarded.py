@@ -108,7 +108,7 @@ def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) 
             config.seed,
             config.timeouts.call,
         )
-        prompts = range(prompts_of(context, stage.limit))
+        prompts = range(prompts_of(context, stage.max_prompts))
         final = guarded_generation(rollout, guard, prompts, run, report)
     guard.drop().result(config.timeouts.call)
     refused = evaluator.evaluate(texts(final, refuse=True))

@@ -48,7 +48,7 @@ class JudgeStage:
     )
     max_new_tokens: int = key(256, "Longest reply, tokens.", ge=1)
     engine: EngineConfig = key(EngineConfig(max_model_len=4096), "Engine of the model.")
-    limit: int = key(200, "Held-out prompts its agreement is measured on; 0: all.", ge=0)
+    max_prompts: int = key(200, "Held-out prompts its agreement is measured on; 0: all.", ge=0)
 
     def check(self) -> None:
         if self.model and self.max_new_tokens >= self.engine.max_model_len:
@@ -126,9 +126,9 @@ def _replies_of(context: Context, judge: JudgeStage) -> str:
 
 
 def endpoint_timeout(endpoint: EndpointConfig) -> float:
-    """Longest time until a chunk of questions has replies or failures, seconds."""
-    turns = -(-CHUNK // endpoint.parallel)
-    return turns * (endpoint.patience + 2 * endpoint.timeout) + CHUNK / endpoint.per_second
+    """Until a chunk of questions is answered or given up, seconds."""
+    turns = -(-CHUNK // endpoint.max_concurrency)
+    return turns * (endpoint.retry_timeout + 2 * endpoint.timeout) + CHUNK / endpoint.per_second
 
 
 def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> Result:
@@ -138,7 +138,7 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> R
         context.display.say("    not measured: the data has no oracle for the right replies")
         return {}
     records = context.data.pairs("evaluation")
-    rows = draw_rows(records, stage.limit, context.config.seed)
+    rows = draw_rows(records, stage.max_prompts, context.config.seed)
     labelled = [(row, records[row]) for row in rows]
     metrics: dict[str, float] = {"prompts": len(rows)}
     with open_judge(context, name, "evaluation", RowKind.PAIRS) as opened:
@@ -153,11 +153,11 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> R
     return metrics
 
 
-def draw_rows(records: Rows[Prompt], limit: int, seed: int) -> list[int]:
-    """Random rows in rising order, all where ``limit`` is 0 or large."""
+def draw_rows(records: Rows[Prompt], max_prompts: int, seed: int) -> list[int]:
+    """Some rows in rising order, all where ``max_prompts`` is 0 or large."""
     count = len(records)
     draw = random.Random(f"{seed}/sample")
-    return sorted(draw.sample(range(count), min(limit or count, count)))
+    return sorted(draw.sample(range(count), min(max_prompts or count, count)))
 
 
 def judge_inputs(context: Context, name: str, stage: AskingStage) -> dict[str, str]:

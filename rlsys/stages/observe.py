@@ -32,7 +32,7 @@ class ObserveStage(AskingStage):
 
     kind: str = key("observe", "Kind of stage.", choices=("observe",))
     split: str = key("train", "A split, or several joined by a plus sign.")
-    limit: int = key(0, "Prompts, drawn at random; 0: all.", ge=0)
+    max_prompts: int = key(0, "Prompts, drawn at random; 0: all.", ge=0)
 
     def check(self) -> None:
         if not self.split:
@@ -42,7 +42,7 @@ class ObserveStage(AskingStage):
 def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) -> Result:
     """A teacher's answers to training prompts, written with their verified risks in its prompt."""
     records = context.data.prompts(stage.split)
-    drawn = draw_rows(records, stage.limit, context.config.seed)
+    drawn = draw_rows(records, stage.max_prompts, context.config.seed)
     # A judge's prompts have one image and one message.
     rows = [row for row in drawn if records[row].image is not None and not records[row].history]
     outcomes = +Counter[str]({DistillOutcome.UNSUPPORTED_PROMPT: len(drawn) - len(rows)})
@@ -62,7 +62,7 @@ def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) 
             outcomes += counted
             done = start + len(prompts)
             left_out = done - outcomes[DistillOutcome.DISTILLED]
-            check_parse_failures(name, left_out, done, stage.max_unread, outcomes)
+            check_parse_failures(name, left_out, done, stage.max_parse_failures, outcomes)
             for each in distilled:
                 record = records[each.prompt.row]
                 image = _image_path(record.image, folder, each.prompt.row)

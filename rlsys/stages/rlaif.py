@@ -51,17 +51,17 @@ class RlaifStage(AskingStage):
     kind: str = key("rlaif", "Kind of stage.", choices=("rlaif",))
     policy: str = key(MISSING, "Start policy: a stage or a folder.", ref="policy")
     rounds: int = key(3, "Rounds of sampling, feedback and training on pairs.", ge=1)
-    prompts: int = key(
+    num_prompts: int = key(
         256, "Prompts of the train split per round; all there are, where there are fewer.", ge=1
     )
-    samples: int = key(4, "Answers per prompt.", ge=2)
+    samples_per_prompt: int = key(4, "Answers per prompt.", ge=2)
     max_new_tokens: int = key(16, "Longest answer, tokens.", ge=1)
     temperature: float = key(1.0, "Sampling temperature.", gt=0, le=2)
-    recognition: float = key(
+    recognition_weight: float = key(
         0.5, "Weight of the share of known risks an answer recognises, beside the score.", ge=0
     )
     margin: float = key(2.0, "Least difference of the scores of a pair, points of 10.", ge=0, le=10)
-    floor: float = key(7.0, "Least global score of a chosen answer.", ge=0, le=10)
+    min_chosen_score: float = key(7.0, "Least global score of a chosen answer.", ge=0, le=10)
     cost: str = key("", "A cost model; its score is subtracted with `cost_weight`.", ref="cost")
     cost_weight: float = key(0.0, "Weight of the cost model's score.", ge=0)
     guard: str = key("", "A guard; an answer that it flags is never chosen.", ref="guard")
@@ -124,11 +124,11 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> R
 def _create(
     context: Context, stage: RlaifStage, rollout: Any, policy: PolicyHandle
 ) -> tuple[ScorerHandle | None, GuardHandle | None]:
-    """Build all roles in parallel. Returns: cost model and guard, None if not in the stage."""
+    """Build all roles at once. Returns: cost model and guard, None if not in the stage."""
     config, dtype = context.config, context.config.dtype
     data = context.data.slice("train", RowKind.PROMPTS)
     models = {"policy": context.folder(stage.policy)}
-    steps = stage.rounds * stage.epochs * -(-stage.prompts // stage.minibatch)
+    steps = stage.rounds * stage.epochs * -(-stage.num_prompts // stage.minibatch)
     training = context.training(stage.train, stage.optim, steps)
     budget = stage.train.micro_batch_tokens
     cost = guard = None
@@ -155,15 +155,17 @@ def _run_of(context: Context, stage: RlaifStage, opened: OpenJudge) -> RlaifRun:
     tokenizer = load_processor(context.folder(stage.policy)).tokenizer
     return RlaifRun(
         rounds=stage.rounds,
-        prompts=stage.prompts,
-        samples=stage.samples,
+        num_prompts=stage.num_prompts,
+        samples_per_prompt=stage.samples_per_prompt,
         joint=stage.joint,
-        rule=PairRule(stage.recognition, stage.cost_weight, stage.margin, stage.floor),
+        rule=PairRule(
+            stage.recognition_weight, stage.cost_weight, stage.margin, stage.min_chosen_score
+        ),
         beta=stage.beta,
         epochs=stage.epochs,
         minibatch=stage.minibatch,
         seed=context.config.seed,
-        max_unread=stage.max_unread,
+        max_parse_failures=stage.max_parse_failures,
         gap=gap_for(stage.gap, context.config.dtype),
         timeout=limits.call,
         judge_timeout=opened.timeout,

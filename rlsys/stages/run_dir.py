@@ -150,6 +150,8 @@ def _new(runs: Path, name: str) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            raise ConfigError(f"runs_dir: {runs} cannot be written to: {error}") from error
         (folder / "logs").mkdir()
         return folder
     raise AssertionError("names do not end")

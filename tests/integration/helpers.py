@@ -40,3 +40,22 @@ def wait_until(
             raise AssertionError(f"the run ended early:\n{out}\n{err}")
         time.sleep(0.05)
     raise AssertionError(f"it did not happen within {seconds} s")
+
+
+TIMES = ("time", "samples_per_s", "steps_per_s", "pairs_per_s")
+
+
+def metric_rows(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
+
+
+def numbers(run: Path) -> dict[tuple[str, int], dict[str, float]]:
+    """(stage, step) -> its metrics without times."""
+    return {
+        (row["stage"], row["step"]): {
+            k: v for k, v in row.items() if k not in ("stage", "kind", "step")
+        }
+        for row in metric_rows(run)
+    }

@@ -62,11 +62,13 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     ) as process:
         run = runs / "killed"
         try:
-            wait_until(lambda: (run / "stages.json").exists() and "taught" in
+            wait_until(lambda: (run / "stages.json").exists() and "distilled" in
                        (run / "stages.json").read_text(), process, 300)  # fmt: skip
             undisturbed = runs.with_name("undisturbed")
             shutil.copytree(runs, undisturbed, ignore=shutil.ignore_patterns(".*", "killed"))
-            drawn = ".rlaif-*/progress/answers/version-1/*.pt"  # with the weights of round 1
+            drawn = (
+                ".rlaif-*.partial/progress/rollouts/version-1/*.pt"  # with the weights of round 1
+            )
             wait_until(lambda: len(list((runs / "artifacts").glob(drawn))) > 2, process, 200)
             description = json.loads((run / "run.json").read_text())
             os.kill(description["groups"]["judge"][0]["pid"], signal.SIGKILL)
@@ -166,8 +168,8 @@ def test_who_is_told_no_risk_answers_as_if_nobody_had_looked(
     """The disentangled stage against plain answers of the same policy; and on the command line."""
     run = resumed.run
     samples = [json.loads(x) for x in (run / "samples.jsonl").read_text().splitlines()]
-    plain = {s["id"]: s["answer"] for s in samples if s["policy"] == "taught"}
-    told = {s["id"]: s["answer"] for s in samples if s["policy"] == "told"}
+    plain = {s["id"]: s["answer"] for s in samples if s["policy"] == "distilled"}
+    conditioned = {s["id"]: s["answer"] for s in samples if s["policy"] == "conditioned"}
     prompts = tmp_path / "prompts.jsonl"
     data = artifact_data(run)
     rows = [json.loads(x) for x in (data / "evaluation.jsonl").read_text().splitlines()][:8]
@@ -178,8 +180,8 @@ def test_who_is_told_no_risk_answers_as_if_nobody_had_looked(
             for r in rows
         )
     )
-    asked = [RLSYS, "generate", str(artifact(run, "taught")), "--prompts", str(prompts)]
-    asked += ["--max-new-tokens", "16", "--disentangle", str(artifact(run, "judging"))]
+    asked = [RLSYS, "generate", str(artifact(run, "distilled")), "--prompts", str(prompts)]
+    asked += ["--max-new-tokens", "16", "--disentangle", str(artifact(run, "judge_model"))]
     asked += ["--judge-prompts", "riskworld"]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -188,7 +190,7 @@ def test_who_is_told_no_risk_answers_as_if_nobody_had_looked(
     for answer in answers:
         if not answer["observations"]:
             assert answer["answer"] == plain[answer["id"]]
-        assert answer["answer"] == told[answer["id"]]
+        assert answer["answer"] == conditioned[answer["id"]]
 
 
 def artifact_data(run: Path) -> Path:
@@ -205,10 +207,10 @@ tracker: {{wandb: disabled}}
 stages:
   judge:
     kind: judge
-    endpoint: {{url: "{url}", model: m, longest_pause: 0.2, per_second: 500}}
-    limit: 4
-  teacher: {{kind: observe, judge: judge, limit: 40}}
-  told: {{kind: disentangled, policy: {policy}, judge: judge}}
+    endpoint: {{url: "{url}", model: m, max_backoff: 0.2, per_second: 500}}
+    max_prompts: 4
+  teacher: {{kind: observe, judge: judge, max_prompts: 40}}
+  conditioned: {{kind: disentangled, policy: {policy}, judge: judge}}
   evaluation: {{kind: evaluate, policies: {{plain: {policy}}}}}
 """
 RISK = {"malicious_content": "x", "source": "image", "risk_category": "Privacy"}
@@ -235,7 +237,7 @@ def test_a_judge_behind_an_endpoint_that_is_away_for_a_while(
     recipe = tmp_path / "endpoint.yaml"
     server = Server(respond)
     with serving(server) as url:
-        policy = artifact(resumed.run, "taught")
+        policy = artifact(resumed.run, "distilled")
         recipe.write_text(ENDPOINT_RECIPE.format(url=url, policy=policy))
         asked = [RLSYS, "run", str(recipe), f"runs_dir={tmp_path / 'runs'}"]
         environment = {name: value for name, value in os.environ.items() if "OPENAI" not in name}
@@ -259,9 +261,12 @@ def test_a_judge_behind_an_endpoint_that_is_away_for_a_while(
     for turn in turns:
         assert bool(turn.observations) == ("this ?" in turn.question)
     samples = [json.loads(x) for x in (run / "samples.jsonl").read_text().splitlines()]
-    by = {name: {s["id"]: s for s in samples if s["policy"] == name} for name in ("plain", "told")}
+    by = {
+        name: {s["id"]: s for s in samples if s["policy"] == name}
+        for name in ("plain", "conditioned")
+    }
     risky = {name for name, s in by["plain"].items() if "this ?" in s["question"]}
-    assert 0 < stages["told"]["conditioned"] == len(risky) < len(by["plain"])
-    changed = {n for n, s in by["plain"].items() if by["told"][n]["answer"] != s["answer"]}
+    assert 0 < stages["conditioned"]["conditioned"] == len(risky) < len(by["plain"])
+    changed = {n for n, s in by["plain"].items() if by["conditioned"][n]["answer"] != s["answer"]}
     assert changed, "what is told must matter"
     assert changed <= risky

@@ -39,7 +39,7 @@ from tests.integration.conftest import TINY
 
 WAIT = 120.0
 FP32 = "float32"
-PPO = PpoConfig(prompts=6, samples=2, max_new_tokens=8, epochs=2, minibatch=4)
+PPO = PpoConfig(num_prompts=6, samples_per_prompt=2, max_new_tokens=8, epochs=2, minibatch=4)
 OPTIM = OptimConfig(lr=1e-2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.integration.helpers import artifact
+from tests.integration.helpers import artifact, metric_rows
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(Path(__file__).with_name("resume.yaml"))
@@ -41,7 +40,6 @@ KILLS = [
     ("rlsys.roles.policy:PolicyWorker.save_model", 1),  # after the last iteration
     ("rlsys.stages.answering:Evaluator.evaluate", 2),  # evaluation
 ]
-TIMES = ("time", "samples_per_s", "steps_per_s", "pairs_per_s")
 
 
 def start(runs: Path, place: str, number: int) -> subprocess.CompletedProcess[str]:
@@ -55,12 +53,6 @@ def start(runs: Path, place: str, number: int) -> subprocess.CompletedProcess[st
         check=False,
         env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"},
     )
-
-
-def metric_rows(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without times."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
 
 
 def weights(run: Path, stage: str) -> dict[str, Any]:

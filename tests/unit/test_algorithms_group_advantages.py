@@ -59,3 +59,18 @@ def test_groups_do_not_see_each_other() -> None:
     assert group_normalise(changed, groups)[:2].tolist() == pytest.approx(
         group_normalise(scores, groups)[:2].tolist()
     )
+
+
+def test_the_other_scales_by_hand() -> None:
+    """Centred: -1, 1 and -2, -2, 4; the mean square of all five is 26 / 5."""
+    scores = torch.tensor([1.0, 0.0, 3.0, 0.0, 6.0])
+    groups = torch.tensor([0, 5, 0, 5, 5])
+    centred = torch.tensor([-1.0, -2.0, 1.0, -2.0, 4.0])
+    torch.testing.assert_close(group_normalise(scores, groups, scale="none"), centred)
+    expected = centred / ((26 / 5) ** 0.5 + EPSILON)
+    torch.testing.assert_close(group_normalise(scores, groups, scale="batch"), expected)
+
+
+def test_another_scale_is_an_error() -> None:
+    with pytest.raises(ValueError, match="group, batch, none"):
+        group_normalise(torch.zeros(2), torch.zeros(2), scale="std")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlsys.algorithms.lagrange import (
-    LAMBDA_RULES,
+    MULTIPLIER_RULES,
     calibrate_threshold,
     log_sgd_step,
     projected_step,
@@ -15,7 +15,7 @@ from rlsys.algorithms.lagrange import (
 
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
 WIDE = {"floor": 0.0, "cap": 1e9}
-RULES = sorted(LAMBDA_RULES.keys() - {"fixed"})  # those that adapt
+RULES = sorted(MULTIPLIER_RULES.keys() - {"fixed"})  # those that adapt
 
 
 def test_log_sgd_by_hand() -> None:
@@ -37,42 +37,42 @@ def test_projected_by_hand() -> None:
 
 
 def test_the_rules_go_by_their_names() -> None:
-    assert LAMBDA_RULES["log_sgd"] is log_sgd_step
-    assert LAMBDA_RULES["projected"] is projected_step
+    assert MULTIPLIER_RULES["log_sgd"] is log_sgd_step
+    assert MULTIPLIER_RULES["projected"] is projected_step
 
 
 @pytest.mark.parametrize("name", RULES)
 @FEW
 @given(
-    lam=st.floats(0.1, 20),
+    multiplier=st.floats(0.1, 20),
     threshold=st.floats(-5, 5),
     gap=st.floats(0.01, 2),
     lr=st.floats(0.001, 0.2),
 )
 def test_the_multiplier_follows_the_constraint(
-    name: str, lam: float, threshold: float, gap: float, lr: float
+    name: str, multiplier: float, threshold: float, gap: float, lr: float
 ) -> None:
-    rule = LAMBDA_RULES[name]
-    above = rule(lam, threshold + gap, threshold, lr=lr, **WIDE)
-    below = rule(lam, threshold - gap, threshold, lr=lr, **WIDE)
-    assert below < lam < above
-    assert rule(lam, threshold, threshold, lr=lr, **WIDE) == pytest.approx(lam)
-    assert rule(lam, threshold + 2 * gap, threshold, lr=lr, **WIDE) > above
+    rule = MULTIPLIER_RULES[name]
+    above = rule(multiplier, threshold + gap, threshold, lr=lr, **WIDE)
+    below = rule(multiplier, threshold - gap, threshold, lr=lr, **WIDE)
+    assert below < multiplier < above
+    assert rule(multiplier, threshold, threshold, lr=lr, **WIDE) == pytest.approx(multiplier)
+    assert rule(multiplier, threshold + 2 * gap, threshold, lr=lr, **WIDE) > above
 
 
 @pytest.mark.parametrize("name", RULES)
 @FEW
 @given(costs=st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=20), lr=st.floats(1e-4, 10))
 def test_no_sequence_of_costs_leaves_the_bounds(name: str, costs: list[float], lr: float) -> None:
-    lam = 1.0
+    multiplier = 1.0
     for cost in costs:
-        lam = LAMBDA_RULES[name](lam, cost, 0.0, lr=lr, floor=0.05, cap=20.0)
-        assert 0.05 <= lam <= 20.0
+        multiplier = MULTIPLIER_RULES[name](multiplier, cost, 0.0, lr=lr, floor=0.05, cap=20.0)
+        assert 0.05 <= multiplier <= 20.0
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_bounds_hold_and_can_be_left_again(name: str) -> None:
-    rule, bounds = LAMBDA_RULES[name], {"lr": 0.5, "floor": 0.5, "cap": 8.0}
+    rule, bounds = MULTIPLIER_RULES[name], {"lr": 0.5, "floor": 0.5, "cap": 8.0}
     assert rule(1.0, 1e30, 0.0, **bounds) == 8.0
     assert rule(1.0, -1e30, 0.0, **bounds) == 0.5
     assert 0.5 < rule(0.5, 1.0, 0.0, **bounds) < 8.0
@@ -87,29 +87,29 @@ def test_what_is_not_finite_is_an_error_that_names_itself(
 ) -> None:
     values = {"lambda": 1.0, "mean cost": 0.0, "threshold": 0.0, where: bad}
     with pytest.raises(ValueError, match=where):
-        LAMBDA_RULES[name](*values.values(), lr=0.1, **WIDE)
+        MULTIPLIER_RULES[name](*values.values(), lr=0.1, **WIDE)
 
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize(("floor", "cap"), [(2.0, 1.0), (-0.1, 1.0)])
 def test_bounds_must_be_ordered_and_not_negative(name: str, floor: float, cap: float) -> None:
     with pytest.raises(ValueError, match="floor"):
-        LAMBDA_RULES[name](1.0, 0.0, 0.0, lr=0.1, floor=floor, cap=cap)
+        MULTIPLIER_RULES[name](1.0, 0.0, 0.0, lr=0.1, floor=floor, cap=cap)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_floor_and_cap_may_coincide(name: str) -> None:
-    assert LAMBDA_RULES[name](1.0, 5.0, 0.0, lr=0.1, floor=2.0, cap=2.0) == 2.0
+    assert MULTIPLIER_RULES[name](1.0, 5.0, 0.0, lr=0.1, floor=2.0, cap=2.0) == 2.0
 
 
 def test_threshold_by_hand() -> None:
     costs, unsafe = [2.0, -1.0, 4.0, -3.0], [True, False, True, False]
     # Means 3 and -2: 0.25 * 3 + 0.75 * -2
-    assert calibrate_threshold(costs, unsafe, budget=0.25) == pytest.approx(-0.75)
-    assert calibrate_threshold(costs, unsafe, budget=0.5) == pytest.approx(0.5)
+    assert calibrate_threshold(costs, unsafe, target_unsafe_rate=0.25) == pytest.approx(-0.75)
+    assert calibrate_threshold(costs, unsafe, target_unsafe_rate=0.5) == pytest.approx(0.5)
     # Unequal class sizes: means 6 and 1, whatever the share among the labels; 0.2 * 6 + 0.8 * 1
     assert calibrate_threshold(
-        [6.0, 0.0, 1.0, 2.0], [True, False, False, False], budget=0.2
+        [6.0, 0.0, 1.0, 2.0], [True, False, False, False], target_unsafe_rate=0.2
     ) == pytest.approx(2.0)
 
 
@@ -117,24 +117,28 @@ def test_threshold_by_hand() -> None:
 @given(
     bad=st.lists(st.floats(1, 9), min_size=1, max_size=5),
     good=st.lists(st.floats(-9, 0), min_size=1, max_size=5),
-    budget=st.floats(0.01, 0.98),
+    target_unsafe_rate=st.floats(0.01, 0.98),
 )
-def test_the_threshold_lies_between_the_classes_and_grows_with_the_budget(
-    bad: list[float], good: list[float], budget: float
+def test_the_threshold_lies_between_the_classes_and_grows_with_the_target(
+    bad: list[float], good: list[float], target_unsafe_rate: float
 ) -> None:
     costs, unsafe = bad + good, [True] * len(bad) + [False] * len(good)
-    threshold = calibrate_threshold(costs, unsafe, budget=budget)
+    threshold = calibrate_threshold(costs, unsafe, target_unsafe_rate=target_unsafe_rate)
     assert sum(good) / len(good) < threshold < sum(bad) / len(bad)
-    assert threshold < calibrate_threshold(costs, unsafe, budget=budget + 0.01)
+    assert threshold < calibrate_threshold(
+        costs, unsafe, target_unsafe_rate=target_unsafe_rate + 0.01
+    )
     # It moves with the costs, as does the mean that it bounds.
-    moved = calibrate_threshold([c + 10 for c in costs], unsafe, budget=budget)
+    moved = calibrate_threshold(
+        [c + 10 for c in costs], unsafe, target_unsafe_rate=target_unsafe_rate
+    )
     assert moved == pytest.approx(threshold + 10)
 
 
-@pytest.mark.parametrize("budget", [0.0, 1.0, -0.1, 1.5, math.nan])
-def test_a_budget_is_a_proper_share(budget: float) -> None:
-    with pytest.raises(ValueError, match="budget"):
-        calibrate_threshold([1.0, 0.0], [True, False], budget=budget)
+@pytest.mark.parametrize("target_unsafe_rate", [0.0, 1.0, -0.1, 1.5, math.nan])
+def test_the_target_unsafe_rate_is_a_proper_share(target_unsafe_rate: float) -> None:
+    with pytest.raises(ValueError, match="target_unsafe_rate"):
+        calibrate_threshold([1.0, 0.0], [True, False], target_unsafe_rate=target_unsafe_rate)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +156,9 @@ def test_costs_that_carry_no_threshold(
     costs: list[float], unsafe: list[bool], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        calibrate_threshold(costs, unsafe, budget=0.1)
+        calibrate_threshold(costs, unsafe, target_unsafe_rate=0.1)
 
 
 @pytest.mark.parametrize("cost", [-5.0, 0.0, 5.0])
 def test_a_fixed_multiplier_does_not_move(cost: float) -> None:
-    assert LAMBDA_RULES["fixed"](0.7, cost, 0.0, lr=0.1, floor=0.0, cap=2.0) == 0.7
+    assert MULTIPLIER_RULES["fixed"](0.7, cost, 0.0, lr=0.1, floor=0.0, cap=2.0) == 0.7

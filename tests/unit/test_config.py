@@ -17,6 +17,7 @@ from rlsys.config.references import references
 from rlsys.config.schema import RunConfig
 from rlsys.data.prepare import Datasets
 from rlsys.errors import ConfigError
+from rlsys.models.load import HEAD_FILE
 from rlsys.roles.registry import ROLES
 from rlsys.stages.evaluate import EvaluateStage
 from rlsys.stages.judge import JudgeStage
@@ -131,9 +132,24 @@ def test_references_name_what_a_stage_reads() -> None:
     assert references(SftStage(init="elsewhere", steps=1)) == {"init": "elsewhere"}
 
 
+def model_folder(folder: Path) -> str:
+    """What a check sees of a model with a head."""
+    for file in ("config.json", HEAD_FILE):
+        (folder / file).touch()
+    return str(folder)
+
+
 def test_a_folder_may_stand_for_a_stage(tmp_path: Path) -> None:
-    config = load_config(DEMO, [f"stages.reward.init={tmp_path}"])
-    assert config.stages["reward"].init == str(tmp_path)
+    model = model_folder(tmp_path)
+    config = load_config(DEMO, [f"stages.reward.init={model}", f"stages.ppo.cost={model}"])
+    assert config.stages["reward"].init == model
+
+
+@pytest.mark.parametrize(("key", "file"), [("reward.init", "config.json"), ("ppo.cost", HEAD_FILE)])
+def test_a_folder_without_a_model_is_named(key: str, file: str, tmp_path: Path) -> None:
+    (Path(model_folder(tmp_path)) / file).unlink()
+    with pytest.raises(ConfigError, match=rf"stages\.{key}: .* {file} is missing there"):
+        load_config(DEMO, [f"stages.{key}={tmp_path}"])
 
 
 # what does not load, and what it says
@@ -174,7 +190,7 @@ BAD_OVERRIDES = [
     ("stages.cost.label_mode=soft", "label_mode"),
     ("stages.ppo.ppo.kl_split=none", "ppo.kl_split"),
     ("stages.ppo.ppo.loss_form=sum", "ppo.loss_form"),
-    ("stages.ppo.ppo.samples=0", "ppo.samples"),
+    ("stages.ppo.ppo.samples_per_prompt=0", "ppo.samples_per_prompt"),
     ("stages.ppo.ppo.temperature=0", "ppo.temperature"),
     ("stages.ppo.lagrange.rule=pid", "lagrange.rule"),
     ("stages.ppo.lagrange.window=0", "lagrange.window"),
@@ -264,12 +280,12 @@ ENDPOINT: dict[str, Any] = {"url": "http://here/v1", "model": "m"}
 FEEDBACK: dict[str, dict[str, Any]] = {
     "judge": {"kind": "judge", "model": "start"},
     "teacher": {"kind": "observe", "judge": "judge"},
-    "taught": {"kind": "sft", "split": "", "conversations": "teacher", "steps": 1},
-    "rlaif": {"kind": "rlaif", "policy": "taught", "judge": "judge"},
-    "told": {"kind": "disentangled", "policy": "rlaif", "judge": "judge"},
+    "distilled": {"kind": "sft", "split": "", "conversations": "teacher", "steps": 1},
+    "rlaif": {"kind": "rlaif", "policy": "distilled", "judge": "judge"},
+    "conditioned": {"kind": "disentangled", "policy": "rlaif", "judge": "judge"},
     "final": {"kind": "evaluate", "policies": {"last": "rlaif", "second": "rlaif/round-2"}},
 }
-ASKING = ("teacher", "rlaif", "told")
+ASKING = ("teacher", "rlaif", "conditioned")
 
 
 @pytest.fixture
@@ -277,7 +293,7 @@ def dream(demo: dict[str, Any]) -> dict[str, Any]:
     """The demo, then a judge and all that ask it."""
     demo["groups"]["judge"] = {"roles": ["judge"]}
     demo["stages"] |= {name: dict(stage) for name, stage in FEEDBACK.items()}
-    for name in ("taught", "rlaif"):
+    for name in ("distilled", "rlaif"):
         demo["stages"][name]["optim"] = {"lr": 1.0}
     return demo
 
@@ -296,9 +312,9 @@ def test_stages_that_ask_a_judge_load(dream: dict[str, Any], tmp_path: Path) -> 
     assert named == {
         "judge": {"model": "start"},
         "teacher": {"judge": "judge"},
-        "taught": {"conversations": "teacher"},
-        "rlaif": {"policy": "taught", "judge": "judge"},
-        "told": {"policy": "rlaif", "judge": "judge"},
+        "distilled": {"conversations": "teacher"},
+        "rlaif": {"policy": "distilled", "judge": "judge"},
+        "conditioned": {"policy": "rlaif", "judge": "judge"},
         "final": {"policies.last": "rlaif", "policies.second": "rlaif/round-2"},
     }
     assert references(JudgeStage(endpoint=EndpointConfig(**ENDPOINT))) == {}
@@ -306,8 +322,8 @@ def test_stages_that_ask_a_judge_load(dream: dict[str, Any], tmp_path: Path) -> 
     assert references(load_plain(tmp_path, dream).stages["rlaif"])["cost"] == "cost"
     conversations = tmp_path / "conversations.json"
     conversations.touch()
-    dream["stages"]["taught"] |= {"split": "train", "conversations": str(conversations)}
-    assert load_plain(tmp_path, dream).stages["taught"].conversations == str(conversations)
+    dream["stages"]["distilled"] |= {"split": "train", "conversations": str(conversations)}
+    assert load_plain(tmp_path, dream).stages["distilled"].conversations == str(conversations)
 
 
 BAD_FEEDBACK = [
@@ -323,15 +339,23 @@ BAD_FEEDBACK = [
     ("judge", {"model": "reward"}, "stages.judge.model: 'reward' is a stage of kind reward"),
     ("judge", {"max_new_tokens": 0}, "stages.judge.max_new_tokens"),
     ("judge", {"max_new_tokens": 4096}, "stages.judge.max_new_tokens: 4096 leaves no room"),
-    ("judge", {"limit": -1}, "stages.judge.limit"),
+    ("judge", {"max_prompts": -1}, "stages.judge.max_prompts"),
     ("judge", {"engine": {"dtype": "float16"}}, "stages.judge: engine.dtype: Key 'dtype' not in"),
-    ("judge", {"model": "", "endpoint": ENDPOINT | {"parallel": 0}}, "judge.endpoint.parallel"),
+    (
+        "judge",
+        {"model": "", "endpoint": ENDPOINT | {"max_concurrency": 0}},
+        "judge.endpoint.max_concurrency",
+    ),
     ("judge", {"model": "", "endpoint": ENDPOINT | {"timeout": 0}}, "judge.endpoint.timeout"),
     ("judge", {"model": "", "endpoint": ENDPOINT | {"key": "abc"}}, "stages.judge: endpoint.key"),
     # those that ask it
-    ("teacher", {"limit": -1}, "stages.teacher.limit"),
+    ("teacher", {"max_prompts": -1}, "stages.teacher.max_prompts"),
     ("teacher", {"split": ""}, "stages.teacher.split: name a split"),
-    ("rlaif", {"samples": 1}, "stages.rlaif.samples: must be at least 2, got 1"),
+    (
+        "rlaif",
+        {"samples_per_prompt": 1},
+        "stages.rlaif.samples_per_prompt: must be at least 2, got 1",
+    ),
     ("rlaif", {"rounds": 0}, "stages.rlaif.rounds"),
     ("rlaif", {"temperature": 0.0}, "stages.rlaif.temperature"),
     ("rlaif", {"policy": "judge"}, "stages.rlaif.policy: 'judge' is a stage of kind judge"),
@@ -341,13 +365,33 @@ BAD_FEEDBACK = [
     ("rlaif", {"guard": "reward"}, "stages.rlaif.guard: 'reward' is a stage of kind reward"),
     ("rlaif", {"guard_threshold": 1.0}, "stages.rlaif.guard_threshold"),
     ("rlaif", {"max_new_tokens": 99}, "data.max_prompt_tokens + stages.rlaif.max_new_tokens"),
-    ("told", {"max_new_tokens": 99}, "data.max_prompt_tokens + stages.told.max_new_tokens"),
-    ("told", {"cost": "reward"}, "stages.told.cost: 'reward' is a stage of kind reward"),
+    (
+        "conditioned",
+        {"max_new_tokens": 99},
+        "data.max_prompt_tokens + stages.conditioned.max_new_tokens",
+    ),
+    (
+        "conditioned",
+        {"cost": "reward"},
+        "stages.conditioned.cost: 'reward' is a stage of kind reward",
+    ),
     # what they made
-    ("taught", {"conversations": ""}, "stages.taught.split: name a split, or give conversations"),
-    ("taught", {"filter": "teacher"}, "stages.taught.filter: a filter stage flags rows of a split"),
-    ("taught", {"conversations": "start"}, "stages.taught.conversations: 'start' is a stage of"),
-    ("taught", {"conversations": "nowhere"}, "stages.taught.conversations: 'nowhere'"),
+    (
+        "distilled",
+        {"conversations": ""},
+        "stages.distilled.split: name a split, or give conversations",
+    ),
+    (
+        "distilled",
+        {"filter": "teacher"},
+        "stages.distilled.filter: a filter stage flags rows of a split",
+    ),
+    (
+        "distilled",
+        {"conversations": "start"},
+        "stages.distilled.conversations: 'start' is a stage of",
+    ),
+    ("distilled", {"conversations": "nowhere"}, "stages.distilled.conversations: 'nowhere'"),
     ("final", {"policies": {"r": "judge"}}, "stages.final.policies.r: 'judge' is a stage of kind"),
     (
         "final",
@@ -356,8 +400,8 @@ BAD_FEEDBACK = [
     ),
     (
         "final",
-        {"policies": {"r": "taught/round-1"}},
-        "stages.final.policies.r: 'taught' made no 'round-1'; it has no parts",
+        {"policies": {"r": "distilled/round-1"}},
+        "stages.final.policies.r: 'distilled' made no 'round-1'; it has no parts",
     ),
 ]
 
@@ -374,8 +418,8 @@ def test_a_bad_value_of_a_stage_with_a_judge_is_named(
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        (str(ROOT), "is neither an earlier stage (cost, evaluation, judge"),
-        ("nobody", "'nobody' is neither an earlier stage (cost, evaluation, judge"),
+        (str(ROOT), "is neither an earlier stage (cost, "),
+        ("nobody", "'nobody' is neither an earlier stage (cost, "),
         ("start", "'start' is a stage of kind sft, a stage of kind judge is needed"),
         ("judge/round-1", "'judge' made no 'round-1'; it has no parts"),
     ],
@@ -393,7 +437,7 @@ def test_a_judge_is_a_judge_stage_of_the_recipe(
 @pytest.mark.parametrize(
     ("stage", "key"),
     [("teacher", "judge"), ("rlaif", "judge"), ("rlaif", "policy"), ("rlaif", "optim"),
-     ("told", "judge"), ("told", "policy")],
+     ("conditioned", "judge"), ("conditioned", "policy")],
 )  # fmt: skip
 def test_a_missing_value_of_a_stage_with_a_judge_is_named(
     stage: str, key: str, dream: dict[str, Any], tmp_path: Path
@@ -429,7 +473,7 @@ def test_an_endpoint_without_its_key_is_named(
 def test_ai_feedback_needs_a_place_for_all_it_names(
     role: str, dream: dict[str, Any], tmp_path: Path
 ) -> None:
-    model, stage = str(tmp_path), dream["stages"]["rlaif"]
+    model, stage = model_folder(tmp_path), dream["stages"]["rlaif"]
     stage["policy"] = model
     dream["stages"] = {"judge": {"kind": "judge", "model": model}, "rlaif": stage}
     groups = {name: {"roles": [name]} for name in ("rollout", "policy", "judge", "cost", "guard")}

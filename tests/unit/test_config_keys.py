@@ -62,7 +62,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         "judge": {"kind": "judge", "model": "start"},
         "observe": {"kind": "observe", **ASKS},
         "rlaif": {"kind": "rlaif", "policy": "start", **ASKS, **OPTIM},
-        "told": {"kind": "disentangled", "policy": "start", **ASKS},
+        "conditioned": {"kind": "disentangled", "policy": "start", **ASKS},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return load_config(folder / "recipe.yaml")
@@ -179,7 +179,8 @@ def test_strings_are_among_their_choices(everything: RunConfig) -> None:
          "stages.ppo.ppo.policy_clip: must be > 0 and at most 1, got -0.2"),
         ("stages.ppo.ppo.gamma=1.01", "stages.ppo.ppo.gamma: must be at least 0 and at most 1"),
         ("stages.ppo.ppo.gae_lambda=-0.1", "stages.ppo.ppo.gae_lambda: must be at least 0"),
-        ("stages.ppo.lagrange.budget=1", "stages.ppo.lagrange.budget: must be > 0 and < 1"),
+        ("stages.ppo.lagrange.target_unsafe_rate=1",
+         "stages.ppo.lagrange.target_unsafe_rate: must be > 0 and < 1"),
         ("stages.ppo.lagrange.lr=-1", "stages.ppo.lagrange.lr: must be at least 0, got -1.0"),
         ("stages.ppo.optim.betas=[0.9,1.0]", "stages.ppo.optim.betas[1]: must be at least 0 and"),
         ("stages.ppo.optim.lr=.nan", "stages.ppo.optim.lr: must be > 0, got nan"),

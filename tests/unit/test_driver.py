@@ -40,7 +40,9 @@ def make_run(iterations: int = 1, threshold: float = 0.0, **lagrange: Any) -> Sa
         iterations=iterations,
         threshold=threshold,
         seed=7,
-        ppo=PpoConfig(prompts=4, samples=2, max_new_tokens=4, minibatch=4, kl_beta=0.1),
+        ppo=PpoConfig(
+            num_prompts=4, samples_per_prompt=2, max_new_tokens=4, minibatch=4, kl_beta=0.1
+        ),
         lagrange=LagrangeConfig(**settings | lagrange),
         gap=GapConfig(warn=1e-4, stop_factor=10.0),
         timeouts=TimeoutConfig(call=1.0, sync=1.0),

@@ -97,17 +97,19 @@ def test_lengths_are_known_without_the_pixels(
     assert found == [len(prompt.expanded) for prompt in mine.prompts(asked)]
 
 
-def test_a_note_follows_the_question_and_no_note_changes_nothing(encoder: PromptEncoder) -> None:
+def test_a_hint_follows_the_question_and_no_hint_changes_nothing(encoder: PromptEncoder) -> None:
     plain = fresh(encoder).prompts(ROWS)
     mine = fresh(encoder)
-    noted = mine.prompts([0, 1, 0], ["mind the risk", "", ""])
-    assert equal(noted[1], plain[1])
-    assert equal(noted[2], plain[0])
+    hinted = mine.prompts([0, 1, 0], ["mind the risk", "", ""])
+    assert equal(hinted[1], plain[1])
+    assert equal(hinted[2], plain[0])
     question = encoder.records[0].question
-    told = mine.render(encoder.records[0], "mind the risk")
-    assert told == mine.render(encoder.records[0]).replace(question, f"{question} mind the risk")
-    assert len(noted[0].expanded) > len(plain[0].expanded)
-    assert all(torch.equal(noted[0].pixels[k], plain[0].pixels[k]) for k in plain[0].pixels)
+    rendered = mine.render(encoder.records[0], "mind the risk")
+    assert rendered == mine.render(encoder.records[0]).replace(
+        question, f"{question} mind the risk"
+    )
+    assert len(hinted[0].expanded) > len(plain[0].expanded)
+    assert all(torch.equal(hinted[0].pixels[k], plain[0].pixels[k]) for k in plain[0].pixels)
     token = encoder.tokenizer.all_special_tokens[0]
     with pytest.raises(DataError, match="row-0"):
         mine.prompts([0], [f"see {token}"])
@@ -140,18 +142,19 @@ def test_an_over_long_prompt_names_its_row(encoder: PromptEncoder) -> None:
 def test_a_question_may_not_forge_structure(token: str, encoder: PromptEncoder) -> None:
     with pytest.raises(DataError, match="row row-0: the question contains the special token"):
         asking(encoder, f"what is {token} this?").prompts([0])
-    assert forged_token(f"a{token}b", encoder.tokenizer) == token
+    assert forged_token(f"a{token}b", encoder.tokenizer.all_special_tokens) == token
 
 
 def test_the_first_row_that_forges_structure_is_named(encoder: PromptEncoder) -> None:
     rows, image = encoder.records.rows, encoder.processor.image_token
-    check_questions(encoder.records, encoder.tokenizer)
+    tokens = encoder.tokenizer.all_special_tokens
+    check_questions(encoder.records, tokens)
     forged = replace(rows[1], id="forged", question=f"what is {image} this?")
     told = replace(rows[2], id="told", history=(("hi", f"well {image}"),))
     with pytest.raises(DataError, match="row forged: the question contains the special token"):
-        check_questions(Rows([rows[0], forged, told]), encoder.tokenizer)
+        check_questions(Rows([rows[0], forged, told]), tokens)
     with pytest.raises(DataError, match="row told: an earlier turn contains the special token"):
-        check_questions(Rows([rows[0], told]), encoder.tokenizer)
+        check_questions(Rows([rows[0], told]), tokens)
 
 
 def test_text_that_only_resembles_a_special_token_is_fine(encoder: PromptEncoder) -> None:

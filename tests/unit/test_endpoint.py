@@ -26,7 +26,7 @@ QUESTION = Question("verify", {"question": "how ?", "content": "a gun", "categor
 
 def settings(url: str, **changes: Any) -> EndpointConfig:
     quick = EndpointConfig(
-        url, "m", per_second=500.0, timeout=1.0, patience=5.0, longest_pause=0.05
+        url, "m", per_second=500.0, timeout=1.0, retry_timeout=5.0, max_backoff=0.05
     )
     return replace(quick, **changes)
 
@@ -100,7 +100,7 @@ def test_a_server_that_hangs_is_asked_again() -> None:
 )
 def test_an_error_that_outlasts_the_retries_has_a_reason(status: int, reason: ParseReason) -> None:
     server = Server(lambda *_: (status, None))
-    with serving(server) as url, judging(settings(url, patience=0.2)) as judge:
+    with serving(server) as url, judging(settings(url, retry_timeout=0.2)) as judge:
         assert judge.ask([QUESTION]).result(5.0) == [ParseFailure(reason)]
 
 
@@ -110,7 +110,7 @@ def test_a_server_that_hangs_or_is_gone_has_a_reason() -> None:
         return 200, "yes"
 
     with serving(Server(respond)) as url:
-        endpoint = settings(url, patience=0.3, timeout=0.1)
+        endpoint = settings(url, retry_timeout=0.3, timeout=0.1)
         with judging(endpoint) as judge:
             assert judge.ask([QUESTION]).result(5.0) == [ParseFailure(ParseReason.TIMEOUT)]
     with judging(endpoint) as judge:  # nobody listens there any more
@@ -190,7 +190,7 @@ def test_a_key_or_a_model_it_does_not_know_ends_the_run(status: int, name: str) 
 
 def test_closing_waits_for_nothing() -> None:
     with serving(Server(lambda *_: (503, None))) as url:
-        patient = settings(url, patience=60.0, longest_pause=30.0, parallel=1)
+        patient = settings(url, retry_timeout=60.0, max_backoff=30.0, max_concurrency=1)
         judge = EndpointJudge(patient, "k", load_prompts(), picture, max_tokens=512)
         pending = judge.ask([QUESTION] * 5)
         time.sleep(0.2)

@@ -190,7 +190,7 @@ def test_an_empty_answer_costs_no_call() -> None:
 
 # pairs
 
-RULE = PairRule(recognition=0.5, cost=0.0, margin=2.0, floor=7.0)
+RULE = PairRule(recognition_weight=0.5, cost=0.0, margin=2.0, min_chosen_score=7.0)
 
 
 def scored(
@@ -222,7 +222,7 @@ def test_the_best_against_the_worst() -> None:
         ([], PairOutcome.TOO_FEW_SCORES),
         ([scored(9.0), scored(ParseFailure(ParseReason.EMPTY))], PairOutcome.TOO_FEW_SCORES),
         ([scored(9.0), scored(7.5)], PairOutcome.SCORE_TIE),
-        ([scored(6.0), scored(1.0)], PairOutcome.BELOW_FLOOR),
+        ([scored(6.0), scored(1.0)], PairOutcome.BELOW_MIN_CHOSEN_SCORE),
         ([scored(9.0, None, "a b"), scored(1.0, None, " a  b ")], PairOutcome.SAME_ANSWER),
         ([scored(9.0, flagged=True), scored(1.0, flagged=True)], PairOutcome.NONE_ELIGIBLE),
         ([scored(9.0, flagged=True), scored(1.0)], PairOutcome.SCORE_TIE),

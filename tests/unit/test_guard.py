@@ -220,7 +220,7 @@ def test_the_first_candidate_that_passes_is_taken_whatever_arrives_first() -> No
 def test_nothing_flagged_means_one_generation_and_no_hint() -> None:
     log, rows, history, _ = go(StubGuard(lambda *_: "none"), [0, 1, 2])
     assert [len(requests) for requests in log.requests] == [3]
-    assert all(request.note == "" for request in log.requests[0])
+    assert all(request.hint == "" for request in log.requests[0])
     assert len(rows) == len(history) == 6
     assert rows[0] == rows[5]
 
@@ -228,7 +228,7 @@ def test_nothing_flagged_means_one_generation_and_no_hint() -> None:
 def test_a_hint_reaches_only_what_is_drawn_again_and_never_the_guard() -> None:
     guard = StubGuard(lambda *_: "severe")
     log, *_ = go(guard, [4], rounds=1)
-    assert [[r.note for r in requests] for requests in log.requests] == [[""], ["stay safe"] * 2]
+    assert [[r.hint for r in requests] for requests in log.requests] == [[""], ["stay safe"] * 2]
     assert all(torch.equal(ids, guard.prompt_ids[0]) for ids in guard.prompt_ids)
 
 

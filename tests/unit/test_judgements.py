@@ -40,7 +40,7 @@ from rlsys.data.riskworld.language import (
 )
 from rlsys.data.riskworld.oracle import judge_scene
 from rlsys.data.riskworld.scene import FAMILIES, HAZARDS, RISKY_THINGS, Scene
-from rlsys.data.rows import with_note
+from rlsys.data.rows import with_hint
 from rlsys.data.source import load_demonstrations
 from rlsys.judging.judge import observation_fields, risk_hint
 from rlsys.judging.parse import (
@@ -312,8 +312,8 @@ def sft_rows(folder: Path) -> list[SftRow]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "judge_sft_row", recorded)
-        write(folder, sizes={"judge": SIZE, "evaluation": 200}, seed=3)
-    rows = lines(folder / "judge.jsonl")
+        write(folder, sizes={"judge_sft": SIZE, "evaluation": 200}, seed=3)
+    rows = lines(folder / "judge_sft.jsonl")
     questions = [row["conversations"][0]["value"].removeprefix(IMAGE_MARK) for row in rows]
     return [
         SftRow(scene, row, *taken_apart(question))
@@ -377,7 +377,7 @@ def test_a_question_is_rendered_as_an_engine_renders_it(sft_rows: list[SftRow]) 
 def test_what_is_learned_is_what_is_asked_token_for_token(
     folder: Path, sft_rows: list[SftRow], tiny: str
 ) -> None:
-    records = load_demonstrations(str(folder), "judge", "")
+    records = load_demonstrations(str(folder), "judge_sft", "")
     encoder = PromptEncoder(load_processor(tiny), records, 2048)
     for number in {each.kind: number for number, each in enumerate(sft_rows)}.values():
         each = sft_rows[number]
@@ -388,7 +388,7 @@ def test_what_is_learned_is_what_is_asked_token_for_token(
 
 
 def test_the_loader_takes_every_row(folder: Path, sft_rows: list[SftRow]) -> None:
-    records = load_demonstrations(str(folder), "judge", "")
+    records = load_demonstrations(str(folder), "judge_sft", "")
     assert len(records) == SIZE
     assert not records.rejected
     for record, each in zip(records.rows, sft_rows, strict=True):
@@ -408,8 +408,8 @@ def test_evaluation_combinations_are_not_in_the_data(folder: Path, sft_rows: lis
 
 @pytest.mark.parametrize("size", [20, 21, 22])
 def test_a_split_is_as_large_as_was_asked_for(size: int, tmp_path: Path) -> None:
-    write(tmp_path, sizes={"judge": size}, seed=0)
-    rows = lines(tmp_path / "judge.jsonl")
+    write(tmp_path, sizes={"judge_sft": size}, seed=0)
+    rows = lines(tmp_path / "judge_sft.jsonl")
     assert len(rows) == len({row["id"] for row in rows}) == size
     drawn = {f"images/{path.name}" for path in (tmp_path / "images").iterdir()}
     assert len(drawn) == -(-size // PER_PICTURE)
@@ -418,7 +418,7 @@ def test_a_split_is_as_large_as_was_asked_for(size: int, tmp_path: Path) -> None
 
 def test_the_same_seed_teaches_the_same(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write(tmp_path / name, sizes={"judge": 31, "noted": 25}, seed=seed)
+        write(tmp_path / name, sizes={"judge_sft": 31, "risk_hint": 25}, seed=seed)
 
     def content(name: str) -> dict[str, bytes]:
         root = tmp_path / name
@@ -426,16 +426,16 @@ def test_the_same_seed_teaches_the_same(tmp_path: Path) -> None:
 
     assert content("a") == content("b")
     assert content("a").keys() == content("c").keys()
-    for split, size in (("judge", 31), ("noted", 25)):
+    for split, size in (("judge_sft", 31), ("risk_hint", 25)):
         assert content("a")[f"{split}.jsonl"].count(b"\n") == size
         assert content("a")[f"{split}.jsonl"] != content("c")[f"{split}.jsonl"]
 
 
 def test_prompts_with_a_hint_read_as_a_conditioned_policys_prompts(tmp_path: Path) -> None:
-    write(tmp_path, sizes={"noted": 400}, seed=0)
+    write(tmp_path, sizes={"risk_hint": 400}, seed=0)
     prompts = load_prompts(PROMPTS)
     harmful = defaultdict(list)
-    for row in lines(tmp_path / "noted.jsonl"):
+    for row in lines(tmp_path / "risk_hint.jsonl"):
         prompt, answer = (turn["value"] for turn in row["conversations"])
         text = prompt.removeprefix(IMAGE_MARK)
         question, _, hint = text.partition(" known risks")
@@ -448,7 +448,7 @@ def test_prompts_with_a_hint_read_as_a_conditioned_policys_prompts(tmp_path: Pat
         ]
         assert fits
         hints = {risk_hint(prompts, risks(scene), ()) for scene in fits}
-        assert text in {with_note(question, each) for each in (hints if hint else [""])}
+        assert text in {with_hint(question, each) for each in (hints if hint else [""])}
         harmful[bool(hint)].append(all(scene.hazards for scene in fits))
     assert all(harmful[True])
     assert any(harmful[False])

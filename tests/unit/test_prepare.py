@@ -240,7 +240,7 @@ def test_a_tokenizer_learns_from_all_that_is_learned_from(folder: Path) -> None:
 def test_sizes_are_for_built_in_worlds_and_needed_where_a_stage_reads(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.sizes: only built-in worlds draw rows"):
         prepared(folder, sft(), sizes={"train": 30})
-    sizes = {"train": 20, "judge": 20}
+    sizes = {"train": 20, "judge_sft": 20}
     named = r"data\.sizes: riskworld needs .* for validation, which stages\.stage-1 reads"
     with pytest.raises(ConfigError, match=named):
         prepared(folder, sft(), auto(), source="riskworld", sizes=sizes)
@@ -249,12 +249,12 @@ def test_sizes_are_for_built_in_worlds_and_needed_where_a_stage_reads(folder: Pa
 
 
 def test_a_built_in_world_is_drawn_once(folder: Path) -> None:
-    sizes = {"evaluation": 20, "judge": 20}
-    stages = (sft("judge"), JudgeStage(model="x"))
+    sizes = {"evaluation": 20, "judge_sft": 20}
+    stages = (sft("judge_sft"), JudgeStage(model="x"))
     first, again = (prepared(folder, *stages, source="riskworld", sizes=sizes) for _ in range(2))
     assert first.digest == again.digest
     assert first.source == again.source
-    assert len(first.demonstrations("judge", "more_helpful")) == 20
+    assert len(first.demonstrations("judge_sft", "more_helpful")) == 20
     assert len(first.pairs("evaluation")) == 20
     assert "rejected" not in first.summary
     assert first.oracle is not None
@@ -326,10 +326,12 @@ def test_a_name_below_a_folder_is_not_asked_of_a_hub(
 
 
 def test_an_iteration_needs_as_many_rows_as_prompts(folder: Path) -> None:
-    fits = SafeRlhfStage(iterations=1, ppo=PpoConfig(prompts=2))
+    fits = SafeRlhfStage(iterations=1, ppo=PpoConfig(num_prompts=2))
     check_data(prepared(folder, fits))
-    more = SafeRlhfStage(iterations=1, ppo=PpoConfig(prompts=3))
-    with pytest.raises(ConfigError, match=r"stages\.stage-1\.ppo\.prompts: 3 .* has 2 usable rows"):
+    more = SafeRlhfStage(iterations=1, ppo=PpoConfig(num_prompts=3))
+    with pytest.raises(
+        ConfigError, match=r"stages\.stage-1\.ppo\.num_prompts: 3 .* has 2 usable rows"
+    ):
         check_data(prepared(folder, fits, more))
 
 
@@ -343,7 +345,9 @@ def test_data_that_do_not_suffice_end_a_run_before_a_process_starts(
         groups={},
         stages={"ppo": SafeRlhfStage(iterations=1, lagrange=LagrangeConfig(threshold="0"))},
     )
-    with pytest.raises(ConfigError, match=r"stages\.ppo\.ppo\.prompts: 32 prompts per iteration"):
+    with pytest.raises(
+        ConfigError, match=r"stages\.ppo\.ppo\.num_prompts: 32 prompts per iteration"
+    ):
         run_recipe(config, Display(), lambda *_: pytest.fail("processes were started"))
 
 
@@ -358,6 +362,14 @@ def test_a_question_that_forges_structure_is_named_where_the_model_is_there(
     for stage in (sft(init=tiny), DpoStage(init=tiny, steps=1), RlaifStage(judge="x", policy=tiny)):
         with pytest.raises(DataError, match=r"row forged: the question contains the special token"):
             check_data(prepared(folder, stage))
+
+
+def test_a_forged_question_is_named_for_models_that_descend_from_a_new_one(folder: Path) -> None:
+    bad = row(1, id="forged", question="what is <|image_pad|> this ?", image="train.png")
+    write_split(folder, "train", [row(0, image="train.png"), bad])
+    for stages in ([sft(init="tiny")], [sft(init="tiny", split="validation"), sft(init="stage-0")]):
+        with pytest.raises(DataError, match=r"row forged: the question contains the special token"):
+            check_data(prepared(folder, *stages))
 
 
 def test_lines_that_are_no_utf_8_are_named(folder: Path) -> None:

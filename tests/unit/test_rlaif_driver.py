@@ -29,7 +29,7 @@ from tests.fakes import FakeRollout, FakeScorer, Log, later
 from tests.unit.test_feedback import KEY, ScriptedJudge, as_json, make_judge
 
 QUESTIONS = [f"question {row}" for row in range(6)]
-RULE = PairRule(recognition=0.5, cost=0.0, margin=1.0, floor=0.0)
+RULE = PairRule(recognition_weight=0.5, cost=0.0, margin=1.0, min_chosen_score=0.0)
 
 
 @dataclass
@@ -84,9 +84,9 @@ def graded_judge(**answers: Any) -> ScriptedJudge:
 
 def make_run(**changes: Any) -> RlaifRun:
     settings = {
-        "rounds": 2, "prompts": 4, "samples": 3, "joint": True, "rule": RULE, "beta": 0.1,
-        "epochs": 1, "minibatch": 2, "seed": 5, "timeout": 1.0,
-        "judge_timeout": 1.0, "sync_timeout": 1.0, "max_unread": 0.5, "gap": GapConfig(),
+        "rounds": 2, "num_prompts": 4, "samples_per_prompt": 3, "joint": True, "rule": RULE,
+        "beta": 0.1, "epochs": 1, "minibatch": 2, "seed": 5, "timeout": 1.0,
+        "judge_timeout": 1.0, "sync_timeout": 1.0, "max_parse_failures": 0.5, "gap": GapConfig(),
         "decode": lambda ids: " ".join(map(str, ids.tolist())),
     }  # fmt: skip
     return RlaifRun(**settings | changes)
@@ -144,7 +144,7 @@ def test_the_reference_is_the_policy_at_the_rounds_start() -> None:
 def test_a_prompt_is_observed_once_however_often_it_comes_up() -> None:
     gun = Observation("a gun", "image content", "violence")
     judge = graded_judge(observe_joint=as_json(gun), score_observation="yes")
-    _, _, rows, state = go(judge, rounds=4, prompts=6)
+    _, _, rows, state = go(judge, rounds=4, num_prompts=6)
     looks = [q.image for q in judge.requested if q.name == "observe_joint"]
     assert sorted(looks) == list(range(6))
     assert set(state.observed) == set(range(6))
@@ -167,7 +167,7 @@ def test_an_answer_that_was_cut_off_is_never_chosen() -> None:
 def test_a_prompt_whose_risks_are_unknown_teaches_nothing_and_is_looked_at_again() -> None:
     answers = iter(["I see a gun", ParseFailure(ParseReason.TIMEOUT)])
     judge = graded_judge(observe_joint=lambda q: next(answers, "[]") if q.image == 0 else "[]")
-    log, policy, rows, state = go(judge, rounds=3, prompts=6)
+    log, policy, rows, state = go(judge, rounds=3, num_prompts=6)
     assert [metrics["unobserved_prompts"] for metrics in rows] == pytest.approx([1 / 6, 1 / 6, 0])
     assert rows[0]["observe/observe_joint/not_json"] == 1
     assert rows[1]["observe/observe_joint/timeout"] == 1
@@ -181,9 +181,9 @@ def test_a_prompt_whose_risks_are_unknown_teaches_nothing_and_is_looked_at_again
 def test_a_judge_that_cannot_be_read_ends_the_run(most: float) -> None:
     """Nothing readable is never fine: the judge is down, or not the one the recipe means."""
     with pytest.raises(JudgeError, match=r"risks of the prompts of round 1: 4 of 4 .*4 x .*empty"):
-        go(graded_judge(observe_joint=""), max_unread=most)
+        go(graded_judge(observe_joint=""), max_parse_failures=most)
     with pytest.raises(JudgeError, match="scores of round 1: 12 of 12 could not be parsed"):
-        go(graded_judge(score="perhaps"), max_unread=most)
+        go(graded_judge(score="perhaps"), max_parse_failures=most)
 
 
 def test_engines_that_do_not_hold_the_policy_end_the_run() -> None:

@@ -30,7 +30,7 @@ from tests.helpers import worker_context
 ONE_BATCH, SMALL = 100_000, 60
 OPTIM = OptimConfig(lr=1e-3, warmup_steps=2, weight_decay=0.01)
 TRAINING = Training(TrainConfig(engine="torch"), OPTIM, total_steps=10, seed=0)
-PPO = PpoConfig(prompts=4, samples=2, max_new_tokens=6, epochs=1, minibatch=8)
+PPO = PpoConfig(num_prompts=4, samples_per_prompt=2, max_new_tokens=6, epochs=1, minibatch=8)
 LENGTHS = [3, 6, 1, 4, 2, 5, 6, 1]
 
 Worker = PolicyWorker | CriticWorker | ScorerTrainer

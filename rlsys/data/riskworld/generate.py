@@ -27,7 +27,9 @@ from rlsys.data.riskworld.scene import COLOURS, FAMILIES, HAZARDS, ICONS, RISKS,
 from rlsys.errors import ConfigError
 from rlsys.judging.prompts import load_prompts
 
-SPLITS = ("pretrain", "train", "validation", "evaluation", "judge", "noted")
+SPLITS = ("pretrain", "train", "validation", "evaluation", "judge_sft", "risk_hint")
+# The bytes of a split depend on these: they stay when a split is renamed.
+SEED_NAMES = {"judge_sft": "judge", "risk_hint": "noted"}
 SHARES = {"none": 0.4, "image": 0.15, "text": 0.15, "both": 0.15, "joint": 0.15}
 TRAIN_SHARES = {"none": 0.46, "image": 0.14, "text": 0.1, "both": 0.1, "joint": 0.2}
 # Pretraining teaches recognition before answering: naming pictures and locating the risk of an
@@ -83,8 +85,8 @@ def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
     text together, shares the value of ``twin`` with a harmless row that asks the same about
     another picture; the other harmless rows ask to name what is shown. The pretrain split asks for
     the name or for the risk, never for help; its rows are harmless.
-    The judge split holds questions to a judge with their replies, several about each picture; the
-    noted split, prompts answered with care where a note tells their risks.
+    ``judge_sft`` holds judge prompts with their replies, several about each picture; ``risk_hint``
+    prompts answered with care where a hint names their risks.
     Args: sizes: rows per split, keys among SPLITS.
     Raises: ConfigError for another split or a size below 20.
     """
@@ -95,8 +97,8 @@ def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
             raise ConfigError(f"sizes.{split}: at least 20 rows, got {size}")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for split, size in sizes.items():
-        rng = Random(f"riskworld/{seed}/{split}")
-        rows = {"judge": _judge_sft_rows, "noted": _risk_hint_rows}.get(split, _rows)
+        rng = Random(f"riskworld/{seed}/{SEED_NAMES.get(split, split)}")
+        rows = {"judge_sft": _judge_sft_rows, "risk_hint": _risk_hint_rows}.get(split, _rows)
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             for row in rows(folder, split, size, rng):
                 file.write(json.dumps(row) + "\n")
@@ -180,7 +182,7 @@ def _answer(kind: str, scene: Scene, rng: Random) -> str:
 def _scenes(split: str, size: int, rng: Random) -> list[tuple[Scene, str]]:
     """Scenes with their twin id, in random order, with the split's share of each risk location."""
     pools = _pools(held_out=split == "evaluation")
-    shares = {"pretrain": PRETRAIN_SHARES, "train": TRAIN_SHARES, "judge": TRAIN_SHARES}.get(
+    shares = {"pretrain": PRETRAIN_SHARES, "train": TRAIN_SHARES, "judge_sft": TRAIN_SHARES}.get(
         split, SHARES
     )
     counts = {risk: round(share * size) for risk, share in shares.items() if risk != "none"}

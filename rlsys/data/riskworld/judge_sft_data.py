@@ -12,7 +12,7 @@ from rlsys.data.llava import IMAGE_MARK
 from rlsys.data.riskworld import judgements
 from rlsys.data.riskworld.language import right_answer
 from rlsys.data.riskworld.scene import Scene
-from rlsys.data.rows import with_note
+from rlsys.data.rows import with_hint
 from rlsys.judging.judge import observation_fields, risk_hint
 from rlsys.judging.parse import items_of
 from rlsys.judging.prompts import PromptSet
@@ -55,7 +55,7 @@ def risk_hint_row(
     """
     hint = risk_hint(prompts, judgements.risks(scene), ()) if rng.random() < 0.5 else ""
     answer = judgements.rewrite(scene) if hint else right_answer(scene)
-    prompt = IMAGE_MARK + with_note(scene.question, hint)
+    prompt = IMAGE_MARK + with_hint(scene.question, hint)
     return _conversation(name, prompt, answer) | {"image": image}
 
 
