@@ -214,7 +214,7 @@ class PromptCursor:
     def next(self, number: int) -> list[int]:
         """The next ``number`` dataset rows, distinct within one call."""
         if number > self.count:
-            raise ValueError(f"asked for {number} distinct prompts, there are {self.count}")
+            raise ValueError(f"{number} distinct prompts are requested, there are {self.count}")
         rows: list[int] = []
         while len(rows) < number:
             row = self._row(self.position)

@@ -24,7 +24,7 @@ ROLE = Role("judge", "a frozen generative model in vLLM; also the teacher", excl
 
 @dataclass(frozen=True)
 class JudgeSpec:
-    """model: folder; prompts: what it is asked with; max_new_tokens: of a reply."""
+    """model: folder; prompts: the prompt templates; max_new_tokens: of a reply."""
 
     model: str
     data: RowSource

@@ -64,7 +64,7 @@ class JudgeStage:
 
 @dataclass(frozen=True)
 class OpenJudge:
-    """``timeout``: of one call, seconds; ``prompts``: what it is asked with."""
+    """timeout: of one call, seconds; prompts: the judge's prompt templates."""
 
     judge: CachedJudge
     timeout: float

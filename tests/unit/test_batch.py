@@ -166,7 +166,7 @@ def test_epochs_differ_and_so_do_seeds() -> None:
 
 
 def test_more_prompts_than_there_are_is_an_error() -> None:
-    with pytest.raises(ValueError, match="asked for 4 distinct prompts, there are 3"):
+    with pytest.raises(ValueError, match="4 distinct prompts are requested, there are 3"):
         PromptCursor(3, 0).next(4)
     with pytest.raises(ValueError, match="no prompts"):
         PromptCursor(0, 0)
