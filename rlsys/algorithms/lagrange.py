@@ -36,7 +36,9 @@ def projected_step(
 def fixed_step(
     multiplier: float, mean_cost: float, threshold: float, *, lr: float, floor: float, cap: float
 ) -> float:
-    """lambda <- lambda: a constant weight of cost against reward."""
+    """lambda <- lambda: a constant weight of cost against reward, the reward shaping that Safe RLHF
+    (arXiv 2310.12773) compares with.
+    """
     _check(multiplier, mean_cost, threshold, floor, cap)
     return multiplier
 
