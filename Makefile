@@ -39,7 +39,7 @@ setup: .venv/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv
 
 # What takes longer than the tests: the recipes from nothing with several seeds, held against what
 # they promise; the result is kept in benchmarks/soak.md.

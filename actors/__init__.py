@@ -1,1 +1,1 @@
-"""The Ray side of rlsys: placement, groups, one thin class per process, recipes, the CLI."""
+"""The Ray side of rlsys: placement, groups, one thin class per process, the command line."""

@@ -45,9 +45,10 @@ def run(
     """
     if in_process:
         _engine_environment()
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # of this process; groups set their own
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # of this process; groups set their own
     from rlsys.config.load import load_config
 
     loaded = load_config(config, overrides or [])
@@ -57,9 +58,17 @@ def run(
     from rlsys.stages.recipe import run_recipe
 
     if in_process:
+        from rlsys.data.worlds import WORLDS
+        from rlsys.engines.environment import OFFLINE
         from rlsys.runtime.local import open_local
 
-        print("in process: one rank per group; its ranks, cpus and gpus do not apply")
+        if loaded.data.source in WORLDS or Path(loaded.data.source).is_dir():
+            os.environ.update(OFFLINE)  # else rows come from a hub
+
+        print(
+            "in process: one rank per group, weights through shared memory; the keys ranks, cpus,"
+            " gpus and engine.transport do not apply"
+        )
         run_recipe(loaded, Display(), open_local, resume=resume)
     else:
         from actors.cluster import check_private, open_cluster
@@ -76,8 +85,8 @@ def _engine_environment() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     import torch
 
-    if not torch.cuda.is_available():
-        os.environ.update(CPU_ENVIRONMENT)
+    gpu = torch.cuda.is_available()
+    os.environ.update({"DS_ACCELERATOR": "cuda"} if gpu else CPU_ENVIRONMENT)
 
 
 @app.command()
@@ -106,7 +115,10 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="Write JSON lines here.")] = None,
 ) -> None:
     """Answers of a policy: plain, given a judge's observations, or behind a guard. Needs no Ray."""
+    from rlsys.engines.environment import OFFLINE
+
     _engine_environment()
+    os.environ.update(OFFLINE)
     import rlsys.generate as generation
     from rlsys.config.check import check_values
     from rlsys.data.worlds import prompts_folder
@@ -120,6 +132,12 @@ def generate(
     check_values("", settings)
     if (prompts is None) == (image is None):
         raise ConfigError("give either --prompts FILE, or --image FILE and --question TEXT")
+    if question and prompts:
+        raise ConfigError("--question goes with --image; the prompts of --prompts have their own")
+    if judge_prompts and not disentangle:
+        raise ConfigError("--judge-prompts goes with --disentangle JUDGE")
+    if hint and not guard:
+        raise ConfigError("--hint goes with --guard GUARD")
     if guard and disentangle:
         raise ConfigError("give either --guard or --disentangle")
     advisor = None

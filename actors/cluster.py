@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import ray
@@ -20,6 +20,7 @@ from rlsys.config.schema import ClusterConfig, GroupConfig, RunConfig
 from rlsys.engines.transports.shared_memory import shared_folder
 from rlsys.errors import ConfigError, RoleTimeout
 from rlsys.runtime.group import Runtime
+from rlsys.stages.run_dir import CONFIG
 
 
 @contextmanager
@@ -58,11 +59,11 @@ def open_cluster(config: RunConfig, run_dir: Path) -> Iterator[Runtime]:
                 ray.get_runtime_context().gcs_address,
             )
         finally:
-            for group in groups.values():
-                for rank in group.ranks:
-                    ray.kill(rank)
-            remove_placement_group(placement)
-            shutil.rmtree(shared_folder(token), ignore_errors=True)
+            with ExitStack() as ends:  # each of them runs, whatever the others raise
+                ends.callback(shutil.rmtree, shared_folder(token), ignore_errors=True)
+                ends.callback(remove_placement_group, placement)
+                for rank in (rank for group in groups.values() for rank in group.ranks):
+                    ends.callback(ray.kill, rank)
 
 
 def _start(groups: Mapping[str, Group], config: RunConfig, run_dir: Path) -> None:
@@ -70,7 +71,7 @@ def _start(groups: Mapping[str, Group], config: RunConfig, run_dir: Path) -> Non
     for group in groups.values():
         group.liveness = liveness
     for group in groups.values():
-        group.probe([str(run_dir)], [str(run_dir)], config.timeouts.start)
+        group.probe([str(run_dir / CONFIG)], [str(run_dir)], config.timeouts.start)
 
 
 def check_private(config: RunConfig) -> None:
@@ -107,24 +108,31 @@ def check_resources(groups: Mapping[str, GroupConfig], available: Mapping[str, f
 def _ray(config: ClusterConfig) -> Iterator[bool]:
     """Yields True for a private Ray on this machine. A joined cluster is left running."""
     logging.getLogger("ray").setLevel(logging.ERROR)
-    address, joined = config.address, _joins(config)
-    temp = None
-    if joined:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
-    else:
-        temp = tempfile.mkdtemp(prefix="rl-")  # short: Ray puts sockets under it
-        ray.init(
-            address="local",
-            num_cpus=config.cpus or os.cpu_count(),
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            _temp_dir=temp,
-            _node_ip_address=config.node_ip,
-        )
+    joined = _joins(config)
+    temp = None if joined else tempfile.mkdtemp(prefix="rl-")  # short: Ray puts sockets under it
     try:
+        _connect(config, temp)
         yield not joined
     finally:
         ray.shutdown()
         if temp:
             shutil.rmtree(temp, ignore_errors=True)
+
+
+def _connect(config: ClusterConfig, temp: str | None) -> None:
+    """To a private Ray with its files in ``temp``, or without it to the cluster of the recipe."""
+    if temp is None:
+        try:
+            ray.init(address=config.address, log_to_driver=False, configure_logging=False)
+        except ConnectionError as error:
+            raise ConfigError(f"cluster.address: {config.address}: {error}") from error
+        return
+    ray.init(
+        address="local",
+        num_cpus=config.cpus or os.cpu_count(),
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        _temp_dir=temp,
+        _node_ip_address=config.node_ip,
+    )

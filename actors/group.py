@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.process import ProcessActor
 from rlsys.batch import PolicyBatch, PreferencePairs, Rollouts, ValueBatch
 from rlsys.config.schema import GroupConfig, TimeoutConfig
-from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
+from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT, OFFLINE
 from rlsys.errors import RlsysError
 from rlsys.roles.registry import ROLES
 from rlsys.runtime.group import ProcessInfo, WorkerSpec
@@ -45,7 +45,12 @@ class Group:
         self.name, self.settings = name, settings
         self.exclusive = any(ROLES[role].exclusive for role in settings.roles)
         threads = str(settings.threads)
-        environment = {**ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment = {
+            **ENVIRONMENT,
+            **OFFLINE,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        }
         environment |= {"DS_ACCELERATOR": "cuda"} if settings.gpus else CPU_ENVIRONMENT
         if loopback:
             environment["GLOO_SOCKET_IFNAME"] = "lo"

@@ -13,7 +13,7 @@ from rlsys.engines.transports.registry import TRANSPORTS
 from rlsys.engines.weights import WeightUpdate, buffer_size, lay_out, pack, unpack
 
 NAME = "ray"
-FETCH_SECONDS = 60.0
+FETCH_SECONDS = 1800.0  # a driver waits for less
 
 
 class ObjectWriter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 from rlsys.errors import ArtifactBusy
 
 _META = "artifact.json"
+_LIBRARIES = ("torch", "transformers", "deepspeed", "peft")
 # Code that does not affect any result.
 _NO_RESULT = ("config", "report", "display.py", "__pycache__")
 PROGRESS = "progress"  # subfolder with a stage's checkpoints, removed when it is finished
@@ -116,7 +118,7 @@ def recipe_hash(kind: str, config: Any, inputs: dict[str, str]) -> str:
 
 @cache
 def _code_hash() -> str:
-    """Hash of all code that affects results."""
+    """Hash of all code that affects results, and of the versions of the libraries that compute."""
     package = Path(__file__).parent
     parts = [part for part in package.iterdir() if part.name not in _NO_RESULT]
     total = hashlib.sha256()
@@ -125,13 +127,19 @@ def _code_hash() -> str:
         for file in files:
             if file.suffix in (".py", ".txt"):
                 total.update(file.read_bytes())
+    total.update(" ".join(map(importlib.metadata.version, _LIBRARIES)).encode())
     return total.hexdigest()
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    for root, _, names in os.walk(folder, followlinks=True):
+        yield from (Path(root) / name for name in names)
+
+
 def path_hash(path: Path) -> str:
-    """Hash of a file, or of the names and contents of a folder's files."""
+    """Hash of a file, or of the names and contents of a folder's files, links followed."""
     total = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else sorted(_files(path))
     for file in files:
         total.update(str(file.relative_to(path)).encode())
         with file.open("rb") as stream:

@@ -17,7 +17,7 @@ def k1(policy_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 def k3(policy_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """Unbiased, never negative, low variance: exp(d) - 1 - d with d = log pi_ref - log pi.
 
-    For reporting. Schulman, "Approximating KL divergence" (2020).
+    The KL term of GRPO's loss (arXiv 2402.03300, eq. 4), and what reports show.
     """
     difference = reference_logprobs - policy_logprobs
     return difference.exp() - 1 - difference

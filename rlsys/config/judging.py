@@ -18,11 +18,15 @@ class EndpointConfig:
     key_variable: str = key(
         "OPENAI_API_KEY", "Environment variable with the API key; keys do not belong in recipes."
     )
-    max_concurrency: int = key(8, "Concurrent calls.", ge=1)
-    per_second: float = key(20.0, "Calls started per second.", gt=0)
-    timeout: float = key(60.0, "Timeout of one attempt, seconds.", gt=0)
-    retry_timeout: float = key(600.0, "Time during which a failed call is retried, seconds.", gt=0)
-    max_backoff: float = key(30.0, "Longest pause between two attempts, seconds.", gt=0)
+    max_concurrency: int = key(8, "Concurrent calls.", ge=1, affects_result=False)
+    per_second: float = key(20.0, "Calls started per second.", gt=0, affects_result=False)
+    timeout: float = key(60.0, "Timeout of one attempt, seconds.", gt=0, affects_result=False)
+    retry_timeout: float = key(
+        600.0, "Time during which a failed call is retried, seconds.", gt=0, affects_result=False
+    )
+    max_backoff: float = key(
+        30.0, "Longest pause between two attempts, seconds.", gt=0, affects_result=False
+    )
 
 
 @dataclass

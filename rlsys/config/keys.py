@@ -29,13 +29,15 @@ class KeyInfo:
     """Documentation and allowed values of a key.
 
     bounds: (name in ``BOUNDS``, number), for each number in the value; choices: for each
-    string in it; ref: the kind of artefact that it names.
+    string in it; ref: the kind of artefact that it names; affects_result: whether a stage with
+    another value makes another artefact.
     """
 
     doc: str
     bounds: tuple[tuple[str, float], ...] = ()
     choices: tuple[str, ...] = ()
     ref: str = ""
+    affects_result: bool = True
 
     @property
     def range(self) -> str:
@@ -73,6 +75,7 @@ def key(
     multiple_of: int | None = None,
     choices: tuple[str, ...] = (),
     ref: str = "",
+    affects_result: bool = True,
 ) -> Any:
     """A dataclass field with documentation and allowed values.
 
@@ -82,7 +85,7 @@ def key(
     """
     limits = {"ge": ge, "gt": gt, "le": le, "lt": lt, "multiple_of": multiple_of}
     bounds = tuple((name, bound) for name, bound in limits.items() if bound is not None)
-    metadata = {"key": KeyInfo(doc, bounds, choices, ref)}
+    metadata = {"key": KeyInfo(doc, bounds, choices, ref, affects_result)}
     if is_dataclass(default) or isinstance(default, list | dict):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -91,6 +94,16 @@ def key(
 def key_infos(cls: Any) -> dict[str, KeyInfo]:
     """The KeyInfo of every field of a dataclass, or of an instance of one."""
     return {each.name: each.metadata["key"] for each in fields(cls)}
+
+
+def result_settings(config: Any) -> dict[str, Any]:
+    """The keys of a dataclass that affect results, as plain containers."""
+    settings: dict[str, Any] = {}
+    for name, info in key_infos(config).items():
+        value = getattr(config, name)
+        if info.affects_result:
+            settings[name] = result_settings(value) if is_dataclass(value) else value
+    return settings
 
 
 @dataclass(frozen=True)

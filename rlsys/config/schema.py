@@ -102,7 +102,16 @@ class EngineConfig:
     max_num_seqs: int = key(64, "Sequences decoded together per engine.", ge=1)
     max_model_len: int = key(512, "Longest prompt with its answer, tokens.", ge=2)
     kv_cache_mib: int = key(64, "KV cache per engine on CPU, MiB.", ge=1)
-    gpu_memory_utilization: float = key(0.5, "Share of a GPU's memory per engine.", gt=0, le=1)
+    gpu_memory_utilization: float = key(
+        0.5, "Share of a GPU's memory per engine.", gt=0, le=1, affects_result=False
+    )
+    extra: dict[str, Any] = key({}, "Passed to vllm.LLM as it stands.")
+
+
+@dataclass
+class RolloutEngineConfig(EngineConfig):
+    """vLLM rollout engines."""
+
     chunk_prompts: int = key(
         8, "Prompts (with all samples) per chunk; scoring starts on each finished chunk.", ge=1
     )
@@ -110,8 +119,8 @@ class EngineConfig:
         "shm",
         "How weights reach the engines: shared memory (one node), or Ray's object store.",
         choices=("shm", "ray"),
+        affects_result=False,
     )
-    extra: dict[str, Any] = key({}, "Passed to vllm.LLM as it stands.")
 
 
 @dataclass
@@ -179,6 +188,8 @@ class TrainConfig:
     def check(self) -> None:
         if self.lora_rank and not self.lora_targets:
             raise ConfigError("lora_targets: name at least one module, or set lora_rank to 0")
+        if self.lora_rank and self.freeze:
+            raise ConfigError("freeze: adapters freeze everything else already; remove it")
 
 
 @dataclass
@@ -204,11 +215,6 @@ class UpdateConfig(SamplingConfig):
         choices=LOSS_FORMS,
     )
     score_clip: float = key(50.0, "Rewards and costs are clipped to -score_clip..score_clip.", gt=0)
-
-    def total_steps(self, iterations: int) -> int:
-        """Optimiser steps of so many iterations."""
-        samples = self.num_prompts * self.samples_per_prompt
-        return iterations * self.epochs * -(-samples // self.minibatch)
 
 
 @dataclass
@@ -299,7 +305,7 @@ class RunConfig:
     data: DataConfig = key(DataConfig(), "Where prompts and preference pairs come from.")
     cluster: ClusterConfig = key(ClusterConfig(), "Which Ray to use.")
     groups: dict[str, GroupConfig] = key(MISSING, "Name -> processes and their roles.")
-    engine: EngineConfig = key(EngineConfig(), "Rollout engines.")
+    engine: RolloutEngineConfig = key(RolloutEngineConfig(), "Rollout engines.")
     timeouts: TimeoutConfig = key(TimeoutConfig(), "Deadlines.")
     tracker: TrackerConfig = key(TrackerConfig(), "Experiment tracker.")
     stages: dict[str, Any] = key(MISSING, "Name -> stage; run in the order written.")
@@ -307,6 +313,8 @@ class RunConfig:
     def check(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ConfigError(f"name: {self.name!r} must be letters, digits, dots and dashes")
+        if self.name in (".", "..", "artifacts", "judgements"):
+            raise ConfigError(f"name: {self.name!r} is a folder that runs_dir has already")
         if not self.groups:
             raise ConfigError("groups: name at least one group of processes")
         if not self.stages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -27,7 +28,8 @@ class CachedRollout:
         self.folder = folder
 
     def load(self, update: WeightUpdate) -> Pending[int]:
-        self.folder = self.root / f"version-{update.version}"
+        weights = hashlib.sha256(repr(update.entries).encode()).hexdigest()[:16]
+        self.folder = self.root / f"version-{update.version}-{weights}"
         return self.rollout.load(update)
 
     def generate(
@@ -46,7 +48,7 @@ class CachedRollout:
     def evict(self, version: int) -> None:
         """Remove rollouts of weights older than ``version``."""
         for folder in self.root.glob("version-*"):
-            if int(folder.name.removeprefix("version-")) < version:
+            if int(folder.name.split("-")[1]) < version:
                 shutil.rmtree(folder)
 
 
@@ -54,7 +56,10 @@ def _writer(folder: Path) -> Callable[[Rollouts], Rollouts]:
     def write(chunk: Rollouts) -> Rollouts:
         name = f"{int(chunk.prompt_index[0]):09d}-{int(chunk.sample_index[0]):05d}.pt"
         partial = folder / f".{name}.tmp"
-        torch.save({field.name: getattr(chunk, field.name) for field in fields(chunk)}, partial)
+        with partial.open("wb") as stream:
+            torch.save({f.name: getattr(chunk, f.name) for f in fields(chunk)}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(partial, folder / name)
         return chunk
 

@@ -35,6 +35,8 @@ from rlsys.roles.rollout import Rollout
 from rlsys.roles.scorer import Scorer
 from rlsys.runtime.pending import Metrics, Pending, as_completed
 
+CONSTRAINT = ("cost", "cost_window", "threshold", "lambda")  # metrics that need a cost model
+
 
 @dataclass(frozen=True)
 class GrpoRoles:
@@ -87,7 +89,10 @@ def grpo_lagrangian(
         state.timings["time/iteration"] = time.perf_counter() - started
         metrics |= {f"policy/{key}": value for key, value in stats.items()}
         metrics["samples_per_s"] = len(rollouts) / state.timings["time/iteration"]
-        report(state, metrics | state.multiplier.metrics() | state.timings)  # 7
+        metrics |= state.multiplier.metrics() | state.timings
+        if roles.cost is None:
+            metrics = {key: value for key, value in metrics.items() if key not in CONSTRAINT}
+        report(state, metrics)  # 7
 
 
 def sample_and_score(

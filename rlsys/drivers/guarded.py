@@ -6,16 +6,16 @@ rounds. An answer that passed is final; a flagged one is replaced only by one th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from rlsys.batch import Rollouts, SampleRequest, sample_seed
+from rlsys.drivers.sampling import generate_in_slices
 from rlsys.guard.decision import Moderation, action_for
 from rlsys.roles.guard import Guard
 from rlsys.roles.rollout import Rollout
-from rlsys.runtime.pending import Pending, as_completed
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def guarded_generation(
     """
     answers: Answers = {}
     plain: dict[int, Tensor] = {}
-    first = rollout.generate([SampleRequest(p, 0, 0) for p in prompts], greedy=True)
+    requests = [SampleRequest(p, 0, 0) for p in prompts]
+    first = generate_in_slices(rollout, requests, run.timeout, greedy=True)
     for chunk, moderated in _moderate(guard, first, plain, run):
         for row, prompt in enumerate(chunk.prompt_index.tolist()):
             answers[prompt] = _answer(chunk, row, moderated[row], run)
@@ -88,7 +89,8 @@ def _regenerate(
         for s in range(run.candidates)
     ]
     passed: dict[int, tuple[int, GuardedAnswer]] = {}
-    for chunk, moderated in _moderate(guard, rollout.generate(requests), plain, run):
+    chunks = generate_in_slices(rollout, requests, run.timeout, greedy=False)
+    for chunk, moderated in _moderate(guard, chunks, plain, run):
         numbers = zip(chunk.prompt_index.tolist(), chunk.sample_index.tolist(), strict=True)
         for row, (prompt, sample) in enumerate(numbers):
             answer = _answer(chunk, row, moderated[row], run)
@@ -99,14 +101,14 @@ def _regenerate(
 
 
 def _moderate(
-    guard: Guard, chunks: Sequence[Pending[Rollouts]], plain: dict[int, Tensor], run: GuardedRun
+    guard: Guard, chunks: Iterable[Rollouts], plain: dict[int, Tensor], run: GuardedRun
 ) -> list[tuple[Rollouts, list[Moderation]]]:
     """Moderate every chunk as soon as it is finished, as answers to the prompts without hint.
 
     ``plain``: prompt index -> prompt ids without hint, filled by the first call.
     """
     moderated = []
-    for chunk in as_completed(chunks, run.timeout):
+    for chunk in chunks:
         rows = zip(chunk.prompt_index.tolist(), chunk.prompt_ids, strict=True)
         ids = [plain.setdefault(prompt, ids) for prompt, ids in rows]
         moderated.append((chunk, guard.moderate(replace(chunk, prompt_ids=ids))))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rlsys.batch import SampleRequest, sample_seed
+from rlsys.batch import Rollouts, SampleRequest, sample_seed
+from rlsys.config.schema import UpdateConfig
 from rlsys.roles.policy import Publisher
 from rlsys.roles.rollout import Rollout
+from rlsys.runtime.pending import as_completed
+
+SLICE = 512  # requests
 
 
 def sample_requests(
@@ -24,3 +28,20 @@ def sync_weights(policy: Publisher, rollout: Rollout, version: int, timeout: flo
     """Publish the policy and load it into every engine. Args: timeout: of each half, seconds."""
     update = policy.publish(version).result(timeout)
     rollout.load(update).result(timeout)
+
+
+def total_steps(update: UpdateConfig, iterations: int) -> int:
+    """Optimiser steps of a stage."""
+    samples = update.num_prompts * update.samples_per_prompt
+    return iterations * update.epochs * -(-samples // update.minibatch)
+
+
+def generate_in_slices(
+    rollout: Rollout, requests: Sequence[SampleRequest], timeout: float, *, greedy: bool
+) -> Iterator[Rollouts]:
+    """Finished chunks, ``SLICE`` requests at a time: engines hold the processed images of all that
+    is queued. Args: timeout: until the next chunk, seconds.
+    """
+    for start in range(0, len(requests), SLICE):
+        some = requests[start : start + SLICE]
+        yield from as_completed(rollout.generate(some, greedy=greedy), timeout)

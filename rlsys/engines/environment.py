@@ -10,9 +10,10 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "RAY_TQDM_PATCH_PRINT": "0",
 }
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+"""For processes that load models from folders alone."""

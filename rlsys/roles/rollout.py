@@ -25,7 +25,7 @@ from rlsys.runtime.pending import Pending
 ROLE = Role("rollout", "vLLM engines that draw responses", exclusive=True)
 # Far below any real logit, so that the sampler never draws it; -inf upsets vLLM's bookkeeping.
 FORBIDDEN_BIAS = -100.0
-QUEUE_SECONDS = 600.0  # that ``collect`` waits for its chunk to be queued
+QUEUE_SECONDS = 1800.0  # that ``collect`` waits for its chunk; a driver waits for less
 
 
 class Rollout(Protocol):

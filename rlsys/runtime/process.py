@@ -42,7 +42,7 @@ class RankProcess:
     def join(self, rank: Rank, timeout: float) -> None:
         """Join the group as ``rank``. Args: timeout: of one collective, seconds."""
         if rank.port:
-            join_group(rank, timeout, deepspeed=True)
+            join_group(rank, timeout)
         cpu = not torch.cuda.is_available()
         self._factory = WorkerFactory(rank, self.transports, self.token, cpu=cpu)
 

@@ -20,7 +20,7 @@ class Rank:
     port: int = 0
 
 
-def join_group(rank: Rank, timeout: float, *, deepspeed: bool) -> None:
+def join_group(rank: Rank, timeout: float) -> None:
     """Connect this process to its group, over gloo on CPU and NCCL on GPU. Idempotent.
 
     Args: timeout: of one collective, seconds.
@@ -37,9 +37,6 @@ def join_group(rank: Rank, timeout: float, *, deepspeed: bool) -> None:
     )
     limit = timedelta(seconds=timeout)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if not deepspeed:
-        dist.init_process_group(backend, timeout=limit)
-        return
     import deepspeed as ds
 
     # Used by DeepSpeed's inference kernels only; otherwise compiled with g++ at every first start.

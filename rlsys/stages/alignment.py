@@ -89,6 +89,7 @@ class IterationReport:
             )
         if checkpoint_due(done, self.stage.iterations, self.stage.checkpoint_every):
             self.checkpoints.save(done, state.as_dict())
+        if checkpoint_due(done, self.stage.iterations, self.stage.checkpoint_every or 1):
             self.rollout.evict(done)
         self.bar.advance(note(metrics, "reward", "cost", "lambda", "kl", "samples_per_s"))
 

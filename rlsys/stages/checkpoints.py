@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from rlsys.artifacts import PROGRESS
 from rlsys.checkpoint import read_checkpoint, save_checkpoint, saved_checkpoints
 from rlsys.errors import ConfigError, DataError
@@ -45,7 +47,7 @@ class StageCheckpoints:
                 state = read_checkpoint(saved)
             except DataError as error:
                 self.context.display.say(
-                    f"    [yellow]warning[/yellow] {saved.name} is torn ({error}); "
+                    f"    [yellow]warning[/yellow] {saved.name} is torn ({escape(str(error))}); "
                     "going on from the one before"
                 )
                 continue
@@ -75,7 +77,7 @@ class StageCheckpoints:
         for name, role in self.roles.items():
             if ranks[name] != role.group.size:
                 raise ConfigError(
-                    f"groups: {saved} was saved by {ranks[name]} ranks of the role {name!r}, the "
-                    f"recipe has {role.group.size}; give as many, or delete {self.folder} to "
+                    f"groups: {saved} was saved by {ranks[name]} ranks of the role {name!r}, this "
+                    f"run has {role.group.size}; run with as many, or delete {self.folder} to "
                     "start the stage again"
                 )

@@ -18,12 +18,12 @@ from rlsys.config.schema import (
 )
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
+from rlsys.drivers.sampling import generate_in_slices
 from rlsys.judging.judge import JudgedPrompt, check_parse_failures, disentangle, risk_hint
 from rlsys.judging.outcomes import count_metrics
 from rlsys.models.load import load_processor
 from rlsys.report.drawing import SKY
 from rlsys.report.supervised import SUPERVISED
-from rlsys.runtime.pending import as_completed
 from rlsys.stages.answering import (
     Evaluator,
     check_answering,
@@ -72,7 +72,7 @@ def run_disentangled(context: Context, name: str, stage: DisentangledStage, fold
     texts: dict[int, str] = {}
     with context.display.bar(name, count) as bar:
         for part in (plain, conditioned):  # a batch's other prompts change rounding errors
-            for chunk in as_completed(rollout.generate(part, greedy=True), limits.call):
+            for chunk in generate_in_slices(rollout, part, limits.call, greedy=True):
                 texts |= decode(tokenizer, chunk)
                 bar.advance(name, by=len(chunk))
     evaluator.save(folder, {name: evaluator.evaluate(texts)})

@@ -15,9 +15,9 @@ from rlsys.config.schema import (
     AnsweringStage,
 )
 from rlsys.data.prepare import EVALUATION_PROMPTS, Read
+from rlsys.drivers.sampling import generate_in_slices
 from rlsys.errors import ConfigError
 from rlsys.models.load import load_processor
-from rlsys.runtime.pending import as_completed
 from rlsys.stages.answering import (
     Evaluator,
     check_answering,
@@ -54,8 +54,8 @@ def run_evaluate(context: Context, name: str, stage: EvaluateStage, folder: Path
             requests = [SampleRequest(i, 0, 0) for i in range(count)]
             tokenizer = load_processor(model).tokenizer
             texts: dict[int, str] = {}
-            chunks = rollout.generate(requests, greedy=True)
-            for chunk in as_completed(chunks, context.config.timeouts.call):
+            limit = context.config.timeouts.call
+            for chunk in generate_in_slices(rollout, requests, limit, greedy=True):
                 texts |= decode(tokenizer, chunk)
                 bar.advance(policy, by=len(chunk))
             evaluated[policy] = evaluator.evaluate(texts)

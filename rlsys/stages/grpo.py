@@ -29,7 +29,7 @@ from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.gap import gap_for
 from rlsys.drivers.grpo_lagrangian import GrpoRoles, GrpoRun, grpo_lagrangian
 from rlsys.drivers.multiplier import Multiplier
-from rlsys.drivers.sampling import sync_weights
+from rlsys.drivers.sampling import sync_weights, total_steps
 from rlsys.errors import ConfigError
 from rlsys.report import training as charts
 from rlsys.report.drawing import SKY
@@ -85,13 +85,24 @@ class GrpoStage:
     iterations: int = key(MISSING, "Iterations.", ge=1)
     grpo: GrpoConfig = key(GrpoConfig(), "One iteration.")
     lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
-    gap: GapConfig = key(GapConfig(), "Bound of the engine-trainer log-probability gap.")
+    gap: GapConfig = key(
+        GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
+    )
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
     train: TrainConfig = key(TrainConfig(), "How the policy trains.")
     checkpoint_every: int = key(
-        10, "Iterations between the checkpoints a stopped run resumes from; 0: none.", ge=0
+        10,
+        "Iterations between the checkpoints a stopped run resumes from; 0: none.",
+        ge=0,
+        affects_result=False,
     )
-    keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1)
+    keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1, affects_result=False)
+
+    def check(self) -> None:
+        if not self.cost and self.lagrange != LagrangeConfig():
+            raise ConfigError(
+                "lagrange: there is no constraint without a cost model; name one in cost"
+            )
 
 
 def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Result:
@@ -140,7 +151,7 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
     for handle in (policy, reference, reward, cost):
         if handle is not None:
             handle.drop().result(limits.call)
-    end = {"threshold": threshold, "lambda": state.multiplier.value}
+    end = {"threshold": threshold, "lambda": state.multiplier.value} if stage.cost else {}
     return {**calibration, **end, **report.steady_state()}
 
 
@@ -159,7 +170,7 @@ def _create(
     named = {"policy": stage.policy, "reward": stage.reward, "cost": stage.cost}
     models = {role: context.folder(source) for role, source in named.items() if source}
     check_same_processor(models)
-    steps = stage.grpo.total_steps(stage.iterations)
+    steps = total_steps(stage.grpo, stage.iterations)
     training = context.training(stage.train, stage.optim, steps)
     started = [
         rollout.create(RolloutSpec(models["policy"], data, config.engine, dtype)),

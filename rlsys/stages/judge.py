@@ -164,7 +164,8 @@ def judge_inputs(context: Context, name: str, stage: AskingStage) -> dict[str, s
     """Inputs of a stage that uses a judge: what determines its replies, not its measurement."""
     judge: JudgeStage = context.config.stages[stage.judge]
     wording = load_prompts(prompts_folder(judge.prompts)).digest
-    return {"judge": f"{_replies_of(context, judge)} {wording}"}
+    room = judge.engine.max_model_len  # decides which questions are too long to be asked
+    return {"judge": f"{_replies_of(context, judge)} {wording} {room}"}
 
 
 def judge_roles(stage: AskingStage, earlier: Mapping[str, Any]) -> Sequence[str]:

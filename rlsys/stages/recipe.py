@@ -7,12 +7,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from rlsys.artifacts import ArtifactStore
-from rlsys.config.load import to_plain
+from rlsys.config.keys import result_settings
 from rlsys.config.references import references
 from rlsys.config.schema import RunConfig
 from rlsys.data.prepare import prepare
@@ -40,7 +42,9 @@ def run_recipe(
     """
     runs = Path(config.runs_dir).resolve()
     with open_run_dir(config, runs, resume=resume) as run:
-        display.say(f"[bold]{config.name}[/bold]  {run.path}" + "  (resumed)" * run.resumed)
+        display.say(
+            f"[bold]{config.name}[/bold]  {escape(str(run.path))}" + "  (resumed)" * run.resumed
+        )
         store = ArtifactStore(runs / "artifacts")
         reads = [(n, r) for n, each in config.stages.items() for r in STAGES[each.kind].reads(each)]
         data = prepare(config, store, reads)
@@ -52,14 +56,13 @@ def run_recipe(
             project=config.tracker.project,
             name=config.name,
         )
-        with open_runtime(config, run.path) as runtime:
+        with closing(metrics), open_runtime(config, run.path) as runtime:
             run.describe(runtime)
             context = Context(config, runtime, data, run.path, display, metrics)
             _run_stages(context, store, run)
-        metrics.close()
         report = build_report(run.path)
         run.finish()
-    display.say(f"report: {report}")
+    display.say(f"report: {escape(str(report))}")
     return run.path
 
 
@@ -67,7 +70,7 @@ def _run_stages(context: Context, store: ArtifactStore, run: RunDir) -> None:
     entries: list[dict[str, Any]] = []
     for name, stage in context.config.stages.items():
         entries.append(_run_stage(context, store, name, stage, STAGES[stage.kind]))
-        (run.path / "stages.json").write_text(json.dumps(entries, indent=1))
+        run.write("stages.json", entries)
 
 
 def _run_stage(
@@ -82,7 +85,7 @@ def _run_stage(
         (folder / "rows.json").write_text(json.dumps(context.rows))
         return metrics
 
-    config = to_plain(stage)
+    config = result_settings(stage)
     for key in named:
         config.pop(key.split(".")[0], None)  # hashed by content, not by name
     inputs = _inputs(context, name, stage, kind)
@@ -119,7 +122,7 @@ def _inputs(context: Context, name: str, stage: Any, kind: StageKind[Any]) -> di
         "dtype": config.dtype,
     }
     if kind.samples:
-        engine = json.dumps(to_plain(config.engine), sort_keys=True)
+        engine = json.dumps(result_settings(config.engine), sort_keys=True)
         inputs["engine"] = hashlib.sha256(engine.encode()).hexdigest()
     return inputs | kind.inputs(context, name, stage)
 

@@ -71,7 +71,9 @@ class RlaifStage(AskingStage):
     beta: float = key(0.1, "Scale of the implicit reward of DPO.", gt=0)
     epochs: int = key(1, "Passes over the pairs of a round.", ge=1)
     minibatch: int = key(32, "Pairs per optimiser step.", ge=1)
-    gap: GapConfig = key(GapConfig(), "Bound of the engine-trainer log-probability gap.")
+    gap: GapConfig = key(
+        GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
+    )
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
     train: TrainConfig = key(TrainConfig(), "How the policy trains.")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,23 +34,25 @@ class RunDir:
     def describe(self, runtime: Runtime) -> None:
         """Write run.json with the run's processes."""
         groups = {name: [asdict(each) for each in infos] for name, infos in runtime.groups.items()}
-        self._write(
+        self.write(
+            RUN,
             {
                 "ray": runtime.address,
                 "driver_pid": os.getpid(),
                 "started": time.time(),
                 "groups": groups,
-            }
+            },
         )
 
     def finish(self) -> None:
         """Mark the run as finished: the same command then starts a new one."""
-        self._write(_run(self.path) | {"finished": time.time()})
+        self.write(RUN, _run(self.path) | {"finished": time.time()})
 
-    def _write(self, description: dict[str, Any]) -> None:
-        partial = self.path / f".{RUN}.partial"
-        partial.write_text(json.dumps(description, indent=1))
-        os.replace(partial, self.path / RUN)
+    def write(self, file: str, content: object) -> None:
+        """As JSON; a reader sees the old file or the new one, never a part."""
+        partial = self.path / f".{file}.partial"
+        partial.write_text(json.dumps(content, indent=1))
+        os.replace(partial, self.path / file)
 
 
 @contextmanager
@@ -78,11 +82,9 @@ def open_run_dir(config: RunConfig, runs: Path, *, resume: bool) -> Iterator[Run
             )
     elif resume:
         raise ConfigError(f"--resume: there is no run {config.name!r} in {runs}")
-    path = _new(runs, config.name)
-    dump_config(config, path / CONFIG)
-    lock = _lock(path)
-    assert lock is not None, "no other process locks a new directory"
+    path, lock = _new(runs, config.name)
     with lock:
+        dump_config(config, path / CONFIG)
         yield RunDir(path, resumed=False)
 
 
@@ -128,30 +130,35 @@ def _lock(path: Path) -> IO[str] | None:
     return stream
 
 
-def _names(runs: Path, name: str) -> Iterator[Path]:
-    number = 1
-    while True:
-        yield runs / (name if number == 1 else f"{name}-{number}")
-        number += 1
-
-
 def _last(runs: Path, name: str) -> Path | None:
-    last = None
-    for folder in _names(runs, name):
-        if not folder.is_dir():
-            return last
-        last = folder
-    return last
+    """The newest directory of a run with this name; another recipe may be named like one."""
+    numbered: dict[int, Path] = {}
+    for folder in runs.glob(f"{name}*"):
+        matched = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", folder.name)
+        if matched and folder.is_dir() and _name(folder) == name:
+            numbered[int(matched[1] or 1)] = folder
+    return numbered[max(numbered)] if numbered else None
 
 
-def _new(runs: Path, name: str) -> Path:
-    for folder in _names(runs, name):
+def _name(run: Path) -> str:
+    try:
+        config = yaml.safe_load((run / CONFIG).read_text())
+    except (OSError, yaml.YAMLError):
+        return ""
+    return str(config.get("name")) if isinstance(config, dict) else ""
+
+
+def _new(runs: Path, name: str) -> tuple[Path, IO[str]]:
+    """A directory that nobody had, locked."""
+    for number in count(1):
+        folder = runs / (name if number == 1 else f"{name}-{number}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
         except OSError as error:
             raise ConfigError(f"runs_dir: {runs} cannot be written to: {error}") from error
-        (folder / "logs").mkdir()
-        return folder
-    raise AssertionError("names do not end")
+        if (lock := _lock(folder)) is not None:
+            (folder / "logs").mkdir(exist_ok=True)
+            return folder, lock
+    raise AssertionError("numbers do not end")

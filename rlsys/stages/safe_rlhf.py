@@ -29,7 +29,7 @@ from rlsys.drivers.gap import gap_for
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import safe_rlhf
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
-from rlsys.drivers.sampling import sync_weights
+from rlsys.drivers.sampling import sync_weights, total_steps
 from rlsys.errors import ConfigError
 from rlsys.report import training as charts
 from rlsys.report.drawing import BLUE
@@ -39,7 +39,7 @@ from rlsys.roles.factory import check_same_processor
 from rlsys.roles.policy import PolicyHandle, PolicySpec
 from rlsys.roles.reference import ROLE as REFERENCE
 from rlsys.roles.reference import ReferenceHandle, ReferenceSpec
-from rlsys.roles.rollout import RolloutHandle, RolloutSpec
+from rlsys.roles.rollout import RolloutSpec
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Pending
 from rlsys.stages.alignment import (
@@ -66,15 +66,20 @@ class SafeRlhfStage:
     iterations: int = key(MISSING, "Iterations.", ge=1)
     ppo: PpoConfig = key(PpoConfig(), "One iteration.")
     lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
-    gap: GapConfig = key(GapConfig(), "Bound of the engine-trainer log-probability gap.")
+    gap: GapConfig = key(
+        GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
+    )
     optim: OptimConfig = key(OptimConfig(), "Optimiser of the policy.")
     critic_optim: OptimConfig = key(OptimConfig(), "Optimiser of both critics.")
     train: TrainConfig = key(TrainConfig(), "How the policy trains.")
     critic_train: TrainConfig = key(TrainConfig(), "How both critics train.")
     checkpoint_every: int = key(
-        10, "Iterations between the checkpoints a stopped run resumes from; 0: none.", ge=0
+        10,
+        "Iterations between the checkpoints a stopped run resumes from; 0: none.",
+        ge=0,
+        affects_result=False,
     )
-    keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1)
+    keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1, affects_result=False)
 
     def check(self) -> None:
         if self.critic_train.lora_rank:
@@ -130,7 +135,7 @@ class _Handles:
         self.reward_critic = CriticHandle(group("reward_critic"), REWARD_CRITIC, ppo)
         self.cost_critic = CriticHandle(group("cost_critic"), COST_CRITIC, ppo)
 
-    def roles(self, rollout: CachedRollout | RolloutHandle) -> Roles:
+    def roles(self, rollout: CachedRollout) -> Roles:
         return Roles(
             rollout, self.policy, self.reference, self.reward, self.cost, self.reward_critic,
             self.cost_critic,
@@ -143,7 +148,7 @@ class _Handles:
         check_same_processor({"policy": policy, "reward": reward, "cost": cost})
         ppo, dtype = stage.ppo, config.dtype
         data = context.data.slice("train", RowKind.PROMPTS)
-        steps = ppo.total_steps(stage.iterations)
+        steps = total_steps(ppo, stage.iterations)
         trained = context.training(stage.train, stage.optim, steps)
         critic = context.training(stage.critic_train, stage.critic_optim, steps)
         budget = stage.train.micro_batch_tokens

@@ -18,7 +18,15 @@ from rlsys.config.schema import (
     TrainConfig,
 )
 from rlsys.data.prepare import Read
-from rlsys.data.rows import TARGETS, Demonstration, Rows, ids_digest, joined, leaked_ids
+from rlsys.data.rows import (
+    TARGETS,
+    Demonstration,
+    Rows,
+    ids_digest,
+    joined,
+    leaked_ids,
+    rows_digest,
+)
 from rlsys.data.slice import DataSlice, RowKind
 from rlsys.data.source import demonstrations
 from rlsys.errors import ConfigError
@@ -150,6 +158,8 @@ def _inputs(context: Context, name: str, stage: SftStage) -> dict[str, str]:
     if stage.init == "tiny":
         learned = (f"{split}:{kind.value}:{goal}" for split, kind, goal in context.data.learned)
         inputs["texts"] = " ".join(learned)
+    if Path(stage.conversations).is_file():  # with its images
+        inputs["rows"] = rows_digest([demonstrations(Path(stage.conversations))])
     if stage.conversations:
         inputs["held_out"] = str(context.data.held_out is not None)
     return inputs

@@ -67,7 +67,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
             undisturbed = runs.with_name("undisturbed")
             shutil.copytree(runs, undisturbed, ignore=shutil.ignore_patterns(".*", "killed"))
             drawn = (
-                ".rlaif-*.partial/progress/rollouts/version-1/*.pt"  # with the weights of round 1
+                ".rlaif-*.partial/progress/rollouts/version-1-*/*.pt"  # with the weights of round 1
             )
             wait_until(lambda: len(list((runs / "artifacts").glob(drawn))) > 2, process, 200)
             description = json.loads((run / "run.json").read_text())

@@ -12,6 +12,7 @@ from omegaconf import Container
 
 import rlsys
 from rlsys.config.judging import EndpointConfig
+from rlsys.config.keys import result_settings
 from rlsys.config.load import dump_config, load_config, to_plain
 from rlsys.config.references import references
 from rlsys.config.schema import RunConfig
@@ -608,6 +609,22 @@ def test_a_section_of_the_wrong_form_is_named(
 def test_an_override_of_the_wrong_form_is_named() -> None:
     with pytest.raises(ConfigError, match=r"policies=\[start\]: the recipe has a list there"):
         load_config(DEMO, ["stages.evaluation.policies=[start]"])
+
+
+def test_how_often_a_stage_is_saved_is_no_part_of_what_it_makes() -> None:
+    usual = load_config(DEMO)
+    changed = load_config(
+        DEMO,
+        [
+            "stages.ppo.checkpoint_every=3", "stages.start.checkpoint_every=7",
+            "stages.ppo.gap.warn=0.001", "engine.transport=ray",
+        ],
+    )  # fmt: skip
+    for name, stage in usual.stages.items():
+        assert result_settings(stage) == result_settings(changed.stages[name])
+    assert result_settings(usual.engine) == result_settings(changed.engine)
+    other = load_config(DEMO, ["stages.ppo.ppo.gamma=0.9"]).stages["ppo"]
+    assert result_settings(other) != result_settings(usual.stages["ppo"])
 
 
 # no key without an effect

@@ -152,7 +152,7 @@ def test_a_circle_is_seen_and_what_is_imported_later_is_none() -> None:
 def test_the_built_in_world_is_known_in_one_place() -> None:
     code = [
         file
-        for folder in ("rlsys", "actors", "benchmarks", "cluster", "examples")
+        for folder in ("rlsys", "actors", "benchmarks", "examples")
         for file in (ROOT / folder).rglob("*")
         if file.suffix in {".py", ".yaml", ".sh", ".j2"} and not file.is_relative_to(WORLD)
     ]

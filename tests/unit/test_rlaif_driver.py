@@ -327,7 +327,8 @@ def test_cached_answers_belong_to_their_weights(tmp_path: Path) -> None:
     assert len(log.requests) == 2, "a whole set of requests is read"
     assert sum(len(chunk) for chunk in again) == 4
     cached.evict(1)
-    assert [path.name for path in tmp_path.iterdir()] == ["version-1"]
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith("version-1-")
 
 
 def test_where_a_cached_answer_is_missing_all_are_drawn_again(tmp_path: Path) -> None:

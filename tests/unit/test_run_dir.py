@@ -97,3 +97,12 @@ def test_there_must_be_a_run_to_resume(config: RunConfig, tmp_path: Path) -> Non
         open_run_dir(config, tmp_path, resume=True),
     ):
         pass
+
+
+def test_a_recipe_named_like_a_second_run_is_another(config: RunConfig, tmp_path: Path) -> None:
+    first = stopped(config, tmp_path)
+    with open_run_dir(replace(config, name="demo-2"), tmp_path, resume=False) as other:
+        other.describe(RUNTIME)
+        assert other.path.name == "demo-2"
+    with open_run_dir(config, tmp_path, resume=True) as run:
+        assert run.path == first
