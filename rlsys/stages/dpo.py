@@ -43,6 +43,7 @@ class DpoStage:
         200,
         "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
         ge=0,
+        affects_result=False,
     )
     batch: int = key(32, "Pairs per step; all, if there are fewer.", ge=1)
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")

@@ -36,6 +36,7 @@ class GuardStage:
         200,
         "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
         ge=0,
+        affects_result=False,
     )
     batch: int = key(32, "Rows per step; each has three items: two answers and the prompt.", ge=1)
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")

@@ -42,6 +42,7 @@ class ScorerStage:
         200,
         "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
         ge=0,
+        affects_result=False,
     )
     batch: int = key(64, "Pairs per step; all, if there are fewer.", ge=1)
     regularization: float = key(0.001, "Weight of the squared scores in the loss.", ge=0)
