@@ -43,7 +43,7 @@ clean:
 
 # What takes longer than the tests: the recipes from nothing with several seeds, held against what
 # they promise; the result is kept in benchmarks/soak.md.
-SOAK := demo-0 demo-1 dream-0 dream-1 dream-2
+SOAK := demo-0 demo-1 grpo-1 grpo-2 dream-0 dream-1 dream-2
 soak: .venv/.ready
 	rm -rf runs/soak
 	for run in $(SOAK); do \

@@ -1,6 +1,6 @@
 """Whether a seed gives one run: the demo's first PPO iterations under different conditions.
 
-python benchmarks/determinism.py RUNS_DIR    writes benchmarks/determinism.md
+python benchmarks/determinism.py RUNS_DIR [key=value ...]    writes benchmarks/determinism.md
 
 The models before PPO are trained once. Then PPO runs with idle cores, beside two busy loops and in
 this process, all with one training rank; with two ranks, idle and busy; and with two and three
@@ -51,7 +51,7 @@ def main() -> None:
         "",
         f"The demo's first {ITERATIONS} PPO iterations, {date.today():%Y-%m-%d}, "
         f"{os.cpu_count()} cores ({platform.machine()}), no GPU; "
-        "`python benchmarks/determinism.py RUNS_DIR`.",
+        f"`python benchmarks/determinism.py RUNS_DIR {' '.join(sys.argv[2:])}`.",
         "",
         "| run | compared with | tokens sampled | tokens that differ | first iteration with one |"
         " largest difference of a metric |",
@@ -95,7 +95,7 @@ def command(runs: Path, where: str, settings: list[str]) -> None:
     recipe = str(ROOT / "configs" / "demo.yaml")
     base = [sys.executable, "-m", "benchmarks.recorded", where, str(runs / "ids.pt"), recipe]
     runs.mkdir(parents=True, exist_ok=True)
-    subprocess.run([*base, f"runs_dir={runs}", *settings], cwd=ROOT, check=True)
+    subprocess.run([*base, f"runs_dir={runs}", *settings, *sys.argv[2:]], cwd=ROOT, check=True)
 
 
 @contextmanager
