@@ -130,31 +130,44 @@ def generate(
         refusal=refusal, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     check_values("", settings)
-    if (prompts is None) == (image is None):
-        raise ConfigError("give either --prompts FILE, or --image FILE and --question TEXT")
-    if question and prompts:
-        raise ConfigError("--question goes with --image; the prompts of --prompts have their own")
-    if judge_prompts and not disentangle:
-        raise ConfigError("--judge-prompts goes with --disentangle JUDGE")
-    if hint and not guard:
-        raise ConfigError("--hint goes with --guard GUARD")
-    if guard and disentangle:
-        raise ConfigError("give either --guard or --disentangle")
-    advisor = None
-    if disentangle:
-        prompt_set = load_prompts(prompts_folder(judge_prompts))
-        advisor = generation.Advisor(str(disentangle), prompt_set, joint)
+    _check_options(
+        {
+            "give either --prompts FILE, or --image FILE and --question TEXT": (
+                (prompts is None) == (image is None)
+            ),
+            "--question goes with --image": bool(question and prompts),
+            "--judge-prompts goes with --disentangle JUDGE": bool(judge_prompts)
+            and not disentangle,
+            "--hint goes with --guard GUARD": bool(hint) and not guard,
+            "give either --guard or --disentangle": bool(guard and disentangle),
+        }
+    )
+    advisor = disentangle and generation.Advisor(
+        str(disentangle), load_prompts(prompts_folder(judge_prompts)), joint
+    )
     questions = (
         generation.read_prompts(prompts)
         if prompts
         else [generation.prompt("prompt", question, image or Path())]
     )
     answers = generation.generate(str(model), questions, str(guard or ""), settings, advisor)
-    if out:
-        out.write_text(generation.as_json(answers), encoding="utf-8")
-        print(f"{len(answers)} answers: {out}")
+    _write(generation.as_json(answers), out)
+
+
+def _write(lines: str, out: Path | None) -> None:
+    """To a file, or to the terminal."""
+    if out is None:
+        print(lines, end="")
     else:
-        print(generation.as_json(answers), end="")
+        out.write_text(lines, encoding="utf-8")
+        print(f"{lines.count(chr(10))} answers: {out}")
+
+
+def _check_options(refusals: dict[str, bool]) -> None:
+    """Args: message -> whether it applies. Raises: ConfigError with the first that does."""
+    for message, applies in refusals.items():
+        if applies:
+            raise ConfigError(message)
 
 
 @app.command()

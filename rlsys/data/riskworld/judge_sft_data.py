@@ -8,8 +8,8 @@ import json
 from random import Random
 from typing import Any
 
+import rlsys.data.riskworld.judgements as judgements
 from rlsys.data.llava import IMAGE_MARK
-from rlsys.data.riskworld import judgements
 from rlsys.data.riskworld.language import right_answer
 from rlsys.data.riskworld.scene import Scene
 from rlsys.data.rows import with_hint
