@@ -142,14 +142,12 @@ def generate(
             "give either --guard or --disentangle": bool(guard and disentangle),
         }
     )
-    advisor = disentangle and generation.Advisor(
-        str(disentangle), load_prompts(prompts_folder(judge_prompts)), joint
-    )
-    questions = (
-        generation.read_prompts(prompts)
-        if prompts
-        else [generation.prompt("prompt", question, image or Path())]
-    )
+    advisor = None
+    if disentangle:
+        prompt_set = load_prompts(prompts_folder(judge_prompts))
+        advisor = generation.Advisor(str(disentangle), prompt_set, joint)
+    one = [] if prompts else [generation.prompt("prompt", question, image or Path())]
+    questions = generation.read_prompts(prompts) if prompts else one
     answers = generation.generate(str(model), questions, str(guard or ""), settings, advisor)
     _write(generation.as_json(answers), out)
 
