@@ -20,7 +20,7 @@ RECIPE = str(Path(__file__).with_name("resume.yaml"))
 ITERATIONS = 3
 
 
-def command(where: str, folder: Path) -> list[str]:
+def command(where: str, folder: Path, *settings: str) -> list[str]:
     return [
         *(
             sys.executable,
@@ -34,15 +34,16 @@ def command(where: str, folder: Path) -> list[str]:
         f"stages.ppo.iterations={ITERATIONS}",
         f"stages.grpo.iterations={ITERATIONS}",
         "stages.ppo.checkpoint_every=1",
+        *settings,
     ]
 
 
 ENVIRONMENT = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
-def run(where: str, folder: Path) -> str:
+def run(where: str, folder: Path, *settings: str) -> str:
     done = subprocess.run(
-        command(where, folder),
+        command(where, folder, *settings),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -117,3 +118,16 @@ def test_a_run_through_ray_whose_every_process_is_killed_ends_bit_equal(
             for folder in (stopped, through_ray / "resume")
         )
         assert [name for name, tensor in wanted.items() if not tensor.equal(found[name])] == []
+
+
+@pytest.mark.timeout(400)
+def test_a_run_in_bfloat16_keeps_to_a_bound_of_its_own(tmp_path: Path) -> None:
+    """One dtype for every model, wherever it is loaded."""
+    out = run("in-process", tmp_path, "dtype=bfloat16")
+    assert "warning" not in out
+    rows = [row for (stage, _), row in numbers(tmp_path / "resume").items() if stage == "ppo"]
+    assert len(rows) == ITERATIONS
+    assert all(1e-4 < row["gap/max"] < row["gap/limit"] == 0.1 for row in rows)
+    for stage in ("start", "reward", "ppo"):
+        tensors = load_file(artifact(tmp_path / "resume", stage) / "model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
