@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from actors.cluster import open_cluster
-from rlsys.config.schema import EngineConfig, GroupConfig, RunConfig, TinyConfig
+from rlsys.config.schema import GroupConfig, RolloutEngineConfig, RunConfig, TinyConfig
 from rlsys.data.slice import DataSlice, RowKind
 from rlsys.data.source import load_pairs
 from rlsys.models.tiny import build_tiny_vlm
 from rlsys.runtime.group import Runtime
+from rlsys.stages.run_dir import CONFIG
 from tests.helpers import write_rows
 
 TRAINED = ["policy", "reference", "reward", "cost", "reward_critic", "cost_critic"]
@@ -58,7 +59,7 @@ def run_config() -> RunConfig:
             "judge": GroupConfig(roles=["judge"], ranks=1, cpus=0.5),
             "train": GroupConfig(roles=TRAINED, ranks=2, cpus=0.5),
         },
-        engine=EngineConfig(max_model_len=128, max_num_seqs=16),
+        engine=RolloutEngineConfig(max_model_len=128, max_num_seqs=16),
         stages={},
     )
 
@@ -67,5 +68,6 @@ def run_config() -> RunConfig:
 def cluster(run_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     run_dir: Path = tmp_path_factory.mktemp("run")
     (run_dir / "logs").mkdir()
+    (run_dir / CONFIG).touch()  # every process looks for it
     with open_cluster(run_config, run_dir) as cluster:
         yield cluster
