@@ -46,24 +46,32 @@ RUNS: dict[str, tuple[str, list[str], int, str]] = {
 def main() -> None:
     runs = Path(sys.argv[1]).resolve()
     prepare(runs / "models")
-    lines = [
+    folders: dict[str, Path] = {}
+    rows: list[str] = []
+    for name, (_, _, _, other) in RUNS.items():
+        folders[name] = go(runs, name)
+        if other:
+            rows.append(f"| {name} | {other} | {compared(folders[name], folders[other])} |")
+            print(rows[-1], flush=True)
+            (ROOT / "benchmarks" / "determinism.md").write_text("\n".join(page(rows)) + "\n")
+
+
+def page(rows: list[str]) -> list[str]:
+    """What has been compared so far."""
+    return [
         "# One seed, one run",
         "",
         f"The demo's first {ITERATIONS} PPO iterations, {date.today():%Y-%m-%d}, "
         f"{os.cpu_count()} cores ({platform.machine()}), no GPU; "
-        f"`python benchmarks/determinism.py RUNS_DIR {' '.join(sys.argv[2:])}`.",
+        f"`python benchmarks/determinism.py {' '.join(['RUNS_DIR', *sys.argv[2:]])}`.",
         "",
         "| run | compared with | tokens sampled | tokens that differ | first iteration with one |"
         " largest difference of a metric |",
         "|---|---|---|---|---|---|",
+        *rows,
+        "",
+        *NOTES,
     ]
-    folders = {name: go(runs, name) for name in RUNS}
-    for name, (_, _, _, other) in RUNS.items():
-        if other:
-            lines.append(f"| {name} | {other} | {compared(folders[name], folders[other])} |")
-            print(lines[-1], flush=True)
-    lines += ["", *NOTES]
-    (ROOT / "benchmarks" / "determinism.md").write_text("\n".join(lines) + "\n")
 
 
 NOTES = [
@@ -76,18 +84,22 @@ NOTES = [
 
 def prepare(runs: Path) -> None:
     """Everything before PPO, and one iteration of it."""
+    if (runs / "models" / "report.html").exists():
+        return
     command(runs, "ray", [ONE, "stages.ppo.iterations=1", "name=models"])
     for folder in (runs / "artifacts").glob("safe_rlhf-*"):
         shutil.rmtree(folder)
 
 
 def go(runs: Path, name: str) -> Path:
+    """The folder of a run, which is not run again where it has finished."""
     where, settings, loops, _ = RUNS[name]
     folder = runs / name.replace(" ", "-").replace(",", "")
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(runs / "models" / "artifacts", folder / "artifacts")
-    with busy(loops):
-        command(folder, where, [*settings, f"stages.ppo.iterations={ITERATIONS}", "name=run"])
+    if not (folder / "run" / "report.html").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(runs / "models" / "artifacts", folder / "artifacts")
+        with busy(loops):
+            command(folder, where, [*settings, f"stages.ppo.iterations={ITERATIONS}", "name=run"])
     return folder
 
 
