@@ -24,11 +24,12 @@ def group_normalise(scores: Tensor, groups: Tensor, *, scale: str = "group") -> 
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
     _, index = groups.unique(return_inverse=True)
-    sizes = torch.zeros(int(index.max()) + 1).index_add(0, index, torch.ones_like(scores))
-    centred = scores - (torch.zeros_like(sizes).index_add(0, index, scores) / sizes)[index]
+    empty = torch.zeros(int(index.max()) + 1, dtype=scores.dtype)
+    sizes = empty.index_add(0, index, torch.ones_like(scores))
+    centred = scores - (empty.index_add(0, index, scores) / sizes)[index]
     if scale == "none":
         return centred
     if scale == "batch":
         return centred / (centred.square().mean().sqrt() + EPSILON)
-    variances = torch.zeros_like(sizes).index_add(0, index, centred.square()) / sizes
+    variances = empty.index_add(0, index, centred.square()) / sizes
     return centred / (variances.sqrt()[index] + EPSILON)
