@@ -112,10 +112,11 @@ def command(runs: Path, where: str, settings: list[str]) -> None:
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """That many processes that do nothing but take a core."""
+    """That many processes that do nothing but take a core, as nice as Ray's workers are."""
     with ExitStack() as stack:
         for _ in range(count):
-            loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            code = "import os; os.nice(15)\nwhile True: pass"
+            loop = subprocess.Popen([sys.executable, "-c", code])
             stack.callback(loop.wait)
             stack.callback(loop.kill)
         yield
