@@ -69,8 +69,7 @@ def page(rows: list[str]) -> list[str]:
         " largest difference of a metric |",
         "|---|---|---|---|---|---|",
         *rows,
-        "",
-        *NOTES,
+        *(["", *NOTES] if any("engines" in row for row in rows) else []),
     ]
 
 
