@@ -104,7 +104,7 @@ def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
 
 
 def _check_reference(where: str, kind: str, source: str, earlier: Mapping[str, Any]) -> None:
-    """An earlier stage that makes this kind of artefact, one of its rounds, or what is on disk."""
+    """An earlier stage that makes this kind of artefact, one of its parts, or what is on disk."""
     name, _, part = source.partition("/")
     stage = earlier.get(name)
     if stage is None:
@@ -116,9 +116,9 @@ def _check_reference(where: str, kind: str, source: str, earlier: Mapping[str, A
             f"{where}: {source!r} is a stage of kind {stage.kind}, "
             f"a stage of kind {' or '.join(fitting)} is needed"
         )
-    rounds = [f"round-{n + 1}" for n in range(getattr(stage, "rounds", 0))]
-    if part and (stage.kind != "rlaif" or part not in rounds):
-        there = f"it has {', '.join(rounds)}" if stage.kind == "rlaif" else "it has no parts"
+    parts = STAGES[stage.kind].parts(stage)
+    if part and part not in parts:
+        there = f"it has {', '.join(parts)}" if parts else "it has no parts"
         raise ConfigError(f"{where}: {name!r} made no {part!r}; {there}")
 
 

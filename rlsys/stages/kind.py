@@ -24,6 +24,10 @@ def no_roles(stage: Any, earlier: Mapping[str, Any]) -> Sequence[str]:
     return ()
 
 
+def no_parts(stage: Any) -> Sequence[str]:
+    return ()
+
+
 def no_reads(stage: Any) -> Sequence[Read]:
     return ()
 
@@ -54,6 +58,7 @@ class StageKind(Generic[C]):
     reads(stage): the rows it needs.
     check_data(name, stage, data): checks these rows. Raises: ConfigError, DataError.
     report: its section of the report.
+    parts(stage): folders of its artefact that a key may name as ``stage/part``.
     samples: it samples from rollout engines, so their settings affect its result.
     evaluates: its folder holds evaluation.json and the samples of the gallery.
     trains: it resumes from the checkpoints of a stopped run.
@@ -69,6 +74,7 @@ class StageKind(Generic[C]):
     reads: Callable[[C], Sequence[Read]] = no_reads
     check_data: Callable[[str, C, Datasets], None] = no_data_check
     report: KindReport = SUPERVISED
+    parts: Callable[[C], Sequence[str]] = no_parts
     samples: bool = False
     evaluates: bool = False
     trains: bool = False

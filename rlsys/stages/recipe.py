@@ -96,7 +96,7 @@ def _run_stage(
         rows = json.loads((artifact.folder / "rows.json").read_text())
         context.restart_rows(name, [(kind_name, step, row) for kind_name, step, row in rows])
     if kind.evaluates:
-        _show_results(artifact.folder, context.run_dir, first=kind.name != "evaluate")
+        _show_results(artifact.folder, context.run_dir, first=kind.report.self_evaluated)
     context.made[name] = artifact
     seconds = time.perf_counter() - started
     how = "reused" if artifact.reused else f"{seconds:.0f} s"

@@ -181,6 +181,10 @@ def _roles(stage: RlaifStage, earlier: Mapping[str, Any]) -> Sequence[str]:
     return ("rollout", "policy", *optional, *judge_roles(stage, earlier))
 
 
+def _parts(stage: RlaifStage) -> Sequence[str]:
+    return [f"round-{number}" for number in range(1, stage.rounds + 1)]
+
+
 def _check(config: RunConfig, name: str, stage: RlaifStage) -> None:
     check_lengths(config, f"stages.{name}", stage.max_new_tokens)
 
@@ -195,6 +199,7 @@ RLAIF = StageKind(
     run_rlaif,
     _roles,
     makes="policy",
+    parts=_parts,
     check=_check,
     inputs=judge_inputs,
     samples=True,
