@@ -86,7 +86,7 @@ class Group:
         self.processes = list(infos)
         port = 0
         if not self.exclusive:
-            port = self._somewhere(self.label, 0, "free_port").result(timeouts.start)
+            port = self._somewhere(self.label, 0, "open_store").result(timeouts.start)
         address = self.processes[0].ip
         joins = [
             self._part(

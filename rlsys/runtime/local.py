@@ -52,7 +52,7 @@ class LocalGroup:
 def local_process(seed: int, collective_timeout: float) -> Iterator[RankProcess]:
     """This process as the only rank. Its shared files are removed at the end."""
     process = RankProcess(seed, TRANSPORTS, uuid.uuid4().hex[:12])
-    process.join(Rank(port=process.free_port()), collective_timeout)
+    process.join(Rank(port=process.open_store()), collective_timeout)
     try:
         yield process
     finally:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch._C._distributed_c10d import TCPStore
 
 from rlsys.engines.transports.base import Transport
 from rlsys.roles.factory import WorkerFactory
 from rlsys.runtime.group import ProcessInfo, WorkerSpec
-from rlsys.runtime.process_group import Rank, join_group
+from rlsys.runtime.process_group import Rank, join_group, open_store
 
 
 class RankProcess:
@@ -25,6 +26,7 @@ class RankProcess:
         self.transports, self.token, self.ip = transports, token, ip
         self.workers: dict[str, Any] = {}
         self._factory: WorkerFactory | None = None
+        self._store: TCPStore | None = None
 
     @property
     def factory(self) -> WorkerFactory:
@@ -34,15 +36,15 @@ class RankProcess:
     def info(self) -> ProcessInfo:
         return ProcessInfo(self.ip, socket.gethostname(), os.getpid())
 
-    def free_port(self) -> int:
-        with socket.socket() as probe:
-            probe.bind((self.ip, 0))
-            return int(probe.getsockname()[1])
+    def open_store(self) -> int:
+        """Called on rank 0 before the ranks join. Returns: the store's port."""
+        self._store = open_store(self.ip)
+        return self._store.port
 
     def join(self, rank: Rank, timeout: float) -> None:
         """Join the group as ``rank``. Args: timeout: of one collective, seconds."""
         if rank.port:
-            join_group(rank, timeout)
+            join_group(rank, self._store, timeout)
         cpu = not torch.cuda.is_available()
         self._factory = WorkerFactory(rank, self.transports, self.token, cpu=cpu)
 
