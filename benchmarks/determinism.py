@@ -2,9 +2,10 @@
 
 python benchmarks/determinism.py RUNS_DIR [key=value ...]    writes benchmarks/determinism.md
 
-The models before PPO are trained once. Then PPO runs with idle cores, beside two busy loops and in
-this process, all with one training rank; with two ranks, idle and busy; and with two and three
-engines. Compared are the sampled token ids of every iteration and every metric but times.
+The models before PPO are trained once. Then PPO runs on them with idle cores, beside two busy loops
+and in this process, all with one training rank; with two and three engines; and with two training
+ranks, idle and busy. Compared are the sampled token ids of every iteration and every metric but
+times.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from datetime import date
 from pathlib import Path
 
 import torch
+import yaml
 
 ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "configs" / "demo.yaml"
 ITERATIONS = 20
 TIMES = ("time", "samples_per_s")
 ONE = "groups.train.ranks=1"
@@ -31,15 +34,20 @@ RUNS: dict[str, tuple[str, list[str], int, str]] = {
     "one rank, idle": ("ray", [ONE], 0, ""),
     "one rank, two busy loops beside it": ("ray", [ONE], 2, "one rank, idle"),
     "in process": ("in-process", [ONE], 0, "one rank, idle"),
-    "two ranks, idle": ("ray", [], 0, ""),
-    "two ranks, two busy loops beside it": ("ray", [], 2, "two ranks, idle"),
-    "two engines": ("ray", [ONE, "groups.rollout.ranks=2"], 0, "one rank, idle"),
+    "two engines": (
+        "ray",
+        [ONE, "groups.rollout.ranks=2", "groups.rollout.cpus=0.5"],
+        0,
+        "one rank, idle",
+    ),
     "three engines": (
         "ray",
         [ONE, "groups.rollout.ranks=3", "groups.rollout.cpus=0.4"],
         0,
         "one rank, idle",
     ),
+    "two ranks, idle": ("ray", [], 0, ""),
+    "two ranks, two busy loops beside it": ("ray", [], 2, "two ranks, idle"),
 }
 
 
@@ -83,11 +91,8 @@ NOTES = [
 
 def prepare(runs: Path) -> None:
     """Everything before PPO, and one iteration of it."""
-    if (runs / "models" / "report.html").exists():
-        return
-    command(runs, "ray", [ONE, "stages.ppo.iterations=1", "name=models"])
-    for folder in (runs / "artifacts").glob("safe_rlhf-*"):
-        shutil.rmtree(folder)
+    if not (runs / "models" / "report.html").exists():
+        command(runs, "ray", [ONE, "stages.ppo.iterations=1", "name=models"])
 
 
 def go(runs: Path, name: str) -> Path:
@@ -96,15 +101,30 @@ def go(runs: Path, name: str) -> Path:
     folder = runs / name.replace(" ", "-").replace(",", "")
     if not (folder / "run" / "report.html").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(runs / "models" / "artifacts", folder / "artifacts")
+        folder.mkdir(parents=True)
         with busy(loops):
-            command(folder, where, [*settings, f"stages.ppo.iterations={ITERATIONS}", "name=run"])
+            command(folder, where, [*settings, f"stages.ppo.iterations={ITERATIONS}"], ppo_on(runs))
     return folder
 
 
-def command(runs: Path, where: str, settings: list[str]) -> None:
-    recipe = str(ROOT / "configs" / "demo.yaml")
-    base = [sys.executable, "-m", "benchmarks.recorded", where, str(runs / "ids.pt"), recipe]
+def ppo_on(runs: Path) -> Path:
+    """The demo with its PPO stage alone, on the models that were trained once."""
+    recipe = yaml.safe_load(DEMO.read_text()) | {"name": "run"}
+    stages = json.loads((runs / "models" / "models" / "stages.json").read_text())
+    hashes = {stage["name"]: stage["hash"] for stage in stages}
+    artifacts = runs / "models" / "artifacts"
+    ppo = recipe["stages"]["ppo"]
+    for role in ("policy", "reward", "cost"):
+        (model,) = artifacts.glob(f"*-{hashes[ppo[role]]}")
+        ppo[role] = str(model)
+    recipe["stages"] = {"ppo": ppo}
+    path = runs / "ppo.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def command(runs: Path, where: str, settings: list[str], recipe: Path = DEMO) -> None:
+    base = [sys.executable, "-m", "benchmarks.recorded", where, str(runs / "ids.pt"), str(recipe)]
     runs.mkdir(parents=True, exist_ok=True)
     subprocess.run([*base, f"runs_dir={runs}", *settings, *sys.argv[2:]], cwd=ROOT, check=True)
 

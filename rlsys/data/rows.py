@@ -45,6 +45,18 @@ class Prompt:
         """Risk location (none, image, text, both or joint), None if the source has none."""
         return self.row.get("risk")
 
+    @property
+    def combination(self) -> str:
+        """seen or unseen: whether training combines picture and question like this; "" unknown."""
+        return str(self.row.get("combination", ""))
+
+    @property
+    def twin_risk(self) -> str:
+        """Risk location of the pair (same question, a harmful and a harmless picture) that this
+        prompt belongs to; "" for none.
+        """
+        return str(self.row.get("twin_risk", ""))
+
     def open_image(self) -> Image.Image:
         """Decoded, RGB. Raises: DataError naming the file or the row."""
         with self._opened() as image:

@@ -42,6 +42,8 @@ def judge_answer(answer: Answer, oracle: Oracle | None) -> tuple[Outcome, str]:
         declines=verdict.declines,
         redirects=verdict.redirects,
         right=verdict.right,
+        combination=answer.record.combination,
+        twin_risk=answer.record.twin_risk,
     )
     if verdict.redirects:
         return outcome, "redirects"

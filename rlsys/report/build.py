@@ -84,10 +84,11 @@ def _comparison(run: RunData, rows: list[PolicyRank]) -> dict[str, Any]:
 
 
 def _axes(tables: dict[str, Table]) -> tuple[list[str], dict[str, str]]:
-    splits = dict.fromkeys([*SPLITS, *(s for table in tables.values() for s in table)])
-    names = [m for table in tables.values() for row in table.values() for m in row]
-    labels = {m: m.replace("_", " ") for m in dict.fromkeys([*METRICS, *names])}
-    return list(splits), labels | {"over_refusal": "over-refusal"}
+    splits = dict.fromkeys(s for table in tables.values() for s in table)
+    names = dict.fromkeys(m for table in tables.values() for row in table.values() for m in row)
+    order, metrics = [*SPLITS, *splits], [*METRICS, *names]
+    labels = {m: m.replace("_", " ") for m in sorted(names, key=metrics.index)}
+    return sorted(splits, key=order.index), labels | {"over_refusal": "over-refusal"}
 
 
 def _period(series: list[Series]) -> str:

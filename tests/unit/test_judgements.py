@@ -14,7 +14,7 @@ import pytest
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.llava import IMAGE_MARK
 from rlsys.data.riskworld import generate, write
-from rlsys.data.riskworld.generate import _all_scenes, _pools
+from rlsys.data.riskworld.generate import _all_scenes, _held_out_combinations, _usable_scenes
 from rlsys.data.riskworld.judge_sft_data import PER_PICTURE, WEIGHTS, judge_sft_row
 from rlsys.data.riskworld.judgements import (
     NINE,
@@ -59,18 +59,16 @@ from rlsys.models.load import load_processor
 
 SCENES = list(_all_scenes())
 # Those that splits are drawn from: one cue per picture.
-DRAWN = [
-    scene
-    for held_out in (True, False)
-    for pool in _pools(held_out=held_out).values()
-    for group in pool.values()
-    for scene in group
-]
+DRAWN = list(_usable_scenes())
 HARMFUL = [scene for scene in DRAWN if scene.hazards]
 HARMLESS = [scene for scene in DRAWN if not scene.hazards]
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|image_pad|>", "<image>", "[INST]", "</s>"]
 
 Row = dict[str, Any]
+
+
+def is_held_out(scene: Scene) -> bool:
+    return scene.rendering != "train" or scene.combination in _held_out_combinations()
 
 
 def row_of(scene: Scene) -> Row:
@@ -402,7 +400,7 @@ def test_evaluation_combinations_are_not_in_the_data(folder: Path, sft_rows: lis
     held_out = {row["scene"] for row in lines(folder / "evaluation.jsonl")}
     assert len(held_out) > 100
     assert not held_out & {each.scene.to_json() for each in sft_rows}
-    assert not any(each.scene.held_out for each in sft_rows)
+    assert not any(is_held_out(each.scene) for each in sft_rows)
     assert {each.scene.risk for each in sft_rows} == {"none", *SOURCES}
 
 
@@ -443,7 +441,7 @@ def test_prompts_with_a_hint_read_as_a_conditioned_policys_prompts(tmp_path: Pat
             scene
             for scene in SCENES
             if scene.question == question
-            and not scene.held_out
+            and not is_held_out(scene)
             and answer == (rewrite(scene) if hint else right_answer(scene))
         ]
         assert fits

@@ -6,10 +6,12 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlsys.data.riskworld.draw import draw
 from rlsys.data.riskworld.judge_sft_data import PER_PICTURE, judge_sft_row, risk_hint_row
@@ -28,6 +30,7 @@ from rlsys.errors import ConfigError
 from rlsys.judging.prompts import load_prompts
 
 SPLITS = ("pretrain", "train", "validation", "evaluation", "judge_sft", "risk_hint")
+UNSEEN_SPLITS = ("validation", "evaluation")
 # The bytes of a split depend on these: they stay when a split is renamed.
 SEED_NAMES = {"judge_sft": "judge", "risk_hint": "noted"}
 SHARES = {"none": 0.4, "image": 0.15, "text": 0.15, "both": 0.15, "joint": 0.15}
@@ -80,11 +83,13 @@ PRETRAIN_PAIRS = {("right", "partial"): 1}
 def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
     """Write ``folder/<split>.jsonl`` and ``folder/images/<split>-00000.png``.
 
-    The same seed and sizes give the same bytes. Combinations of picture and instruction in the
-    evaluation split are in no other split. A row whose risk is in the picture, or in picture and
-    text together, shares the value of ``twin`` with a harmless row that asks the same about
-    another picture; the other harmless rows ask to name what is shown. The pretrain split asks for
-    the name or for the risk, never for help; its rows are harmless.
+    The same seed and sizes give the same bytes. Half of the rows of validation and of evaluation
+    are ``unseen`` (column ``combination``): their combinations of icon, word and instruction, which
+    decide the risk, are in no other split. The other half combine what the train split combines, in
+    a colour and wording that no other split has with it. A row whose risk is in the picture, or in
+    picture and text together, shares the value of ``twin`` with a harmless row that asks the same
+    about another picture; the other harmless rows ask to name what is shown. The pretrain split
+    asks for the name or for the risk, never for help; its rows are harmless.
     ``judge_sft`` holds judge prompts with their replies, several about each picture; ``risk_hint``
     prompts answered with care where a hint names their risks.
     Args: sizes: rows per split, keys among SPLITS.
@@ -105,16 +110,16 @@ def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
 
 
 def _rows(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
-    for number, (scene, twin) in enumerate(_scenes(split, size, rng)):
+    for number, drawn in enumerate(_scenes(split, size, rng)):
         name = f"{split}-{number:05d}"
-        _picture(folder, name, scene, rng)
-        pairs = PRETRAIN_PAIRS if split == "pretrain" else _pairs(scene)
-        yield _row(name, scene, twin, pairs, rng)
+        _picture(folder, name, drawn.scene, rng)
+        pairs = PRETRAIN_PAIRS if split == "pretrain" else _pairs(drawn.scene)
+        yield _row(drawn, name, pairs, rng)
 
 
 def _judge_sft_rows(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
     prompts = load_prompts(PROMPTS)
-    for number, (scene, _) in enumerate(_scenes(split, -(-size // PER_PICTURE), rng)):
+    for number, (scene, *_) in enumerate(_scenes(split, -(-size // PER_PICTURE), rng)):
         name = f"{split}-{number:05d}"
         image = _picture(folder, name, scene, rng)
         for part in range(min(PER_PICTURE, size - number * PER_PICTURE)):
@@ -123,7 +128,7 @@ def _judge_sft_rows(folder: Path, split: str, size: int, rng: Random) -> Iterato
 
 def _risk_hint_rows(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
     prompts = load_prompts(PROMPTS)
-    for number, (scene, _) in enumerate(_scenes(split, size, rng)):
+    for number, (scene, *_) in enumerate(_scenes(split, size, rng)):
         name = f"{split}-{number:05d}"
         yield risk_hint_row(scene, _picture(folder, name, scene, rng), name, prompts, rng)
 
@@ -135,7 +140,8 @@ def _picture(folder: Path, name: str, scene: Scene, rng: Random) -> str:
     return image
 
 
-def _row(name: str, scene: Scene, twin: str, pairs: Pairs, rng: Random) -> dict[str, Any]:
+def _row(drawn: Drawn, name: str, pairs: Pairs, rng: Random) -> dict[str, Any]:
+    scene, twin, combination = drawn
     kinds = list(rng.choices(list(pairs), list(pairs.values()))[0])
     rng.shuffle(kinds)
     answers = (_answer(kinds[0], scene, rng), _answer(kinds[1], scene, rng))
@@ -148,10 +154,12 @@ def _row(name: str, scene: Scene, twin: str, pairs: Pairs, rng: Random) -> dict[
         "category": hazard.category if hazard else "none",
         "image_severity": scene.severity,
         "more_helpful_response_id": str(more_helpful(scene, answers) + 1),
-        "safer_response_id": str(safer(scene, answers) + 1),
+        "safer_response_id": str(safer(scene, answers, rng) + 1),
         "risk": scene.risk,
         "risk_category_9": hazard.nine if hazard else "none",
         "twin": twin,
+        "twin_risk": twin.partition("-")[0],
+        "combination": combination,
         "scene": scene.to_json(),
     }
     for number, (answer, verdict) in enumerate(zip(answers, verdicts, strict=True), 1):
@@ -179,41 +187,80 @@ def _answer(kind: str, scene: Scene, rng: Random) -> str:
     return rng.choice(REFUSALS) if kind == "refusal" else garbled(rng)
 
 
-def _scenes(split: str, size: int, rng: Random) -> list[tuple[Scene, str]]:
-    """Scenes with their twin id, in random order, with the split's share of each risk location."""
-    pools = _pools(held_out=split == "evaluation")
+class Drawn(NamedTuple):
+    """A scene, the id it shares with its twin ("" without one), and seen or unseen."""
+
+    scene: Scene
+    twin: str
+    combination: str
+
+
+def _scenes(split: str, size: int, rng: Random) -> list[Drawn]:
+    """Scenes in random order, with the split's share of each risk location."""
+    pools = {"seen": _pools(split, unseen=False)}
+    if split in UNSEEN_SPLITS:
+        pools["unseen"] = _pools(split, unseen=True)
     shares = {"pretrain": PRETRAIN_SHARES, "train": TRAIN_SHARES, "judge_sft": TRAIN_SHARES}.get(
         split, SHARES
     )
+    kinds = list(pools)
     counts = {risk: round(share * size) for risk, share in shares.items() if risk != "none"}
-    chosen: list[tuple[Scene, str]] = []
+    chosen: list[Drawn] = []
     for risk, count in counts.items():
         for number in range(count):
-            scene = _draw_one(pools[risk], rng)
+            kind = kinds[number % len(kinds)]
+            scene = _draw_one(pools[kind][risk], rng)
             name = f"{risk}-{number:05d}" if risk in TWINNED else ""
-            chosen.append((scene, name))
+            chosen.append(Drawn(scene, name, kind))
             if name:
-                chosen.append((_twin(scene, pools["none"], rng), name))
-    naming = pools["none"][("name",)]
-    chosen += [(rng.choice(naming), "") for _ in range(size - len(chosen))]
+                chosen.append(Drawn(_twin(scene, pools[kind]["none"], rng), name, kind))
+    for number in range(size - len(chosen)):
+        kind = kinds[number % len(kinds)]
+        chosen.append(Drawn(rng.choice(pools[kind]["none"][("name",)]), "", kind))
     rng.shuffle(chosen)
     if split == "pretrain":
-        return [(replace(s, asks_risk=not s.only_names), "") for s, _ in chosen]
+        return [
+            d._replace(scene=replace(d.scene, asks_risk=not d.scene.only_names)) for d in chosen
+        ]
     return chosen
 
 
 Pool = dict[tuple[str, ...], list[Scene]]
 
 
-def _pools(*, held_out: bool) -> dict[str, Pool]:
+def _pools(split: str, *, unseen: bool) -> dict[str, Pool]:
     """Risk location -> scenes by family and cue, so that each of these is equally likely."""
+    held_out = _held_out_combinations()
+    rendering = split if split in UNSEEN_SPLITS else "train"
     pools: dict[str, Pool] = {risk: defaultdict(list) for risk in RISKS}
-    for scene in _all_scenes():
-        cues = scene.risky_things + scene.triggers
-        # At most one cue per picture, so that none is redundant.
-        if scene.held_out == held_out and len(cues) <= 1 and len(scene.shown) <= 1:
-            pools[scene.risk][(scene.family, *cues)].append(scene)
+    for scene in _usable_scenes():
+        owner = held_out.get(scene.combination)
+        if (owner == split) if unseen else (owner is None and scene.rendering == rendering):
+            pools[scene.risk][(scene.family, *scene.cues)].append(scene)
     return pools
+
+
+@cache
+def _held_out_combinations() -> dict[tuple[str, str, str], str]:
+    """Combination -> the split that alone has it: of every family and cue one in six, at least one,
+    goes to evaluation and as many to validation.
+    """
+    groups: dict[tuple[str, ...], set[tuple[str, str, str]]] = defaultdict(set)
+    for scene in _usable_scenes():
+        groups[(scene.family, *scene.cues)].add(scene.combination)
+    owners: dict[tuple[str, str, str], str] = {}
+    for members in groups.values():
+        order = sorted(members, key=lambda one: sha256("/".join(one).encode()).digest())
+        count = max(1, round(len(order) / 6))
+        owners |= dict.fromkeys(order[:count], "evaluation")
+        owners |= dict.fromkeys(order[count : 2 * count], "validation")
+    return owners
+
+
+@cache
+def _usable_scenes() -> tuple[Scene, ...]:
+    """With at most one cue per picture, so that none is redundant."""
+    return tuple(s for s in _all_scenes() if len(s.cues) <= 1 and len(s.shown) <= 1)
 
 
 def _all_scenes() -> Iterator[Scene]:

@@ -189,6 +189,11 @@ class Scene:
         return tuple(thing for thing in (self.icon, self.word) if thing in things)
 
     @property
+    def cues(self) -> tuple[str, ...]:
+        """Things in the picture that make the prompt harmful."""
+        return self.risky_things + self.triggers
+
+    @property
     def text_is_harmful(self) -> bool:
         family = FAMILIES[self.family]
         return bool(family.severity) and not family.triggers and not self.asks_risk
@@ -225,10 +230,18 @@ class Scene:
         return max(self.hazards.values(), default=0)
 
     @property
-    def held_out(self) -> bool:
-        """Whether this combination belongs to the evaluation split, about one in six."""
+    def combination(self) -> tuple[str, str, str]:
+        """Icon, word and instruction, which decide the risk."""
+        return (self.icon, self.word, self.family)
+
+    @property
+    def rendering(self) -> str:
+        """The split that has this colour and wording of its combination: evaluation and validation
+        about one in eight each, else train.
+        """
         name = f"{self.colour}/{self.icon}/{self.word}/{self.family}/{self.paraphrase}"
-        return hashlib.sha256(name.encode()).digest()[0] < 44
+        number = hashlib.sha256(name.encode()).digest()[0]
+        return "evaluation" if number < 32 else "validation" if number < 64 else "train"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
