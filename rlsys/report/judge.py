@@ -29,11 +29,14 @@ GOAL = 0.9
 
 @dataclass(frozen=True)
 class Agreement:
-    """A share of `n` items on which the judge is right; no interval where `n` is not recorded."""
+    """A share of `n` items on which the judge is right; no interval where `n` is not recorded.
+    unread: items left out because the reply could not be parsed.
+    """
 
     label: str
     rate: float
     interval: Rate | None
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def _agreement_picture(series: Series, measured: list[Agreement]) -> Picture:
     ]
     caption = "Per cent of items on which the judge agrees with what is known, with 95 % Wilson "
     caption += "intervals; dashed: 90 %."
+    if any(each.unread for each in measured):
+        caption += " + is the number of items left out, as their replies could not be parsed."
     if any("≈" in each.label for each in measured):
         caption += " ≈ is a balanced accuracy, for which the interval is approximate."
     if bare := [each.label for each in measured if each.interval is None]:
@@ -105,7 +110,8 @@ def agreements(series: Series) -> list[Agreement]:
         rate = series.last(prefix + name)
         if rate is not None:
             interval = share(series, prefix + name, f"{prefix}{name}_n")
-            measured.append(Agreement(AGREEMENTS.get(name, name), rate, interval))
+            unread = round(series.last(f"unread/{name}") or 0)
+            measured.append(Agreement(AGREEMENTS.get(name, name), rate, interval, unread))
     return measured
 
 
@@ -143,6 +149,8 @@ def bars(stage: str, measured: list[Agreement]) -> str:
             sides = [[max(each.rate - low, 0)], [max(high - each.rate, 0)]]
             axes.errorbar(each.rate, y, xerr=sides, color=INK, lw=1, capsize=2.5)
             items = f"  (n = {each.interval.n})"
+        if each.unread:
+            items += f" + {each.unread}"
         axes.text(1.03, y, percent(each.rate) + items, va="center", fontsize=8)
     axes.axvline(GOAL, color=RED, ls="--", lw=1.2, gid="goal")
     axes.set_yticks(

@@ -58,6 +58,17 @@ def test_an_agreement_without_items_has_no_interval_and_says_so() -> None:
     assert "Without an interval" in section.pictures[0].caption
 
 
+def test_items_without_a_parsed_reply_are_shown_beside_the_others() -> None:
+    series = judge(**JUDGED | {"unread/verify": 5})
+    assert {each.label: each.unread for each in agreements(series)} == {
+        "risks seen in the image alone": 0, "check of one risk (≈)": 5,
+        "score of an answer within 1 of 10": 0,
+    }  # fmt: skip
+    assert "left out, as their replies" in judge_section(NO_RUN, series).pictures[0].caption
+    plain = judge_section(NO_RUN, judge(**JUDGED)).pictures[0].caption
+    assert "left out, as their replies" not in plain
+
+
 def test_an_agreement_that_was_not_measured_is_named_and_no_bar() -> None:
     section = judge_section(NO_RUN, judge(**JUDGED))
     caption = section.pictures[0].caption
