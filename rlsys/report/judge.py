@@ -25,6 +25,7 @@ AGREEMENTS = {
 }
 BALANCED = ("verify", "score_observation")  # mean of two shares: a binomial only nearly
 GOAL = 0.9
+ORACLE_REPLIES = "judge_sft"  # riskworld's split of judge prompts with the oracle's replies
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def judge_section(run: RunData, series: Series) -> Section:
     failures = counted(series, "parse_failures/") or "None is recorded."
     return Section(
         series.stage,
-        [_agreement_picture(series, measured)] if measured else [],
+        [_agreement_picture(series, measured, shared_oracle(run, series))] if measured else [],
         highlights=[
             _injection_highlight(injection(series)),
             Highlight("Replies of the judge that could not be parsed", [failures]),
@@ -64,12 +65,29 @@ def judge_section(run: RunData, series: Series) -> Section:
     )
 
 
-def _agreement_picture(series: Series, measured: list[Agreement]) -> Picture:
+def shared_oracle(run: RunData, series: Series) -> str:
+    """What the judge's training shares with its measurement; "" where its model was not fine-tuned
+    on the oracle's replies in this recipe.
+    """
+    model = run.recipe.stages.get(series.stage, {}).get("model")
+    split = run.recipe.stages.get(str(model), {}).get("split")
+    if ORACLE_REPLIES not in str(split).split("+"):
+        return ""
+    rows = run.recipe.sizes.get(ORACLE_REPLIES)
+    count = "" if rows is None else f"{rows:,} "
+    return (
+        f" The judge's model was fine-tuned on {count}replies of the same oracle, about other "
+        "pictures; no held-out pair of picture and question is among them. The agreement "
+        "measures how well the oracle's replies were learned, not whether the oracle is right."
+    )
+
+
+def _agreement_picture(series: Series, measured: list[Agreement], shared: str) -> Picture:
     absent = [
         label for name, label in AGREEMENTS.items() if series.last(f"agreement/{name}") is None
     ]
-    caption = "Per cent of items on which the judge agrees with what is known, with 95 % Wilson "
-    caption += "intervals; dashed: 90 %."
+    caption = "Per cent of held-out items on which the judge agrees with the oracle's labels, with "
+    caption += f"95 % Wilson intervals; dashed: 90 %.{shared}"
     if any(each.unread for each in measured):
         caption += " + is the number of items left out, as their replies could not be parsed."
     if any("≈" in each.label for each in measured):
@@ -140,7 +158,7 @@ def bars(stage: str, measured: list[Agreement]) -> str:
     """One horizontal bar for each agreement, with its interval and a line at the goal."""
     figure = new_figure(5.6, 0.9 + 0.3 * len(measured))
     axes = figure.subplots()
-    axes.set_title(f"{stage}: agreement with what is known")
+    axes.set_title(f"{stage}: agreement with the oracle's labels")
     for y, each in enumerate(measured):
         axes.barh(y, each.rate, 0.62, color=BLUE, alpha=0.85, gid=f"agreement-{y}")
         items = ""

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,25 @@ def test_an_agreement_that_was_not_measured_is_named_and_no_bar() -> None:
     caption = section.pictures[0].caption
     assert "Not measured: risks seen in the text alone" in caption
     assert "approximate" in caption  # verify is a balanced accuracy
+
+
+@pytest.mark.parametrize(
+    ("split", "sizes", "shared"),
+    [
+        ("judge_sft", {"judge_sft": 24000}, "fine-tuned on 24,000 replies of the same oracle"),
+        ("train+judge_sft", {}, "fine-tuned on replies of the same oracle"),
+        ("train", {"judge_sft": 24000}, ""),
+    ],
+)
+def test_a_judge_trained_on_the_oracles_replies_says_so(
+    split: str, sizes: dict[str, int], shared: str
+) -> None:
+    stages = {"judge": {"kind": "judge", "model": "sft"}, "sft": {"kind": "sft", "split": split}}
+    run = replace(NO_RUN, recipe=Recipe(stages, sizes=sizes))
+    caption = judge_section(run, judge(**JUDGED)).pictures[0].caption
+    assert shared in caption
+    assert ("not whether the oracle is right" in caption) == bool(shared)
+    assert "same oracle" not in judge_section(NO_RUN, judge(**JUDGED)).pictures[0].caption
 
 
 def test_an_agreement_no_one_knows_of_is_shown_by_its_own_name() -> None:
