@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rlsys.data.rows import PreferencePair
 from rlsys.judging.judge import Judge, JudgedPrompt, Question, ask_all, disentangle
@@ -13,12 +13,15 @@ from rlsys.judging.judge import observation_fields as fields
 from rlsys.judging.outcomes import count_metrics
 from rlsys.judging.parse import (
     Observation,
-    Observed,
     ParseFailure,
     parse_observations,
     parse_score,
     parse_yes_no,
 )
+
+T = TypeVar("T")
+Hit = bool | None
+"""Whether a reply is right; None where it could not be parsed."""
 
 LOOKS = {"image": "observe_image", "text": "observe_text", "joint": "observe_joint"}
 # Text in an answer that tries to raise its score.
@@ -59,8 +62,9 @@ def agreement(
     """Shares in 0..1, each with its number of items under ``<name>_n``.
 
     Observations: the sets of (source, category) are equal, for each look and after verification.
-    Verification and recognition: balanced accuracy. Scores: within 1 of 10. A reply that cannot be
-    parsed disagrees, and is counted as ``parse_failures/<prompt>/<reason>``.
+    Verification and recognition: balanced accuracy. Scores: within 1 of 10. An item whose reply
+    cannot be parsed is in none of these: it is counted as ``unread/<name>``, and its reply as
+    ``parse_failures/<prompt>/<reason>``. A share without a parsed item is left out.
     """
     failures: Counter[str] = Counter()
     result: dict[str, float] = {}
@@ -69,13 +73,27 @@ def agreement(
         | _disentangled(judge, rows, oracle, timeout)
         | _scores(judge, rows, oracle, timeout, failures)
     ).items():
-        result |= {f"agreement/{name}": sum(hits) / len(hits), f"agreement/{name}_n": len(hits)}
+        parsed = [hit for hit in hits if hit is not None]
+        result |= _share(name, parsed, len(hits), lambda some: sum(some) / len(some))
     for name, pairs in (
         _checks(judge, rows, oracle, seed, timeout, failures)
         | _recognised(judge, rows, oracle, timeout, failures)
     ).items():
-        result |= {f"agreement/{name}": balanced(pairs), f"agreement/{name}_n": len(pairs)}
+        known = [(truth, hit) for truth, hit in pairs if hit is not None]
+        result |= _share(name, known, len(pairs), balanced)
     return result | count_metrics("parse_failures", failures)
+
+
+def _share(
+    name: str, parsed: Sequence[T], items: int, mean: Callable[[Sequence[T]], float]
+) -> dict[str, float]:
+    """The share over the parsed items with their number, and the number of the others."""
+    result: dict[str, float] = {}
+    if parsed:
+        result = {f"agreement/{name}": mean(parsed), f"agreement/{name}_n": len(parsed)}
+    if len(parsed) < items:
+        result[f"unread/{name}"] = items - len(parsed)
+    return result
 
 
 def balanced(pairs: Sequence[tuple[bool, bool]]) -> float:
@@ -122,8 +140,8 @@ def injection(
 
 def _looks(
     judge: Judge, rows: Labels, oracle: FeedbackOracle, timeout: float, failures: Counter[str]
-) -> dict[str, list[bool]]:
-    hits: dict[str, list[bool]] = {look: [] for look in LOOKS}
+) -> dict[str, list[Hit]]:
+    hits: dict[str, list[Hit]] = {look: [] for look in LOOKS}
     questions = [
         [
             Question(
@@ -140,23 +158,24 @@ def _looks(
         for look, observed in zip(LOOKS, group, strict=True):
             if isinstance(observed, ParseFailure):
                 failures[f"{LOOKS[look]}/{observed.reason}"] += 1
-            agrees = isinstance(observed, Observed) and _kinds(observed.items) == _kinds(
-                oracle.observations(record.row, look)
-            )
-            hits[look].append(agrees)
+                hits[look].append(None)
+                continue
+            true = oracle.observations(record.row, look)
+            hits[look].append(_kinds(observed.items) == _kinds(true))
     return hits
 
 
 def _disentangled(
     judge: Judge, rows: Labels, oracle: FeedbackOracle, timeout: float
-) -> dict[str, list[bool]]:
+) -> dict[str, list[Hit]]:
     prompts = [JudgedPrompt(number, record.question) for number, record in rows]
-    hits = {}
+    hits: dict[str, list[Hit]] = {}
     for name, joint in (("disentangled", False), ("disentangled_joint", True)):
         results = disentangle(judge, prompts, joint=joint, timeout=timeout)
         hits[name] = [
-            each.known
-            and _kinds(each.observations) == _kinds(oracle.observations(record.row, "joint"))
+            _kinds(each.observations) == _kinds(oracle.observations(record.row, "joint"))
+            if each.known
+            else None
             for (_, record), each in zip(rows, results, strict=True)
         ]
     return hits
@@ -176,19 +195,20 @@ def _score_question(
 
 def _scores(
     judge: Judge, rows: Labels, oracle: FeedbackOracle, timeout: float, failures: Counter[str]
-) -> dict[str, list[bool]]:
+) -> dict[str, list[Hit]]:
     questions = [
         [_score_question(number, record, oracle, answer) for answer in record.responses]
         for number, record in rows
     ]
-    hits = []
+    hits: list[Hit] = []
     replies = ask_all(judge, questions, parse_score, timeout)
     for (_, record), group in zip(rows, replies, strict=True):
         for answer, reply in zip(record.responses, group, strict=True):
             if isinstance(reply, ParseFailure):
                 failures[f"score/{reply.reason}"] += 1
-            true = oracle.score(record.row, answer)
-            hits.append(not isinstance(reply, ParseFailure) and abs(reply - true) <= 1)
+                hits.append(None)
+            else:
+                hits.append(abs(reply - oracle.score(record.row, answer)) <= 1)
     return {"score": hits}
 
 
@@ -199,7 +219,7 @@ def _checks(
     seed: int,
     timeout: float,
     failures: Counter[str],
-) -> dict[str, list[tuple[bool, bool]]]:
+) -> dict[str, list[tuple[bool, Hit]]]:
     rng = Random(f"{seed}/agreement")
     items = [
         (number, record, *check)
@@ -215,7 +235,7 @@ def _checks(
 
 def _recognised(
     judge: Judge, rows: Labels, oracle: FeedbackOracle, timeout: float, failures: Counter[str]
-) -> dict[str, list[tuple[bool, bool]]]:
+) -> dict[str, list[tuple[bool, Hit]]]:
     questions, truths = [], []
     for number, record in rows:
         for one in oracle.observations(record.row, "joint"):
@@ -235,11 +255,13 @@ def _yes_no(
     truths: Sequence[bool],
     timeout: float,
     failures: Counter[str],
-) -> list[tuple[bool, bool]]:
+) -> list[tuple[bool, Hit]]:
     replies = ask_all(judge, [[question] for question in questions], parse_yes_no, timeout)
-    pairs = []
+    pairs: list[tuple[bool, Hit]] = []
     for question, truth, (reply,) in zip(questions, truths, replies, strict=True):
         if isinstance(reply, ParseFailure):
             failures[f"{question.name}/{reply.reason}"] += 1
-        pairs.append((truth, reply is truth))
+            pairs.append((truth, None))
+        else:
+            pairs.append((truth, reply is truth))
     return pairs

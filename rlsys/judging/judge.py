@@ -139,14 +139,30 @@ def risk_hint(
 
 @dataclass(frozen=True)
 class Feedback:
-    """overall: 0..10, or why there is none; recognised: share of the known risks that the answer
-    recognises, None without known risks or parsed checks; outcomes: counts of parse failures, such
-    as ``score/no_number``.
+    """overall: 0..10, or why there is none; checks: for each verified risk of the prompt, whether
+    the answer recognises it, None where the reply could not be parsed; outcomes: counts of parse
+    failures, such as ``score/no_number``.
     """
 
     overall: float | ParseFailure
-    recognised: float | None
+    checks: tuple[bool | None, ...]
     outcomes: Counter[str]
+
+    @property
+    def recognised(self) -> float | None:
+        """Mean of the parsed checks, None without any."""
+        parsed = [check for check in self.checks if check is not None]
+        return sum(parsed) / len(parsed) if parsed else None
+
+    @property
+    def recognised_bounds(self) -> tuple[float, float] | None:
+        """Least and greatest recognised share, over all values of the checks that could not be
+        parsed; None without checks.
+        """
+        if not self.checks:
+            return None
+        recognised, missing = self.checks.count(True), self.checks.count(None)
+        return recognised / len(self.checks), (recognised + missing) / len(self.checks)
 
 
 @dataclass(frozen=True)
@@ -215,11 +231,11 @@ def _feedback(overall: list[float | ParseFailure], checks: list[bool | ParseFail
     result = overall[0] if overall else ParseFailure(ParseReason.EMPTY_ANSWER)
     if isinstance(result, ParseFailure):
         outcomes[f"score/{result.reason}"] += 1
-    parsed = [check for check in checks if not isinstance(check, ParseFailure)]
     for check in checks:
         if isinstance(check, ParseFailure):
             outcomes[f"score_observation/{check.reason}"] += 1
-    return Feedback(result, sum(parsed) / len(parsed) if parsed else None, outcomes)
+    parsed = tuple(None if isinstance(check, ParseFailure) else check for check in checks)
+    return Feedback(result, parsed, outcomes)
 
 
 def ask_all(

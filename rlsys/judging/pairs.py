@@ -39,22 +39,43 @@ class Scored:
 
 
 def total(scored: Scored, rule: PairRule) -> float | None:
-    """G + w 10 O - c C, without O where no risk is known; None without a global score."""
-    overall, recognised = scored.feedback.overall, scored.feedback.recognised
+    """G + w 10 O - c C with O the mean of the parsed checks, and without O where the prompt has no
+    risk; None without a global score, or where the answer has checks and none could be parsed.
+    """
+    feedback, weight = scored.feedback, rule.recognition_weight
+    if not (feedback.checks and weight):
+        return _total(scored, rule, 0.0)
+    return None if feedback.recognised is None else _total(scored, rule, feedback.recognised)
+
+
+def total_bounds(scored: Scored, rule: PairRule) -> tuple[float, float] | None:
+    """Least and greatest total over all values of the checks that could not be parsed; None
+    without a global score.
+    """
+    shares = scored.feedback.recognised_bounds or (0.0, 0.0)
+    low, high = (_total(scored, rule, share) for share in shares)
+    return None if low is None or high is None else (low, high)
+
+
+def _total(scored: Scored, rule: PairRule, recognised: float) -> float | None:
+    overall = scored.feedback.overall
     if isinstance(overall, ParseFailure):
         return None
-    bonus = 0.0 if recognised is None else rule.recognition_weight * 10 * recognised
-    return overall + bonus - rule.cost * scored.cost
+    return overall + rule.recognition_weight * 10 * recognised - rule.cost * scored.cost
 
 
 def choose_pair(answers: Sequence[Scored], rule: PairRule) -> tuple[int, int] | PairOutcome:
     """Indices of (chosen, rejected), the best and the worst answer, or why there is no pair.
 
-    Ties are broken by the lower index.
+    A check that could not be parsed is a missing value: the pair must have its margin whatever the
+    value is. Ties are broken by the lower index.
     """
     totals = {i: t for i, a in enumerate(answers) if (t := total(a, rule)) is not None}
-    if len(totals) < 2:
+    bounds = {i: b for i, a in enumerate(answers) if (b := total_bounds(a, rule)) is not None}
+    if len(bounds) < 2:
         return PairOutcome.TOO_FEW_SCORES
+    if len(totals) < 2:
+        return PairOutcome.UNREAD_CHECK
     worst = min(totals, key=lambda i: (totals[i], i))
     eligible = [i for i in totals if not answers[i].flagged]
     if not eligible:
@@ -62,6 +83,8 @@ def choose_pair(answers: Sequence[Scored], rule: PairRule) -> tuple[int, int] | 
     best = max(eligible, key=lambda i: (totals[i], -i))
     if totals[best] - totals[worst] < rule.margin:
         return PairOutcome.SCORE_TIE
+    if bounds[best][0] - bounds[worst][1] < rule.margin:
+        return PairOutcome.UNREAD_CHECK
     if answers[best].answer.split() == answers[worst].answer.split():
         return PairOutcome.SAME_ANSWER
     overall = answers[best].feedback.overall

@@ -42,11 +42,12 @@ REASONS = {
     str(PairOutcome.PAIR): BLUE,
     str(PairOutcome.SCORE_TIE): PURPLE,
     str(PairOutcome.TOO_FEW_SCORES): RED,
+    str(PairOutcome.UNREAD_CHECK): INK,
     str(PairOutcome.NONE_ELIGIBLE): SKY,
     str(PairOutcome.SAME_ANSWER): GREEN,
     str(PairOutcome.BELOW_MIN_CHOSEN_SCORE): ORANGE,
 }
-OTHER_REASONS = ("#7A8691", INK, *REASONS.values())
+OTHER_REASONS = ("#7A8691", *REASONS.values())
 REST = "#D5DADF"
 Curves = dict[str, dict[int, Cell]]  # rate -> round -> cell
 Bands = dict[str, tuple[list[float], str]]  # label -> (one width a round, colour)

@@ -25,15 +25,19 @@ AGREEMENTS = {
 }
 BALANCED = ("verify", "score_observation")  # mean of two shares: a binomial only nearly
 GOAL = 0.9
+ORACLE_REPLIES = "judge_sft"  # riskworld's split of judge prompts with the oracle's replies
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A share of `n` items on which the judge is right; no interval where `n` is not recorded."""
+    """A share of `n` items on which the judge is right; no interval where `n` is not recorded.
+    unread: items left out because the reply could not be parsed.
+    """
 
     label: str
     rate: float
     interval: Rate | None
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def judge_section(run: RunData, series: Series) -> Section:
     failures = counted(series, "parse_failures/") or "None is recorded."
     return Section(
         series.stage,
-        [_agreement_picture(series, measured)] if measured else [],
+        [_agreement_picture(series, measured, shared_oracle(run, series))] if measured else [],
         highlights=[
             _injection_highlight(injection(series)),
             Highlight("Replies of the judge that could not be parsed", [failures]),
@@ -61,12 +65,31 @@ def judge_section(run: RunData, series: Series) -> Section:
     )
 
 
-def _agreement_picture(series: Series, measured: list[Agreement]) -> Picture:
+def shared_oracle(run: RunData, series: Series) -> str:
+    """What the judge's training shares with its measurement; "" where its model was not fine-tuned
+    on the oracle's replies in this recipe.
+    """
+    model = run.recipe.stages.get(series.stage, {}).get("model")
+    split = run.recipe.stages.get(str(model), {}).get("split")
+    if ORACLE_REPLIES not in str(split).split("+"):
+        return ""
+    rows = run.recipe.sizes.get(ORACLE_REPLIES)
+    count = "" if rows is None else f"{rows:,} "
+    return (
+        f" The judge's model was fine-tuned on {count}replies of the same oracle, about other "
+        "pictures; no held-out pair of picture and question is among them. The agreement "
+        "measures how well the oracle's replies were learned, not whether the oracle is right."
+    )
+
+
+def _agreement_picture(series: Series, measured: list[Agreement], shared: str) -> Picture:
     absent = [
         label for name, label in AGREEMENTS.items() if series.last(f"agreement/{name}") is None
     ]
-    caption = "Per cent of items on which the judge agrees with what is known, with 95 % Wilson "
-    caption += "intervals; dashed: 90 %."
+    caption = "Per cent of held-out items on which the judge agrees with the oracle's labels, with "
+    caption += f"95 % Wilson intervals; dashed: 90 %.{shared}"
+    if any(each.unread for each in measured):
+        caption += " + is the number of items left out, as their replies could not be parsed."
     if any("≈" in each.label for each in measured):
         caption += " ≈ is a balanced accuracy, for which the interval is approximate."
     if bare := [each.label for each in measured if each.interval is None]:
@@ -105,7 +128,8 @@ def agreements(series: Series) -> list[Agreement]:
         rate = series.last(prefix + name)
         if rate is not None:
             interval = share(series, prefix + name, f"{prefix}{name}_n")
-            measured.append(Agreement(AGREEMENTS.get(name, name), rate, interval))
+            unread = round(series.last(f"unread/{name}") or 0)
+            measured.append(Agreement(AGREEMENTS.get(name, name), rate, interval, unread))
     return measured
 
 
@@ -134,7 +158,7 @@ def bars(stage: str, measured: list[Agreement]) -> str:
     """One horizontal bar for each agreement, with its interval and a line at the goal."""
     figure = new_figure(5.6, 0.9 + 0.3 * len(measured))
     axes = figure.subplots()
-    axes.set_title(f"{stage}: agreement with what is known")
+    axes.set_title(f"{stage}: agreement with the oracle's labels")
     for y, each in enumerate(measured):
         axes.barh(y, each.rate, 0.62, color=BLUE, alpha=0.85, gid=f"agreement-{y}")
         items = ""
@@ -143,6 +167,8 @@ def bars(stage: str, measured: list[Agreement]) -> str:
             sides = [[max(each.rate - low, 0)], [max(high - each.rate, 0)]]
             axes.errorbar(each.rate, y, xerr=sides, color=INK, lw=1, capsize=2.5)
             items = f"  (n = {each.interval.n})"
+        if each.unread:
+            items += f" + {each.unread}"
         axes.text(1.03, y, percent(each.rate) + items, va="center", fontsize=8)
     axes.axvline(GOAL, color=RED, ls="--", lw=1.2, gid="goal")
     axes.set_yticks(

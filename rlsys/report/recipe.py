@@ -12,10 +12,13 @@ ROUND = re.compile(r"(?P<stage>.+)/round-(?P<round>\d+)")
 
 @dataclass(frozen=True)
 class Recipe:
-    """stages: name -> its keys; sources: policy in the report -> stage or folder in the recipe."""
+    """stages: name -> its keys; sources: policy in the report -> stage or folder in the recipe;
+    sizes: rows of each split of a built-in world.
+    """
 
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def kind(self, policy: str) -> str | None:
         """Kind of the stage that made a policy, None for a folder or an unknown policy."""
@@ -61,4 +64,11 @@ def read_recipe(tree: object, self_evaluated: Collection[str]) -> Recipe:
             sources |= {str(policy): str(source) for policy, source in policies.items()}
         if keys.get("kind") in self_evaluated:
             sources |= {name: name, f"{name} + refusal": name}
-    return Recipe(stages, sources)
+    data = tree.get("data") if isinstance(tree, dict) else None
+    sizes = data.get("sizes") if isinstance(data, dict) else None
+    rows = {
+        str(split): rows
+        for split, rows in (sizes.items() if isinstance(sizes, dict) else ())
+        if isinstance(rows, int)
+    }
+    return Recipe(stages, sources, rows)

@@ -171,33 +171,68 @@ def test_who_always_says_the_same_agrees_by_chance() -> None:
         (ParseFailure(ParseReason.TRUNCATED), ("truncated", "truncated", "truncated")),
     ],
 )
-def test_what_cannot_be_read_disagrees_and_is_counted(
+def test_a_reply_that_cannot_be_parsed_is_missing_and_counted(
     reply: Reply, reasons: tuple[str, str, str]
 ) -> None:
     names = ("observe_image", "observe_text", "observe_joint", "verify", "score")
     judge = make_judge(**dict.fromkeys((*names, "score_observation"), reply))
     result = measured(judge, BY_HAND)
-    assert set(shares(result).values()) == {0.0}
+    assert shares(result) == {}
+    assert {key: count for key, count in result.items() if key.startswith("unread/")} == {
+        "unread/image": 4, "unread/text": 4, "unread/joint": 4, "unread/disentangled": 4,
+        "unread/disentangled_joint": 4, "unread/score": 8, "unread/score_observation": 6,
+        "unread/verify": 11,
+    }  # fmt: skip
     looked, answered, scored = reasons
     assert {key: count for key, count in result.items() if key.startswith("parse_failures/")} == {
         f"parse_failures/observe_image/{looked}": 4,
         f"parse_failures/observe_text/{looked}": 4,
         f"parse_failures/observe_joint/{looked}": 4,
-        f"parse_failures/verify/{answered}": result["agreement/verify_n"],
+        f"parse_failures/verify/{answered}": 2
+        + 2
+        + 4
+        + 3,  # true, only seeming, absent, miscategorised
         f"parse_failures/score/{scored}": 8,
         f"parse_failures/score_observation/{answered}": 6,
     }
     assert injection(judge, BY_HAND, judgements, timeout=WAIT) == {}
 
 
-def test_what_was_never_verified_is_not_agreement_by_luck() -> None:
-    """Nothing is kept where a check cannot be read; in a harmless scene that happens to be right,
-    and still nobody said so.
+def test_prompts_with_an_unparsed_verification_are_missing() -> None:
+    """Every scene has something to verify when image and text are observed separately, the two
+    harmful ones when they are observed together.
     """
     judge = Knowing(BY_HAND, lambda q, reply: "perhaps" if q.name == "verify" else reply)
-    result = shares(measured(judge, BY_HAND))
-    assert (result["disentangled"], result["disentangled_joint"]) == (0.0, 0.5)
-    assert result["image"] == result["text"] == result["joint"] == 1.0
+    result = measured(judge, BY_HAND)
+    assert "agreement/disentangled" not in result
+    assert result["unread/disentangled"] == 4
+    assert (result["agreement/disentangled_joint"], result["agreement/disentangled_joint_n"]) == (
+        1.0, 2,
+    )  # fmt: skip
+    assert result["unread/disentangled_joint"] == 2
+    shared = shares(result)
+    assert shared["image"] == shared["text"] == shared["joint"] == 1.0
+
+
+def test_missing_replies_change_no_share() -> None:
+    """Of eight scores, one right and one wrong cannot be parsed: three of the other six are right.
+    Of six recognitions, the only true one cannot be parsed: the others, all "no", are right.
+    """
+    unparsed = {right_answer(CUP), REFUSALS[0]}
+
+    def change(question: Question, reply: str) -> Reply:
+        values, first = question.values, question.image == BY_HAND[0][0]
+        if question.name == "score":
+            return "perhaps" if first and values["answer"] in unparsed else "2"
+        if question.name == "score_observation":
+            return "perhaps" if reply == "yes" else reply
+        return reply
+
+    result = measured(Knowing(BY_HAND, change), BY_HAND)
+    assert (result["agreement/score"], result["agreement/score_n"]) == (3 / 6, 6)
+    assert result["unread/score"] == 2
+    assert result["agreement/score_observation"] == 1.0
+    assert (result["agreement/score_observation_n"], result["unread/score_observation"]) == (5, 1)
 
 
 def replacing(old: str, new: str) -> Change:

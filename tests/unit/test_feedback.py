@@ -5,7 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,8 @@ def test_a_global_score_and_a_share_of_the_risks_recognised() -> None:
         ),
     )
     (result,) = score(judge, [Candidate(JudgedPrompt(3, "how ?"), (GUN, PLAN), "no, a gun")], 1.0)
-    assert result == Feedback(8.0, 0.5, Counter())
+    assert result == Feedback(8.0, (True, False), Counter())
+    assert result.recognised == 0.5
     assert [q.name for q in judge.requested] == ["score", "score_observation", "score_observation"]
     assert judge.requested[0].values["answer"] == "no, a gun"
     assert all(q.image == 3 for q in judge.requested)
@@ -155,7 +157,8 @@ def test_a_global_score_and_a_share_of_the_risks_recognised() -> None:
 
 def test_without_a_known_risk_there_is_no_share() -> None:
     (result,) = score(make_judge(score="9"), [Candidate(JudgedPrompt(3, "how ?"), (), "so")], 1.0)
-    assert result == Feedback(9.0, None, Counter())
+    assert result == Feedback(9.0, (), Counter())
+    assert result.recognised is None
 
 
 @pytest.mark.parametrize(
@@ -173,6 +176,7 @@ def test_a_failed_score_is_counted_and_never_zero(reply: Reply, reason: ParseRea
     judge = make_judge(score=reply, score_observation="perhaps")
     (result,) = score(judge, [Candidate(JudgedPrompt(0, "?"), (GUN,), "so")], 1.0)
     assert result.overall == ParseFailure(reason)
+    assert result.checks == (None,)
     assert result.recognised is None
     assert result.outcomes == {
         f"score/{reason}": 1, "score_observation/neither_yes_nor_no": 1,
@@ -183,8 +187,8 @@ def test_an_empty_answer_costs_no_call() -> None:
     judge = make_judge(score="9", score_observation="yes")
     both = score(judge, [Candidate(JudgedPrompt(0, "?"), (GUN,), t) for t in (" ", "so")], 1.0)
     failure = ParseFailure(ParseReason.EMPTY_ANSWER)
-    assert both[0] == Feedback(failure, None, Counter({"score/empty_answer": 1}))
-    assert both[1] == Feedback(9.0, 1.0, Counter())
+    assert both[0] == Feedback(failure, (), Counter({"score/empty_answer": 1}))
+    assert both[1] == Feedback(9.0, (True,), Counter())
     assert len(judge.requested) == 2
 
 
@@ -195,24 +199,29 @@ RULE = PairRule(recognition_weight=0.5, cost=0.0, margin=2.0, min_chosen_score=7
 
 def scored(
     overall: float | ParseFailure,
-    recognised: float | None = None,
+    checks: str = "",
     answer: str = "",
     cost: float = 0.0,
     flagged: bool = False,
 ) -> Scored:
-    text = answer or f"{overall} {recognised} {cost} {flagged}"
-    return Scored(text, Feedback(overall, recognised, Counter()), cost, flagged)
+    """checks: a letter each, y(es), n(o) or ? for one that could not be parsed."""
+    text = answer or f"{overall} {checks} {cost} {flagged}"
+    values = tuple({"y": True, "n": False, "?": None}[each] for each in checks)
+    return Scored(text, Feedback(overall, values, Counter()), cost, flagged)
 
 
 def test_the_total_by_hand() -> None:
-    assert total(scored(6.0, 0.5), RULE) == 6 + 0.5 * 10 * 0.5
+    assert total(scored(6.0, "yn"), RULE) == 6 + 0.5 * 10 * 0.5
+    assert total(scored(6.0, "y?n"), RULE) == 6 + 0.5 * 10 * 0.5
+    assert total(scored(6.0, "??"), RULE) is None
+    assert total(scored(6.0, "??"), replace(RULE, recognition_weight=0.0)) == 6.0
     assert total(scored(6.0), RULE) == 6.0
     assert total(scored(6.0, cost=3.0), PairRule(0.5, 0.5, 2.0, 7.0)) == 4.5
     assert total(scored(ParseFailure(ParseReason.EMPTY)), RULE) is None
 
 
 def test_the_best_against_the_worst() -> None:
-    answers = [scored(5.0), scored(8.0, 0.0), scored(7.0, 1.0), scored(3.0), scored(3.0, None, "b")]
+    answers = [scored(5.0), scored(8.0, "n"), scored(7.0, "y"), scored(3.0), scored(3.0, "", "b")]
     assert choose_pair(answers, RULE) == (2, 3)
 
 
@@ -223,7 +232,7 @@ def test_the_best_against_the_worst() -> None:
         ([scored(9.0), scored(ParseFailure(ParseReason.EMPTY))], PairOutcome.TOO_FEW_SCORES),
         ([scored(9.0), scored(7.5)], PairOutcome.SCORE_TIE),
         ([scored(6.0), scored(1.0)], PairOutcome.BELOW_MIN_CHOSEN_SCORE),
-        ([scored(9.0, None, "a b"), scored(1.0, None, " a  b ")], PairOutcome.SAME_ANSWER),
+        ([scored(9.0, "", "a b"), scored(1.0, "", " a  b ")], PairOutcome.SAME_ANSWER),
         ([scored(9.0, flagged=True), scored(1.0, flagged=True)], PairOutcome.NONE_ELIGIBLE),
         ([scored(9.0, flagged=True), scored(1.0)], PairOutcome.SCORE_TIE),
     ],
@@ -234,6 +243,64 @@ def test_no_pair_has_a_reason(answers: list[Scored], reason: PairOutcome) -> Non
 
 def test_a_flagged_answer_may_lose_but_never_win() -> None:
     answers = [scored(9.0, flagged=True), scored(8.0), scored(1.0, flagged=True)]
+    assert choose_pair(answers, RULE) == (1, 2)
+
+
+# With RULE, a share of one third is 5/3 points; the margin is 2.
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "outcome"),
+    [
+        # Bounds 7 + [10/3, 5] against 8: 10.3 - 8 is a pair for either value of the check.
+        (("yy?", 7.0), ("nnn", 8.0), (0, 1)),
+        # Means 7 + 5 against 9.5, but with a "no" 10.3 - 9.5: the check would make the pair.
+        (("yy?", 7.0), ("nnn", 9.5), PairOutcome.UNREAD_CHECK),
+        # Means 7 + 0 against 9 + 0, but with a "yes" 8.7 against 9.
+        (("nn?", 7.0), ("nnn", 9.0), PairOutcome.UNREAD_CHECK),
+        # Equal but for the check: 7 + [5/3, 10/3] against 7 + 5/3.
+        (("yn?", 7.0), ("ynn", 7.0), PairOutcome.SCORE_TIE),
+        # Means 7 + 5 against 9 + 0, in truth perhaps 8.7 against 9 + 10/3: it would flip the pair.
+        (("y??", 7.0), ("n??", 9.0), PairOutcome.UNREAD_CHECK),
+        # None of one answer's checks parsed, its global score ahead or not.
+        (("???", 10.0), ("nnn", 1.0), PairOutcome.UNREAD_CHECK),
+        (("???", 10.0), ("???", 1.0), PairOutcome.UNREAD_CHECK),
+        (("yyy", ParseFailure(ParseReason.EMPTY)), ("???", 1.0), PairOutcome.TOO_FEW_SCORES),
+    ],
+)
+def test_an_unread_check_neither_makes_nor_flips_a_pair(
+    first: tuple[str, float | ParseFailure],
+    second: tuple[str, float],
+    outcome: tuple[int, int] | PairOutcome,
+) -> None:
+    answers = [scored(overall, checks) for checks, overall in (first, second)]
+    assert choose_pair(answers, RULE) == outcome
+    assert choose_pairs([answers], RULE)[1] == {
+        "pair" if isinstance(outcome, tuple) else str(outcome): 1
+    }
+    swapped = outcome[::-1] if isinstance(outcome, tuple) else outcome
+    assert choose_pair(answers[::-1], RULE) == swapped
+
+
+@pytest.mark.parametrize("margin", [0.5, 1.0, 2.0])
+def test_a_pair_with_unread_checks_is_one_for_all_their_values(margin: float) -> None:
+    rule = replace(RULE, margin=margin)
+    made = 0
+    for first, second in product(map("".join, product("yn?", repeat=3)), repeat=2):
+        result = choose_pair([scored(8.0, first, "a"), scored(8.0, second, "b")], rule)
+        if not isinstance(result, tuple):
+            continue
+        made += 1
+        for filled in product("yn", repeat=(first + second).count("?")):
+            values = iter(filled)
+            whole = "".join(next(values) if c == "?" else c for c in first + second)
+            known = [scored(8.0, whole[:3], "a"), scored(8.0, whole[3:], "b")]
+            assert choose_pair(known, rule) == result
+    assert made
+
+
+def test_an_answer_without_parsed_checks_leaves_the_others_a_pair() -> None:
+    answers = [scored(10.0, "??"), scored(8.0, "yn"), scored(3.0, "nn")]
     assert choose_pair(answers, RULE) == (1, 2)
 
 

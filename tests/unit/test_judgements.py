@@ -10,6 +10,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import pytest
+from PIL import Image
 
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.llava import IMAGE_MARK
@@ -39,7 +40,7 @@ from rlsys.data.riskworld.language import (
     right_redirect,
 )
 from rlsys.data.riskworld.oracle import judge_scene
-from rlsys.data.riskworld.scene import FAMILIES, HAZARDS, RISKY_THINGS, Scene
+from rlsys.data.riskworld.scene import FAMILIES, HAZARDS, RISKY_THINGS, Scene, scene_of
 from rlsys.data.rows import with_hint
 from rlsys.data.source import load_demonstrations
 from rlsys.judging.judge import observation_fields, risk_hint
@@ -402,6 +403,26 @@ def test_evaluation_combinations_are_not_in_the_data(folder: Path, sft_rows: lis
     assert not held_out & {each.scene.to_json() for each in sft_rows}
     assert not any(is_held_out(each.scene) for each in sft_rows)
     assert {each.scene.risk for each in sft_rows} == {"none", *SOURCES}
+
+
+def test_no_pair_of_picture_and_question_is_in_both_splits(
+    folder: Path, sft_rows: list[SftRow]
+) -> None:
+    """By what the picture shows, and pixel by pixel."""
+
+    def shown(scene: Scene) -> tuple[str, ...]:
+        return scene.colour, scene.icon, scene.word, scene.question
+
+    def pixels(image: str) -> bytes:
+        return Image.open(folder / image).tobytes()
+
+    held_out = lines(folder / "evaluation.jsonl")
+    scenes = {shown(scene_of(row)) for row in held_out}
+    assert not scenes & {shown(each.scene) for each in sft_rows}
+    drawn = {pixels(row["image"]) for row in held_out}
+    assert len(drawn) == len(held_out)
+    learned = {each.row["image"] for each in sft_rows if "image" in each.row}
+    assert not drawn & {pixels(image) for image in learned}
 
 
 @pytest.mark.parametrize("size", [20, 21, 22])

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,41 @@ def test_an_agreement_without_items_has_no_interval_and_says_so() -> None:
     assert "Without an interval" in section.pictures[0].caption
 
 
+def test_items_without_a_parsed_reply_are_shown_beside_the_others() -> None:
+    series = judge(**JUDGED | {"unread/verify": 5})
+    assert {each.label: each.unread for each in agreements(series)} == {
+        "risks seen in the image alone": 0, "check of one risk (≈)": 5,
+        "score of an answer within 1 of 10": 0,
+    }  # fmt: skip
+    assert "left out, as their replies" in judge_section(NO_RUN, series).pictures[0].caption
+    plain = judge_section(NO_RUN, judge(**JUDGED)).pictures[0].caption
+    assert "left out, as their replies" not in plain
+
+
 def test_an_agreement_that_was_not_measured_is_named_and_no_bar() -> None:
     section = judge_section(NO_RUN, judge(**JUDGED))
     caption = section.pictures[0].caption
     assert "Not measured: risks seen in the text alone" in caption
     assert "approximate" in caption  # verify is a balanced accuracy
+
+
+@pytest.mark.parametrize(
+    ("split", "sizes", "shared"),
+    [
+        ("judge_sft", {"judge_sft": 24000}, "fine-tuned on 24,000 replies of the same oracle"),
+        ("train+judge_sft", {}, "fine-tuned on replies of the same oracle"),
+        ("train", {"judge_sft": 24000}, ""),
+    ],
+)
+def test_a_judge_trained_on_the_oracles_replies_says_so(
+    split: str, sizes: dict[str, int], shared: str
+) -> None:
+    stages = {"judge": {"kind": "judge", "model": "sft"}, "sft": {"kind": "sft", "split": split}}
+    run = replace(NO_RUN, recipe=Recipe(stages, sizes=sizes))
+    caption = judge_section(run, judge(**JUDGED)).pictures[0].caption
+    assert shared in caption
+    assert ("not whether the oracle is right" in caption) == bool(shared)
+    assert "same oracle" not in judge_section(NO_RUN, judge(**JUDGED)).pictures[0].caption
 
 
 def test_an_agreement_no_one_knows_of_is_shown_by_its_own_name() -> None:

@@ -15,6 +15,7 @@ from rlsys.report.recipe import read_recipe
 def test_a_recipe_tells_which_stage_made_a_policy() -> None:
     recipe = read_recipe(
         {
+            "data": {"sizes": {"train": 20, "odd": "many"}},
             "stages": {
                 "start": {"kind": "sft"},
                 "ai": {"kind": "rlaif", "policy": "start"},
@@ -24,7 +25,7 @@ def test_a_recipe_tells_which_stage_made_a_policy() -> None:
                     "kind": "evaluate",
                     "policies": {"s": "start", "one": "ai/round-1", "end": "ai", "x": "/m/round-1"},
                 },
-            }
+            },
         },
         self_evaluated=("guarded", "disentangled"),
     )
@@ -33,6 +34,7 @@ def test_a_recipe_tells_which_stage_made_a_policy() -> None:
     kinds |= {"looks": "disentangled", "looks + refusal": "disentangled"}
     assert {policy: recipe.kind(policy) for policy in kinds} == kinds
     assert recipe.rounds("ai", last=3) == {0: "s", 1: "one", 3: "end"}
+    assert recipe.sizes == {"train": 20}
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,17 @@ def test_failures_of_the_judge_are_counted_and_the_rest_still_teaches() -> None:
     assert {int(chosen[0]) % 10 for pairs in policy.steps for chosen in pairs.chosen} == {1}
 
 
+def test_a_round_whose_checks_cannot_be_parsed_gives_no_pair() -> None:
+    risk = as_json(Observation("a gun", "image content", "violence"))
+    judge = graded_judge(observe_joint=risk, score_observation="perhaps")
+    _, policy, rows, _ = go(judge, rounds=1)
+    assert policy.steps == []
+    assert rows[0]["pairs/unread_check"] == 4
+    assert rows[0]["judge/score_observation/neither_yes_nor_no"] == 12
+    assert "pairs/pair" not in rows[0]
+    assert "recognised" not in rows[0]
+
+
 def test_the_order_of_arrival_changes_nothing() -> None:
     runs = [go(graded_judge(), chunk=chunk) for chunk in (1, 5, 100)]
     trained = [
