@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.batch import Rollouts
-from rlsys.config.schema import AnsweringStage, RunConfig, TrainConfig
+from rlsys.config.keys import key
+from rlsys.config.schema import RunConfig, TrainConfig
 from rlsys.data.slice import RowKind
 from rlsys.errors import ConfigError
 from rlsys.evaluation.answers import Answer, judge_answer, sample_rows
@@ -29,6 +30,17 @@ class Evaluated:
     @property
     def table(self) -> Table:
         return tabulate([outcome for outcome, _ in self.outcomes])
+
+
+@dataclass
+class AnsweringStage:
+    """Keys of every stage that answers the evaluation split."""
+
+    cost: str = key(
+        "", "Cost model that judges safety where the data has no oracle of its own.", ref="cost"
+    )
+    max_prompts: int = key(0, "Prompts to answer; 0: all.", ge=0)
+    max_new_tokens: int = key(16, "Longest answer, tokens.", ge=1)
 
 
 class Evaluator:

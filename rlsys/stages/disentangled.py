@@ -13,9 +13,6 @@ from omegaconf import MISSING
 from rlsys.batch import SampleRequest
 from rlsys.config.judging import AskingStage
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    AnsweringStage,
-)
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.drivers.sampling import generate_in_slices
@@ -25,6 +22,7 @@ from rlsys.models.load import load_processor
 from rlsys.report.drawing import SKY
 from rlsys.report.supervised import SUPERVISED
 from rlsys.stages.answering import (
+    AnsweringStage,
     Evaluator,
     check_answering,
     decode,

@@ -11,14 +11,12 @@ from omegaconf import MISSING
 
 from rlsys.batch import SampleRequest
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    AnsweringStage,
-)
 from rlsys.data.prepare import EVALUATION_PROMPTS, Read
 from rlsys.drivers.sampling import generate_in_slices
 from rlsys.errors import ConfigError
 from rlsys.models.load import load_processor
 from rlsys.stages.answering import (
+    AnsweringStage,
     Evaluator,
     check_answering,
     decode,

@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    OptimConfig,
-    TrainConfig,
-)
 from rlsys.data.prepare import EVALUATION_PAIRS, TRAIN_PAIRS, Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
@@ -22,25 +16,15 @@ from rlsys.guard.quality import guard_quality
 from rlsys.roles.guard import GuardHandle, GuardSpec, GuardTrainerHandle, GuardTrainerSpec
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
-from rlsys.stages.supervised import run_supervised
+from rlsys.stages.supervised import SupervisedConfig, run_supervised
 
 
 @dataclass
-class GuardStage:
+class GuardStage(SupervisedConfig):
     """A moderation model: unsafe, severity 0-3, category; for answers and for bare prompts."""
 
     kind: str = key("guard", "Kind of stage.", choices=("guard",))
-    init: str = key(MISSING, "The policy stage or folder that initialises its trunk.", ref="policy")
-    steps: int = key(MISSING, "Optimiser steps.", ge=1)
-    checkpoint_every: int = key(
-        200,
-        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
-        ge=0,
-        affects_result=False,
-    )
     batch: int = key(32, "Rows per step; each has three items: two answers and the prompt.", ge=1)
-    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the guard trains.")
 
     def check(self) -> None:
         if self.train.lora_rank:

@@ -10,10 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    AnsweringStage,
-    TrainConfig,
-)
+from rlsys.config.schema import TrainConfig
 from rlsys.data.prepare import EVALUATION_PROMPTS, Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
@@ -27,6 +24,7 @@ from rlsys.report.section import KindReport
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.answering import (
+    AnsweringStage,
     Evaluated,
     Evaluator,
     check_answering,

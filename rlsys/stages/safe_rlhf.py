@@ -8,19 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from rlsys.artifacts import PROGRESS
 from rlsys.batch import PromptCursor
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    GapConfig,
-    LagrangeConfig,
-    OptimConfig,
-    PpoConfig,
-    RunConfig,
-    TrainConfig,
-)
+from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
+from rlsys.config.updates import PpoConfig
 from rlsys.data.prepare import TRAIN_PROMPTS, Datasets, Read
 from rlsys.data.slice import RowKind
 from rlsys.drivers.cached_rollout import CachedRollout
@@ -43,6 +35,7 @@ from rlsys.roles.rollout import RolloutSpec
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Pending
 from rlsys.stages.alignment import (
+    AlignmentConfig,
     IterationReport,
     calibration_reads,
     check_prompts,
@@ -56,30 +49,13 @@ from rlsys.stages.rollout import rollout_handle
 
 
 @dataclass
-class SafeRlhfStage:
+class SafeRlhfStage(AlignmentConfig):
     """PPO-Lagrangian (Safe RLHF-V)."""
 
     kind: str = key("safe_rlhf", "Kind of stage.", choices=("safe_rlhf",))
-    policy: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
-    reward: str = key(MISSING, "Reward model: a stage or a folder.", ref="reward")
-    cost: str = key(MISSING, "Cost model: a stage or a folder.", ref="cost")
-    iterations: int = key(MISSING, "Iterations.", ge=1)
     ppo: PpoConfig = key(PpoConfig(), "One iteration.")
-    lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
-    gap: GapConfig = key(
-        GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
-    )
-    optim: OptimConfig = key(OptimConfig(), "Optimiser of the policy.")
     critic_optim: OptimConfig = key(OptimConfig(), "Optimiser of both critics.")
-    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
     critic_train: TrainConfig = key(TrainConfig(), "How both critics train.")
-    checkpoint_every: int = key(
-        10,
-        "Iterations between the checkpoints a stopped run resumes from; 0: none.",
-        ge=0,
-        affects_result=False,
-    )
-    keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1, affects_result=False)
 
     def check(self) -> None:
         if self.critic_train.lora_rank:

@@ -10,10 +10,6 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    OptimConfig,
-    TrainConfig,
-)
 from rlsys.data.prepare import EVALUATION_PAIRS, TRAIN_PAIRS, Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
@@ -28,23 +24,14 @@ from rlsys.roles.scorer import (
 )
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
-from rlsys.stages.supervised import run_supervised
+from rlsys.stages.supervised import SupervisedConfig, run_supervised
 
 
 @dataclass
-class ScorerStage:
+class ScorerStage(SupervisedConfig):
     """A reward model (kind reward) or a cost model (kind cost) that sees the image."""
 
     kind: str = key(MISSING, "Kind of stage.", choices=("reward", "cost"))
-    init: str = key(MISSING, "The policy stage or folder that initialises its trunk.", ref="policy")
-    steps: int = key(MISSING, "Optimiser steps.", ge=1)
-    checkpoint_every: int = key(
-        200,
-        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
-        ge=0,
-        affects_result=False,
-    )
-    batch: int = key(64, "Pairs per step; all, if there are fewer.", ge=1)
     regularization: float = key(0.001, "Weight of the squared scores in the loss.", ge=0)
     sign_scale: float = key(
         1.0, "Cost only: weight of the sign terms against the ranking term.", ge=0
@@ -54,8 +41,6 @@ class ScorerStage:
         "Cost only: labels of the sign terms.",
         choices=("graded", "graded_normalised", "sign"),
     )
-    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the model trains.")
 
     def check(self) -> None:
         if self.train.lora_rank:

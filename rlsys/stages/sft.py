@@ -7,16 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    LOSS_FORMS,
-    OptimConfig,
-    RunConfig,
-    TinyConfig,
-    TrainConfig,
-)
+from rlsys.config.schema import RunConfig, TinyConfig
+from rlsys.config.updates import LOSS_FORMS
 from rlsys.data.prepare import Read
 from rlsys.data.rows import (
     TARGETS,
@@ -37,13 +30,13 @@ from rlsys.roles.policy import PolicyHandle, PolicySpec
 from rlsys.runtime.pending import Metrics, Pending
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
-from rlsys.stages.supervised import run_supervised
+from rlsys.stages.supervised import SupervisedConfig, run_supervised
 
 CONVERSATIONS = "conversations.jsonl"  # in the folder of a stage that makes conversations
 
 
 @dataclass
-class SftStage:
+class SftStage(SupervisedConfig):
     """Supervised fine-tuning on one response of each pair."""
 
     kind: str = key("sft", "Kind of stage.", choices=("sft",))
@@ -70,16 +63,6 @@ class SftStage:
         "Mean over all response tokens of a step, or over responses, which all weigh the same.",
         choices=LOSS_FORMS,
     )
-    steps: int = key(MISSING, "Optimiser steps.", ge=1)
-    checkpoint_every: int = key(
-        200,
-        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
-        ge=0,
-        affects_result=False,
-    )
-    batch: int = key(64, "Rows per step; all, if there are fewer.", ge=1)
-    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
 
     def check(self) -> None:
         if not self.split and not self.conversations:
