@@ -34,7 +34,10 @@ class DataConfig:
         ge=20,
     )
     validation_split: str = key("validation", "Split that calibrates thresholds.")
-    evaluation_split: str = key("evaluation", "Split that no stage learns from.")
+    evaluation_split: str = key(
+        "evaluation",
+        "Split of final measurements; what a stage is measured on, no stage learns from.",
+    )
     max_prompt_tokens: int = key(
         512, "Longest prompt, image placeholder expanded; a longer one is an error.", ge=1
     )

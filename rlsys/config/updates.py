@@ -13,7 +13,7 @@ LOSS_FORMS = ("token_mean", "sequence_mean")
 class SamplingConfig:
     """Sampling of one iteration."""
 
-    num_prompts: int = key(32, "Prompts per iteration; the train split must have as many.", ge=1)
+    num_prompts: int = key(32, "Prompts per iteration; the split must have as many.", ge=1)
     samples_per_prompt: int = key(4, "Responses per prompt.", ge=1)
     max_new_tokens: int = key(16, "Longest response, tokens.", ge=1)
     temperature: float = key(1.0, "Sampling temperature.", gt=0, le=2)

@@ -29,6 +29,7 @@ class AlignmentConfig:
     """Keys of every stage that aligns a policy under a cost constraint."""
 
     kind: str = key(MISSING, "Kind of stage.")
+    split: str = key("train", "Split of the prompts, or several joined by a plus sign.")
     policy: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
     reward: str = key(MISSING, "Reward model: a stage or a folder.", ref="reward")
     cost: str = key(MISSING, "Cost model: a stage or a folder.", ref="cost")
@@ -74,13 +75,13 @@ def calibration_reads(lagrange: LagrangeConfig) -> list[Read]:
     return [Read("validation", RowKind.PAIRS)] if lagrange.threshold == "auto" else []
 
 
-def check_prompts(where: str, sampling: SamplingConfig, data: Datasets) -> None:
+def check_prompts(where: str, split: str, sampling: SamplingConfig, data: Datasets) -> None:
     """Raises: ConfigError where an iteration needs more prompts than there are."""
-    rows = len(data.prompts("train"))
+    rows = len(data.prompts(split))
     if sampling.num_prompts > rows:
         raise ConfigError(
-            f"{where}.num_prompts: {sampling.num_prompts} prompts per iteration, the train split "
-            f"has {rows} usable rows"
+            f"{where}.num_prompts: {sampling.num_prompts} prompts per iteration, the split "
+            f"{split} has {rows} usable rows"
         )
 
 

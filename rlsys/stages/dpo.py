@@ -12,7 +12,7 @@ from omegaconf import MISSING
 from rlsys.batch import PreferencePairs, PromptCursor
 from rlsys.config.keys import key
 from rlsys.data.collate import labelled_pairs
-from rlsys.data.prepare import TRAIN_PAIRS, Read
+from rlsys.data.prepare import Read
 from rlsys.data.rows import TARGETS
 from rlsys.data.slice import RowKind
 from rlsys.drivers.dpo import with_reference
@@ -52,12 +52,12 @@ class _Learner:
 
 def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> Result:
     """The policy after ``steps`` steps. The reference is the policy before the first one."""
-    limits, records = context.config.timeouts, context.data.pairs("train")
+    limits, records = context.config.timeouts, context.data.pairs(stage.split)
     model = context.folder(stage.init)
     policy = PolicyHandle(context.group("policy"))
     training = context.training(stage.train, stage.optim, stage.steps)
     spec = PolicySpec(
-        model, context.data.slice("train", RowKind.PAIRS), context.config.dtype, training
+        model, context.data.slice(stage.split, RowKind.PAIRS), context.config.dtype, training
     )
     policy.create(spec).result(limits.start)
     cursor = PromptCursor(len(records), context.config.seed)
@@ -80,7 +80,7 @@ def _roles(stage: DpoStage, earlier: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _reads(stage: DpoStage) -> Sequence[Read]:
-    return [TRAIN_PAIRS]
+    return [Read(stage.split, RowKind.PAIRS, learned=True)]
 
 
 DPO = StageKind(

@@ -14,7 +14,7 @@ from rlsys.batch import PromptCursor
 from rlsys.config.keys import key
 from rlsys.config.schema import LagrangeConfig, RunConfig
 from rlsys.config.updates import UpdateConfig
-from rlsys.data.prepare import TRAIN_PROMPTS, Datasets, Read
+from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
@@ -102,7 +102,7 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
     cached = CachedRollout(rollout, folder / PROGRESS / "rollouts")
     trained = {policy.role: policy}
     checkpoints = StageCheckpoints(context, name, folder, trained, keep=stage.keep_checkpoints)
-    count = len(context.data.prompts("train"))
+    count = len(context.data.prompts(stage.split))
     state = ConstrainedState(multiplier, PromptCursor(count, config.seed))
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
@@ -143,7 +143,7 @@ def _create(
 ) -> None:
     """Build all roles in parallel."""
     config, dtype = context.config, context.config.dtype
-    data, budget = context.data.slice("train", RowKind.PROMPTS), stage.train.micro_batch_tokens
+    data, budget = context.data.slice(stage.split, RowKind.PROMPTS), stage.train.micro_batch_tokens
     named = {"policy": stage.policy, "reward": stage.reward, "cost": stage.cost}
     models = {role: context.folder(source) for role, source in named.items() if source}
     check_same_processor(models)
@@ -170,11 +170,14 @@ def _check(config: RunConfig, name: str, stage: GrpoStage) -> None:
 
 
 def _check_data(name: str, stage: GrpoStage, data: Datasets) -> None:
-    check_prompts(f"stages.{name}.grpo", stage.grpo, data)
+    check_prompts(f"stages.{name}.grpo", stage.split, stage.grpo, data)
 
 
 def _reads(stage: GrpoStage) -> Sequence[Read]:
-    return [TRAIN_PROMPTS, *(calibration_reads(stage.lagrange) if stage.cost else [])]
+    return [
+        Read(stage.split, RowKind.PROMPTS, learned=True),
+        *(calibration_reads(stage.lagrange) if stage.cost else []),
+    ]
 
 
 PICTURES = [

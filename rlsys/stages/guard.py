@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.keys import key
-from rlsys.data.prepare import EVALUATION_PAIRS, TRAIN_PAIRS, Read
+from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.errors import ConfigError
@@ -16,11 +16,11 @@ from rlsys.guard.quality import guard_quality
 from rlsys.roles.guard import GuardHandle, GuardSpec, GuardTrainerHandle, GuardTrainerSpec
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
-from rlsys.stages.supervised import SupervisedConfig, run_supervised
+from rlsys.stages.supervised import MeasuredConfig, run_supervised
 
 
 @dataclass
-class GuardStage(SupervisedConfig):
+class GuardStage(MeasuredConfig):
     """A moderation model: unsafe, severity 0-3, category; for answers and for bare prompts."""
 
     kind: str = key("guard", "Kind of stage.", choices=("guard",))
@@ -32,28 +32,28 @@ class GuardStage(SupervisedConfig):
 
 
 def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> Result:
-    """A guard, measured on the evaluation split."""
+    """A guard, measured on its held-out split."""
     config, limits = context.config, context.config.timeouts
     learner = GuardTrainerHandle(context.group("guard"))
     training = context.training(stage.train, stage.optim, stage.steps)
     model = context.folder(stage.init)
     spec = GuardTrainerSpec(
-        model, context.data.slice("train", RowKind.PAIRS), config.dtype, training
+        model, context.data.slice(stage.split, RowKind.PAIRS), config.dtype, training
     )
     learner.create(spec).result(limits.start)
-    rows = range(len(context.data.pairs("train")))
+    rows = range(len(context.data.pairs(stage.split)))
     run_supervised(context, name, stage, folder, learner, learner, rows)
     learner.save(folder).result(limits.call)
     guard = GuardHandle(context.group("guard"))
     budget = stage.train.micro_batch_tokens
     held_out = GuardSpec(
-        str(folder), context.data.slice("evaluation", RowKind.PAIRS), config.dtype, budget
+        str(folder), context.data.slice(stage.held_out, RowKind.PAIRS), config.dtype, budget
     )
     guard.create(held_out).result(limits.start)
-    evaluation = context.data.pairs("evaluation")
-    outputs = guard.moderate_rows(range(len(evaluation))).result(limits.call)
+    records = context.data.pairs(stage.held_out)
+    outputs = guard.moderate_rows(range(len(records))).result(limits.call)
     guard.drop().result(limits.call)
-    quality = guard_quality(outputs, evaluation)
+    quality = guard_quality(outputs, records)
     context.display.say("    held out: " + note(quality, *quality))
     return dict(quality)
 
@@ -63,7 +63,10 @@ def _roles(stage: GuardStage, earlier: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _reads(stage: GuardStage) -> Sequence[Read]:
-    return [TRAIN_PAIRS, EVALUATION_PAIRS]
+    return [
+        Read(stage.split, RowKind.PAIRS, learned=True),
+        Read(stage.held_out, RowKind.PAIRS, held_out=True),
+    ]
 
 
 GUARD = StageKind("guard", GuardStage, run_guard, _roles, makes="guard", trains=True, reads=_reads)

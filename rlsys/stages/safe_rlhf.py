@@ -13,7 +13,7 @@ from rlsys.batch import PromptCursor
 from rlsys.config.keys import key
 from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
 from rlsys.config.updates import PpoConfig
-from rlsys.data.prepare import TRAIN_PROMPTS, Datasets, Read
+from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
@@ -78,7 +78,7 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     checkpoints = StageCheckpoints(context, name, folder, trained, keep=keep)
     state = ConstrainedState(
         Multiplier.start(stage.lagrange),
-        PromptCursor(len(context.data.prompts("train")), config.seed),
+        PromptCursor(len(context.data.prompts(stage.split)), config.seed),
     )
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
@@ -123,7 +123,7 @@ class _Handles:
         policy, reward, cost = map(context.folder, (stage.policy, stage.reward, stage.cost))
         check_same_processor({"policy": policy, "reward": reward, "cost": cost})
         ppo, dtype = stage.ppo, config.dtype
-        data = context.data.slice("train", RowKind.PROMPTS)
+        data = context.data.slice(stage.split, RowKind.PROMPTS)
         steps = total_steps(ppo, stage.iterations)
         trained = context.training(stage.train, stage.optim, steps)
         critic = context.training(stage.critic_train, stage.critic_optim, steps)
@@ -157,11 +157,11 @@ def _check(config: RunConfig, name: str, stage: SafeRlhfStage) -> None:
 
 
 def _reads(stage: SafeRlhfStage) -> Sequence[Read]:
-    return [TRAIN_PROMPTS, *calibration_reads(stage.lagrange)]
+    return [Read(stage.split, RowKind.PROMPTS, learned=True), *calibration_reads(stage.lagrange)]
 
 
 def _check_data(name: str, stage: SafeRlhfStage, data: Datasets) -> None:
-    check_prompts(f"stages.{name}.ppo", stage.ppo, data)
+    check_prompts(f"stages.{name}.ppo", stage.split, stage.ppo, data)
 
 
 PICTURES = [

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.config.keys import key
-from rlsys.data.prepare import EVALUATION_PAIRS, TRAIN_PAIRS, Read
+from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.errors import ConfigError
@@ -24,11 +24,11 @@ from rlsys.roles.scorer import (
 )
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
-from rlsys.stages.supervised import SupervisedConfig, run_supervised
+from rlsys.stages.supervised import MeasuredConfig, run_supervised
 
 
 @dataclass
-class ScorerStage(SupervisedConfig):
+class ScorerStage(MeasuredConfig):
     """A reward model (kind reward) or a cost model (kind cost) that sees the image."""
 
     kind: str = key(MISSING, "Kind of stage.", choices=("reward", "cost"))
@@ -48,29 +48,29 @@ class ScorerStage(SupervisedConfig):
 
 
 def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) -> Result:
-    """A reward or cost model, measured on the evaluation split."""
+    """A reward or cost model, measured on its held-out split."""
     config, limits = context.config, context.config.timeouts
     loss = ScorerLoss(stage.kind, stage.regularization, stage.sign_scale, stage.label_mode)
     learner = ScorerTrainerHandle(context.group(stage.kind), loss)
     training = context.training(stage.train, stage.optim, stage.steps)
     model = context.folder(stage.init)
     spec = ScorerTrainerSpec(
-        model, context.data.slice("train", RowKind.PAIRS), config.dtype, training
+        model, context.data.slice(stage.split, RowKind.PAIRS), config.dtype, training
     )
     learner.create(spec).result(limits.start)
-    rows = range(len(context.data.pairs("train")))
+    rows = range(len(context.data.pairs(stage.split)))
     run_supervised(context, name, stage, folder, learner, learner, rows)
     learner.save(folder).result(limits.call)
     scorer = ScorerHandle(context.group(stage.kind), stage.kind)
     budget = stage.train.micro_batch_tokens
     held_out = ScorerSpec(
-        str(folder), context.data.slice("evaluation", RowKind.PAIRS), config.dtype, budget
+        str(folder), context.data.slice(stage.held_out, RowKind.PAIRS), config.dtype, budget
     )
     scorer.create(held_out).result(limits.start)
-    evaluation = context.data.pairs("evaluation")
-    scores = scorer.score_pairs(range(len(evaluation))).result(limits.call)
+    records = context.data.pairs(stage.held_out)
+    scores = scorer.score_pairs(range(len(records))).result(limits.call)
     scorer.drop().result(limits.call)
-    quality = scorer_quality(stage.kind, scores, evaluation)
+    quality = scorer_quality(stage.kind, scores, records)
     context.display.say("    held out: " + note(quality, *quality))
     return dict(quality)
 
@@ -80,7 +80,10 @@ def _roles(stage: ScorerStage, earlier: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _reads(stage: ScorerStage) -> Sequence[Read]:
-    return [TRAIN_PAIRS, EVALUATION_PAIRS]
+    return [
+        Read(stage.split, RowKind.PAIRS, learned=True),
+        Read(stage.held_out, RowKind.PAIRS, held_out=True),
+    ]
 
 
 REWARD = StageKind(

@@ -120,13 +120,12 @@ def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Rows[De
         path = Path(context.folder(stage.conversations))
         path = path / CONVERSATIONS if path.is_dir() else path
         read = demonstrations(path)
-        held_out = context.data.held_out
-        leaked = leaked_ids(read, held_out) if held_out is not None else frozenset[str]()
+        leaked = leaked_ids(read, context.data.held_out.values())
         usable = Rows([r for r in read.rows if r.id not in leaked], read.rejected)
         if leaked or read.rejected:
             context.display.say(
                 f"    {path.name}: {len(usable)} turns; left out: {dict(read.rejected)}, "
-                f"{len(leaked)} with an image of the evaluation split"
+                f"{len(leaked)} with a held-out image"
             )
         parts.append(usable)
         data = replace(data, conversations=str(path), leaked=leaked)
@@ -145,7 +144,7 @@ def _inputs(context: Context, name: str, stage: SftStage) -> dict[str, str]:
     if Path(stage.conversations).is_file():  # with its images
         inputs["rows"] = rows_digest([demonstrations(Path(stage.conversations))])
     if stage.conversations:
-        inputs["held_out"] = str(context.data.held_out is not None)
+        inputs["held_out"] = " ".join(context.data.held_out)
     return inputs
 
 

@@ -28,6 +28,7 @@ class SupervisedConfig:
     """Keys of every stage that trains a model on dataset rows."""
 
     kind: str = key(MISSING, "Kind of stage.")
+    split: str = key("train", "A split, or several joined by a plus sign.")
     init: str = key(MISSING, "The policy to start from: a stage or a folder.", ref="policy")
     steps: int = key(MISSING, "Optimiser steps.", ge=1)
     checkpoint_every: int = key(
@@ -39,6 +40,13 @@ class SupervisedConfig:
     batch: int = key(64, "Rows per step; all, if there are fewer.", ge=1)
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
     train: TrainConfig = key(TrainConfig(), "How the model trains.")
+
+
+@dataclass
+class MeasuredConfig(SupervisedConfig):
+    """Keys of every stage that trains a model and measures it on a split."""
+
+    held_out: str = key("evaluation", "Split, or several, that its quality is measured on.")
 
 
 class Learner(Protocol):

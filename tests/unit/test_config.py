@@ -376,6 +376,14 @@ BAD_FEEDBACK = [
         {"cost": "reward"},
         "stages.conditioned.cost: 'reward' is a stage of kind reward",
     ),
+    ("rlaif", {"split": ""}, "stages.rlaif: '' names an empty split"),
+    ("rlaif", {"split": "train+"}, "stages.rlaif: 'train+' names an empty split"),
+    ("judge", {"split": ""}, "stages.judge: '' names an empty split"),
+    (
+        "final",
+        {"split": "validation"},
+        "stages.evaluation.split: 'evaluation', but stages.final answers 'validation'",
+    ),
     # what they made
     (
         "distilled",
