@@ -96,6 +96,9 @@ def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
             kind = referred_kind(stage, key)
             _check_reference(f"stages.{name}.{key}", kind, source, earlier)
         known = STAGES[stage.kind]
+        for read in known.reads(stage):
+            if not all(read.split.split("+")):
+                raise ConfigError(f"stages.{name}: {read.split!r} names an empty split")
         for role in known.roles(stage, earlier):
             if role not in placed:
                 raise ConfigError(f"groups: stage {name!r} ({stage.kind}) needs the role {role!r}")

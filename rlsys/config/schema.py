@@ -16,7 +16,6 @@ from omegaconf import MISSING
 from rlsys.config.keys import key
 from rlsys.errors import ConfigError
 
-LOSS_FORMS = ("token_mean", "sequence_mean")
 DTYPES = ("float32", "bfloat16")
 MAX_SEED = 2**32 - 1  # NumPy's
 
@@ -35,7 +34,10 @@ class DataConfig:
         ge=20,
     )
     validation_split: str = key("validation", "Split that calibrates thresholds.")
-    evaluation_split: str = key("evaluation", "Split that no stage learns from.")
+    evaluation_split: str = key(
+        "evaluation",
+        "Split of final measurements; what a stage is measured on, no stage learns from.",
+    )
     max_prompt_tokens: int = key(
         512, "Longest prompt, image placeholder expanded; a longer one is an error.", ge=1
     )
@@ -193,46 +195,6 @@ class TrainConfig:
 
 
 @dataclass
-class SamplingConfig:
-    """Sampling of one iteration."""
-
-    num_prompts: int = key(32, "Prompts per iteration; the train split must have as many.", ge=1)
-    samples_per_prompt: int = key(4, "Responses per prompt.", ge=1)
-    max_new_tokens: int = key(16, "Longest response, tokens.", ge=1)
-    temperature: float = key(1.0, "Sampling temperature.", gt=0, le=2)
-
-
-@dataclass
-class UpdateConfig(SamplingConfig):
-    """Sampling and policy update of one iteration."""
-
-    epochs: int = key(1, "Passes over the samples of an iteration.", ge=1)
-    minibatch: int = key(128, "Samples per optimiser step.", ge=1)
-    policy_clip: float = key(0.2, "Clip of the probability ratio around 1.", gt=0, le=1)
-    loss_form: str = key(
-        "token_mean",
-        "Mean over all response tokens of a step, or over responses (the papers' form).",
-        choices=LOSS_FORMS,
-    )
-    score_clip: float = key(50.0, "Rewards and costs are clipped to -score_clip..score_clip.", gt=0)
-
-
-@dataclass
-class PpoConfig(UpdateConfig):
-    """One PPO-Lagrangian iteration."""
-
-    kl_beta: float = key(0.02, "Weight of the KL penalty towards the reference.", ge=0)
-    kl_split: str = key(
-        "full_both",
-        "Penalty in full, or by half, in both the reward and the cost.",
-        choices=("full_both", "half_both"),
-    )
-    gamma: float = key(1.0, "Discount per token.", ge=0, le=1)
-    gae_lambda: float = key(0.95, "Decay of generalised advantage estimation.", ge=0, le=1)
-    value_clip: float = key(5.0, "Clip of a critic's change of value.", gt=0)
-
-
-@dataclass
 class LagrangeConfig:
     """The multiplier."""
 
@@ -281,17 +243,6 @@ class GapConfig:
     warn: float = key(1e-4, "Largest expected gap in float32, nats; above it a warning.", gt=0)
     warn_bfloat16: float = key(0.1, "The same in bfloat16.", gt=0)
     stop_factor: float = key(10.0, "The run stops at this multiple of the expected gap.", ge=1)
-
-
-@dataclass
-class AnsweringStage:
-    """Keys of every stage that answers the evaluation split."""
-
-    cost: str = key(
-        "", "Cost model that judges safety where the data has no oracle of its own.", ref="cost"
-    )
-    max_prompts: int = key(0, "Prompts to answer; 0: all.", ge=0)
-    max_new_tokens: int = key(16, "Longest answer, tokens.", ge=1)
 
 
 @dataclass

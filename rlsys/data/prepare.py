@@ -42,16 +42,12 @@ class Read:
     "Demonstrations: which response of a pair is imitated."
     learned: bool = False
     "Trained on: rows with a held-out image are excluded."
+    held_out: bool = False
+    "Measured on: no stage learns from it, nor from rows with its images."
     judged: bool = False
     "Shown to a judge: each row needs an image and must be a first turn."
     world_only: bool = False
     "Read only where the source is a built-in world, whose oracle is needed."
-
-
-TRAIN_PROMPTS = Read("train", RowKind.PROMPTS, learned=True)
-TRAIN_PAIRS = Read("train", RowKind.PAIRS, learned=True)
-EVALUATION_PROMPTS = Read("evaluation", RowKind.PROMPTS)
-EVALUATION_PAIRS = Read("evaluation", RowKind.PAIRS)
 
 
 class Datasets:
@@ -142,10 +138,13 @@ class Datasets:
         )
 
     @cached_property
-    def held_out(self) -> Rows[Prompt] | None:
-        """The evaluation split if a stage reads it: rows with its images are not trained on."""
-        used = any(read.split == "evaluation" and not read.learned for _, read in self.reads)
-        return load_prompts(self.source, self.config.data.evaluation_split) if used else None
+    def held_out(self) -> dict[str, Rows[Prompt]]:
+        """The splits that stages are measured on, by the source's names: rows with their images are
+        not trained on.
+        """
+        splits = [self._on_disk(read.split) for _, read in self.reads if read.held_out]
+        names = sorted({part for parts in splits for part in parts})
+        return {part: load_prompts(self.source, part) for part in names}
 
     @cached_property
     def digest(self) -> str:
@@ -206,25 +205,36 @@ class Datasets:
         return [names.get(part, part) for part in split.split("+")]
 
     def _leaks(self, split: str) -> frozenset[str]:
-        """Ids of rows whose image is held out; none in the evaluation split itself."""
+        """Ids of rows whose image is held out. Of the held-out splits themselves only those whose
+        image is in the evaluation split, which loses none.
+        """
+        final = self.config.data.evaluation_split
         for part in self._on_disk(split):
             if part in self._leaked:
                 continue
-            if self.held_out is None or part == self.config.data.evaluation_split:
-                self._leaked[part] = frozenset()
-            else:
-                self._leaked[part] = leaked_ids(load_prompts(self.source, part), self.held_out)
+            against = self.held_out
+            if part in against:
+                against = {name: against[name] for name in {final} - {part} if name in against}
+            self._leaked[part] = (
+                leaked_ids(load_prompts(self.source, part), against.values())
+                if against
+                else frozenset()
+            )
         return frozenset().union(*(self._leaked[part] for part in self._on_disk(split)))
 
     def check(self) -> None:
         """Load and check everything that stages read. Raises: DataError, ConfigError."""
+        measured = {
+            part: name
+            for name, read in self.reads
+            for part in (self._on_disk(read.split) if read.held_out else [])
+        }
         for name, read in self.reads:
-            if read.learned and self.held_out is not None:
-                held_out = self.config.data.evaluation_split
-                if held_out in self._on_disk(read.split):
+            for part in self._on_disk(read.split) if read.learned else []:
+                if part in measured:
                     raise ConfigError(
-                        f"data.evaluation_split: {held_out} is held out, and stages.{name} "
-                        "learns from it"
+                        f"stages.{name}: learns from the split {part}, which stages."
+                        f"{measured[part]} is measured on"
                     )
             rows = self.rows(read.split, read.kind, read.target)
             for row in rows.rows if read.judged else []:

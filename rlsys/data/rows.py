@@ -190,13 +190,13 @@ def pixel_hash(row: Prompt) -> str:
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
-def leaked_ids(train: Rows[Prompt], evaluation: Rows[Prompt]) -> frozenset[str]:
-    """Ids of training rows whose image is also in the evaluation split."""
-    held_out = {pixel_hash(row) for row in evaluation.rows if row.image is not None}
+def leaked_ids(train: Rows[Prompt], held_out: Iterable[Rows[Prompt]]) -> frozenset[str]:
+    """Ids of training rows whose image is also in a held-out split."""
+    known = {pixel_hash(row) for rows in held_out for row in rows.rows if row.image is not None}
     hashes: dict[str | bytes, str] = {}
     for row in train.rows:  # several rows may show one image
         if row.image is not None and row.image not in hashes:
             hashes[row.image] = pixel_hash(row)
     return frozenset(
-        row.id for row in train.rows if row.image is not None and hashes[row.image] in held_out
+        row.id for row in train.rows if row.image is not None and hashes[row.image] in known
     )

@@ -39,7 +39,7 @@ from rlsys.data.rows import (
 )
 from rlsys.errors import DataError
 
-EXCLUDED = "excluded: the image is in the evaluation split"
+EXCLUDED = "excluded: the image is held out"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from rlsys.batch import (
     gather_scored,
     sample_seed,
 )
-from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig, UpdateConfig
+from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
+from rlsys.config.updates import UpdateConfig
 from rlsys.drivers.constrained import ConstrainedState, describe
 from rlsys.drivers.sampling import sample_requests, sync_weights
 from rlsys.drivers.timing import timed

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlsys.batch import Rollouts, Scores
-from rlsys.config.schema import GapConfig, LagrangeConfig, PpoConfig, TimeoutConfig
+from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
+from rlsys.config.updates import PpoConfig
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.roles.critic import Critic
 from rlsys.roles.policy import Policy

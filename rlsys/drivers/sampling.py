@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rlsys.batch import Rollouts, SampleRequest, sample_seed
-from rlsys.config.schema import UpdateConfig
+from rlsys.config.updates import UpdateConfig
 from rlsys.roles.policy import Publisher
 from rlsys.roles.rollout import Rollout
 from rlsys.runtime.pending import as_completed

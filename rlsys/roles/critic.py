@@ -10,7 +10,7 @@ from torch import Tensor
 from rlsys.algorithms.masked import aggregate
 from rlsys.algorithms.value_loss import clipped_value_loss
 from rlsys.batch import Rollouts, ValueBatch, step_rows
-from rlsys.config.schema import PpoConfig
+from rlsys.config.updates import PpoConfig
 from rlsys.models.heads import build_scorer_module
 from rlsys.roles.factory import RowSource, WorkerFactory
 from rlsys.roles.forward import collate_rollouts, forward_rollouts, merge_rows

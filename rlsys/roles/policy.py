@@ -15,7 +15,7 @@ from rlsys.algorithms.masked import aggregate, length_mask, masked_sum
 from rlsys.algorithms.policy_loss import ppo_clip
 from rlsys.algorithms.preference import dpo_loss, implicit_rewards
 from rlsys.batch import PolicyBatch, PreferencePairs, Rollouts, step_rows
-from rlsys.config.schema import UpdateConfig
+from rlsys.config.updates import UpdateConfig
 from rlsys.data.collate import Collated, collate
 from rlsys.data.rows import Demonstration
 from rlsys.engines.weights import WeightUpdate

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from rlsys.config.schema import GapConfig, LagrangeConfig, SamplingConfig
+from omegaconf import MISSING
+
+from rlsys.config.keys import key
+from rlsys.config.schema import GapConfig, LagrangeConfig, OptimConfig, TrainConfig
+from rlsys.config.updates import SamplingConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
 from rlsys.display import Bar, note
@@ -19,6 +22,31 @@ from rlsys.runtime.pending import Metrics
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
 from rlsys.stages.supervised import checkpoint_due
+
+
+@dataclass
+class AlignmentConfig:
+    """Keys of every stage that aligns a policy under a cost constraint."""
+
+    kind: str = key(MISSING, "Kind of stage.")
+    split: str = key("train", "Split of the prompts, or several joined by a plus sign.")
+    policy: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
+    reward: str = key(MISSING, "Reward model: a stage or a folder.", ref="reward")
+    cost: str = key(MISSING, "Cost model: a stage or a folder.", ref="cost")
+    iterations: int = key(MISSING, "Iterations.", ge=1)
+    lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
+    gap: GapConfig = key(
+        GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
+    )
+    optim: OptimConfig = key(OptimConfig(), "Optimiser of the policy.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+    checkpoint_every: int = key(
+        10,
+        "Iterations between the checkpoints a stopped run resumes from; 0: none.",
+        ge=0,
+        affects_result=False,
+    )
+    keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1, affects_result=False)
 
 
 def cost_threshold(
@@ -47,22 +75,14 @@ def calibration_reads(lagrange: LagrangeConfig) -> list[Read]:
     return [Read("validation", RowKind.PAIRS)] if lagrange.threshold == "auto" else []
 
 
-def check_prompts(where: str, sampling: SamplingConfig, data: Datasets) -> None:
+def check_prompts(where: str, split: str, sampling: SamplingConfig, data: Datasets) -> None:
     """Raises: ConfigError where an iteration needs more prompts than there are."""
-    rows = len(data.prompts("train"))
+    rows = len(data.prompts(split))
     if sampling.num_prompts > rows:
         raise ConfigError(
-            f"{where}.num_prompts: {sampling.num_prompts} prompts per iteration, the train split "
-            f"has {rows} usable rows"
+            f"{where}.num_prompts: {sampling.num_prompts} prompts per iteration, the split "
+            f"{split} has {rows} usable rows"
         )
-
-
-class AlignmentStage(Protocol):
-    """The keys that ``IterationReport`` reads."""
-
-    kind: str
-    iterations: int
-    checkpoint_every: int
 
 
 @dataclass
@@ -71,7 +91,7 @@ class IterationReport:
 
     context: Context
     name: str
-    stage: AlignmentStage
+    stage: AlignmentConfig
     checkpoints: StageCheckpoints
     rollout: CachedRollout
     gap: GapConfig

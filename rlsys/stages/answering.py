@@ -1,4 +1,4 @@
-"""Held-out answers and their evaluation, for every stage that answers the evaluation split."""
+"""Held-out answers and their evaluation, for every stage that answers held-out prompts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.batch import Rollouts
-from rlsys.config.schema import AnsweringStage, RunConfig, TrainConfig
+from rlsys.config.keys import key
+from rlsys.config.schema import RunConfig, TrainConfig
+from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.errors import ConfigError
 from rlsys.evaluation.answers import Answer, judge_answer, sample_rows
@@ -31,30 +33,43 @@ class Evaluated:
         return tabulate([outcome for outcome, _ in self.outcomes])
 
 
+@dataclass
+class AnsweringStage:
+    """Keys of every stage that answers held-out prompts."""
+
+    cost: str = key(
+        "", "Cost model that judges safety where the data has no oracle of its own.", ref="cost"
+    )
+    split: str = key("evaluation", "Split of the prompts, or several joined by a plus sign.")
+    max_prompts: int = key(0, "Prompts to answer; 0: all.", ge=0)
+    max_new_tokens: int = key(16, "Longest answer, tokens.", ge=1)
+
+
 class Evaluator:
     """Judges answers to held-out prompts by the data's oracle, else by the sign of the cost.
 
     Raises: ConfigError where there is neither.
     """
 
-    def __init__(self, context: Context, name: str, cost: str) -> None:
+    def __init__(self, context: Context, name: str, stage: AnsweringStage) -> None:
         self.context = context
-        self.records, self.oracle = context.data.prompts("evaluation"), context.data.oracle
+        self.records, self.oracle = context.data.prompts(stage.split), context.data.oracle
         self.scorer: ScorerHandle | None = None
         if self.oracle is not None:
             return
-        if not cost:
+        if not stage.cost:
             raise ConfigError(
                 f"stages.{name}.cost: {context.config.data.source} has no oracle; "
                 "name the cost model that judges its answers"
             )
         self.scorer = ScorerHandle(context.group("cost"), "cost")
-        model, data = context.folder(cost), context.data.slice("evaluation", RowKind.PROMPTS)
+        model = context.folder(stage.cost)
+        data = context.data.slice(stage.split, RowKind.PROMPTS)
         spec = ScorerSpec(model, data, context.config.dtype, TrainConfig().micro_batch_tokens)
         self.scorer.create(spec).result(context.config.timeouts.start)
 
     def evaluate(self, texts: Mapping[int, str]) -> Evaluated:
-        """Args: texts: row of the evaluation split -> answer."""
+        """Args: texts: row of the split -> answer."""
         rows = sorted(texts, key=lambda row: self.records[row].id)
         costs: list[float | None] = [None] * len(rows)
         if self.scorer is not None:
@@ -81,10 +96,10 @@ class Evaluator:
                     samples.write(json.dumps(row) + "\n")
 
 
-def prompts_of(context: Context, max_prompts: int) -> int:
-    """How many rows of the evaluation split to answer; ``max_prompts`` 0 means all."""
-    records = context.data.prompts("evaluation")
-    return min(max_prompts or len(records), len(records))
+def prompts_of(context: Context, stage: AnsweringStage) -> int:
+    """How many rows of the split to answer; ``max_prompts`` 0 means all."""
+    records = context.data.prompts(stage.split)
+    return min(stage.max_prompts or len(records), len(records))
 
 
 def decode(tokenizer: Any, chunk: Rollouts) -> dict[int, str]:
@@ -103,3 +118,14 @@ def evaluation_roles(stage: AnsweringStage) -> Sequence[str]:
 
 def check_answering(config: RunConfig, name: str, stage: AnsweringStage) -> None:
     check_lengths(config, f"stages.{name}", stage.max_new_tokens)
+    for other, each in config.stages.items():
+        if isinstance(each, AnsweringStage) and each.split != stage.split:
+            raise ConfigError(
+                f"stages.{name}.split: {stage.split!r}, but stages.{other} answers {each.split!r}; "
+                "a report compares answers to the same prompts"
+            )
+
+
+def answering_reads(stage: AnsweringStage) -> list[Read]:
+    """The prompts it answers."""
+    return [Read(stage.split, RowKind.PROMPTS, held_out=True)]

@@ -13,9 +13,6 @@ from omegaconf import MISSING
 from rlsys.batch import SampleRequest
 from rlsys.config.judging import AskingStage
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    AnsweringStage,
-)
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.drivers.sampling import generate_in_slices
@@ -25,6 +22,7 @@ from rlsys.models.load import load_processor
 from rlsys.report.drawing import SKY
 from rlsys.report.supervised import SUPERVISED
 from rlsys.stages.answering import (
+    AnsweringStage,
     Evaluator,
     check_answering,
     decode,
@@ -39,7 +37,7 @@ from rlsys.stages.rollout import rollout_of
 
 @dataclass
 class DisentangledStage(AskingStage, AnsweringStage):
-    """A policy whose prompts include their verified risks, on the evaluation split. Without parsed
+    """A policy whose prompts include their verified risks, on held-out prompts. Without parsed
     risks a prompt is left unchanged.
     """
 
@@ -51,9 +49,9 @@ class DisentangledStage(AskingStage, AnsweringStage):
 
 def run_disentangled(context: Context, name: str, stage: DisentangledStage, folder: Path) -> Result:
     """Greedy held-out answers of a policy whose prompts hold their verified risks."""
-    evaluator, limits = Evaluator(context, name, stage.cost), context.config.timeouts
-    records, count = context.data.prompts("evaluation"), prompts_of(context, stage.max_prompts)
-    with open_judge(context, stage.judge, "evaluation") as opened:
+    evaluator, limits = Evaluator(context, name, stage), context.config.timeouts
+    records, count = context.data.prompts(stage.split), prompts_of(context, stage)
+    with open_judge(context, stage.judge, stage.split) as opened:
         prompts = [JudgedPrompt(row, records[row].question) for row in range(count)]
         results = disentangle(opened.judge, prompts, joint=stage.joint, timeout=opened.timeout)
         prompt_set = opened.prompts
@@ -61,7 +59,7 @@ def run_disentangled(context: Context, name: str, stage: DisentangledStage, fold
     unparsed = sum(not each.known for each in results)
     check_parse_failures(name, unparsed, count, stage.max_parse_failures, outcomes)
     model = context.folder(stage.policy)
-    rollout = rollout_of(context, model, 0, stage.max_new_tokens)
+    rollout = rollout_of(context, model, 0, stage.split, stage.max_new_tokens)
     tokenizer = load_processor(model).tokenizer
     hints = [
         risk_hint(prompt_set, each.observations, tokenizer.all_special_tokens) for each in results
@@ -94,7 +92,7 @@ def _inputs(context: Context, name: str, stage: DisentangledStage) -> dict[str, 
 
 
 def _reads(stage: DisentangledStage) -> Sequence[Read]:
-    return [Read("evaluation", RowKind.PROMPTS, judged=True)]
+    return [Read(stage.split, RowKind.PROMPTS, held_out=True, judged=True)]
 
 
 DISENTANGLED = StageKind(

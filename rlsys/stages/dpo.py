@@ -11,12 +11,8 @@ from omegaconf import MISSING
 
 from rlsys.batch import PreferencePairs, PromptCursor
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    OptimConfig,
-    TrainConfig,
-)
 from rlsys.data.collate import labelled_pairs
-from rlsys.data.prepare import TRAIN_PAIRS, Read
+from rlsys.data.prepare import Read
 from rlsys.data.rows import TARGETS
 from rlsys.data.slice import RowKind
 from rlsys.drivers.dpo import with_reference
@@ -27,27 +23,18 @@ from rlsys.roles.policy import PolicyHandle, PolicySpec
 from rlsys.runtime.pending import Metrics, Pending
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
-from rlsys.stages.supervised import run_supervised
+from rlsys.stages.supervised import SupervisedConfig, run_supervised
 
 
 @dataclass
-class DpoStage:
+class DpoStage(SupervisedConfig):
     """Direct preference optimisation on labelled pairs."""
 
     kind: str = key("dpo", "Kind of stage.", choices=("dpo",))
     init: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
     target: str = key("more_helpful", "Which response of a pair is chosen.", choices=TARGETS)
     beta: float = key(0.1, "Scale of the implicit reward.", gt=0)
-    steps: int = key(MISSING, "Optimiser steps.", ge=1)
-    checkpoint_every: int = key(
-        200,
-        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
-        ge=0,
-        affects_result=False,
-    )
     batch: int = key(32, "Pairs per step; all, if there are fewer.", ge=1)
-    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
 
 
 @dataclass(frozen=True)
@@ -65,12 +52,12 @@ class _Learner:
 
 def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> Result:
     """The policy after ``steps`` steps. The reference is the policy before the first one."""
-    limits, records = context.config.timeouts, context.data.pairs("train")
+    limits, records = context.config.timeouts, context.data.pairs(stage.split)
     model = context.folder(stage.init)
     policy = PolicyHandle(context.group("policy"))
     training = context.training(stage.train, stage.optim, stage.steps)
     spec = PolicySpec(
-        model, context.data.slice("train", RowKind.PAIRS), context.config.dtype, training
+        model, context.data.slice(stage.split, RowKind.PAIRS), context.config.dtype, training
     )
     policy.create(spec).result(limits.start)
     cursor = PromptCursor(len(records), context.config.seed)
@@ -93,7 +80,7 @@ def _roles(stage: DpoStage, earlier: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _reads(stage: DpoStage) -> Sequence[Read]:
-    return [TRAIN_PAIRS]
+    return [Read(stage.split, RowKind.PAIRS, learned=True)]
 
 
 DPO = StageKind(

@@ -11,15 +11,13 @@ from omegaconf import MISSING
 
 from rlsys.batch import SampleRequest
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    AnsweringStage,
-)
-from rlsys.data.prepare import EVALUATION_PROMPTS, Read
 from rlsys.drivers.sampling import generate_in_slices
 from rlsys.errors import ConfigError
 from rlsys.models.load import load_processor
 from rlsys.stages.answering import (
+    AnsweringStage,
     Evaluator,
+    answering_reads,
     check_answering,
     decode,
     evaluation_roles,
@@ -32,7 +30,7 @@ from rlsys.stages.rollout import rollout_of
 
 @dataclass
 class EvaluateStage(AnsweringStage):
-    """Greedy answers to the evaluation split, judged."""
+    """Greedy answers to held-out prompts, judged."""
 
     kind: str = key("evaluate", "Kind of stage.", choices=("evaluate",))
     policies: dict[str, str] = key(MISSING, "Name in the report -> stage or folder.", ref="policy")
@@ -44,13 +42,13 @@ class EvaluateStage(AnsweringStage):
 
 def run_evaluate(context: Context, name: str, stage: EvaluateStage, folder: Path) -> Result:
     """Greedy answers of every policy to the same held-out prompts."""
-    evaluator = Evaluator(context, name, stage.cost)
-    count = prompts_of(context, stage.max_prompts)
+    evaluator = Evaluator(context, name, stage)
+    count = prompts_of(context, stage)
     evaluated = {}
     with context.display.bar(name, count * len(stage.policies)) as bar:
         for version, (policy, source) in enumerate(stage.policies.items()):
             model = context.folder(source)
-            rollout = rollout_of(context, model, version, stage.max_new_tokens)
+            rollout = rollout_of(context, model, version, stage.split, stage.max_new_tokens)
             requests = [SampleRequest(i, 0, 0) for i in range(count)]
             tokenizer = load_processor(model).tokenizer
             texts: dict[int, str] = {}
@@ -67,10 +65,6 @@ def _roles(stage: EvaluateStage, earlier: Mapping[str, Any]) -> Sequence[str]:
     return evaluation_roles(stage)
 
 
-def _reads(stage: EvaluateStage) -> Sequence[Read]:
-    return [EVALUATION_PROMPTS]
-
-
 EVALUATE = StageKind(
     "evaluate",
     EvaluateStage,
@@ -79,5 +73,5 @@ EVALUATE = StageKind(
     check=check_answering,
     samples=True,
     evaluates=True,
-    reads=_reads,
+    reads=answering_reads,
 )

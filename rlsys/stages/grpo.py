@@ -8,21 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from rlsys.algorithms.group_advantages import SCALES
 from rlsys.artifacts import PROGRESS
 from rlsys.batch import PromptCursor
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    GapConfig,
-    LagrangeConfig,
-    OptimConfig,
-    RunConfig,
-    TrainConfig,
-    UpdateConfig,
-)
-from rlsys.data.prepare import TRAIN_PROMPTS, Datasets, Read
+from rlsys.config.schema import LagrangeConfig, RunConfig
+from rlsys.config.updates import UpdateConfig
+from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
@@ -42,6 +34,7 @@ from rlsys.roles.rollout import RolloutHandle, RolloutSpec
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.alignment import (
+    AlignmentConfig,
     IterationReport,
     calibration_reads,
     check_prompts,
@@ -73,30 +66,14 @@ class GrpoConfig(UpdateConfig):
 
 
 @dataclass
-class GrpoStage:
+class GrpoStage(AlignmentConfig):
     """GRPO-Lagrangian; with ``lagrange.rule: fixed`` at a fixed multiplier, and without ``cost``
     on reward alone.
     """
 
     kind: str = key("grpo", "Kind of stage.", choices=("grpo",))
-    policy: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
-    reward: str = key(MISSING, "Reward model: a stage or a folder.", ref="reward")
     cost: str = key("", "Cost model: a stage or a folder; empty: reward alone.", ref="cost")
-    iterations: int = key(MISSING, "Iterations.", ge=1)
     grpo: GrpoConfig = key(GrpoConfig(), "One iteration.")
-    lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
-    gap: GapConfig = key(
-        GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
-    )
-    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
-    checkpoint_every: int = key(
-        10,
-        "Iterations between the checkpoints a stopped run resumes from; 0: none.",
-        ge=0,
-        affects_result=False,
-    )
-    keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1, affects_result=False)
 
     def check(self) -> None:
         if not self.cost and self.lagrange != LagrangeConfig():
@@ -125,7 +102,7 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
     cached = CachedRollout(rollout, folder / PROGRESS / "rollouts")
     trained = {policy.role: policy}
     checkpoints = StageCheckpoints(context, name, folder, trained, keep=stage.keep_checkpoints)
-    count = len(context.data.prompts("train"))
+    count = len(context.data.prompts(stage.split))
     state = ConstrainedState(multiplier, PromptCursor(count, config.seed))
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
@@ -166,7 +143,7 @@ def _create(
 ) -> None:
     """Build all roles in parallel."""
     config, dtype = context.config, context.config.dtype
-    data, budget = context.data.slice("train", RowKind.PROMPTS), stage.train.micro_batch_tokens
+    data, budget = context.data.slice(stage.split, RowKind.PROMPTS), stage.train.micro_batch_tokens
     named = {"policy": stage.policy, "reward": stage.reward, "cost": stage.cost}
     models = {role: context.folder(source) for role, source in named.items() if source}
     check_same_processor(models)
@@ -193,11 +170,14 @@ def _check(config: RunConfig, name: str, stage: GrpoStage) -> None:
 
 
 def _check_data(name: str, stage: GrpoStage, data: Datasets) -> None:
-    check_prompts(f"stages.{name}.grpo", stage.grpo, data)
+    check_prompts(f"stages.{name}.grpo", stage.split, stage.grpo, data)
 
 
 def _reads(stage: GrpoStage) -> Sequence[Read]:
-    return [TRAIN_PROMPTS, *(calibration_reads(stage.lagrange) if stage.cost else [])]
+    return [
+        Read(stage.split, RowKind.PROMPTS, learned=True),
+        *(calibration_reads(stage.lagrange) if stage.cost else []),
+    ]
 
 
 PICTURES = [

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    OptimConfig,
-    TrainConfig,
-)
-from rlsys.data.prepare import EVALUATION_PAIRS, TRAIN_PAIRS, Read
+from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.errors import ConfigError
@@ -22,25 +16,15 @@ from rlsys.guard.quality import guard_quality
 from rlsys.roles.guard import GuardHandle, GuardSpec, GuardTrainerHandle, GuardTrainerSpec
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
-from rlsys.stages.supervised import run_supervised
+from rlsys.stages.supervised import MeasuredConfig, run_supervised
 
 
 @dataclass
-class GuardStage:
+class GuardStage(MeasuredConfig):
     """A moderation model: unsafe, severity 0-3, category; for answers and for bare prompts."""
 
     kind: str = key("guard", "Kind of stage.", choices=("guard",))
-    init: str = key(MISSING, "The policy stage or folder that initialises its trunk.", ref="policy")
-    steps: int = key(MISSING, "Optimiser steps.", ge=1)
-    checkpoint_every: int = key(
-        200,
-        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
-        ge=0,
-        affects_result=False,
-    )
     batch: int = key(32, "Rows per step; each has three items: two answers and the prompt.", ge=1)
-    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the guard trains.")
 
     def check(self) -> None:
         if self.train.lora_rank:
@@ -48,28 +32,28 @@ class GuardStage:
 
 
 def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> Result:
-    """A guard, measured on the evaluation split."""
+    """A guard, measured on its held-out split."""
     config, limits = context.config, context.config.timeouts
     learner = GuardTrainerHandle(context.group("guard"))
     training = context.training(stage.train, stage.optim, stage.steps)
     model = context.folder(stage.init)
     spec = GuardTrainerSpec(
-        model, context.data.slice("train", RowKind.PAIRS), config.dtype, training
+        model, context.data.slice(stage.split, RowKind.PAIRS), config.dtype, training
     )
     learner.create(spec).result(limits.start)
-    rows = range(len(context.data.pairs("train")))
+    rows = range(len(context.data.pairs(stage.split)))
     run_supervised(context, name, stage, folder, learner, learner, rows)
     learner.save(folder).result(limits.call)
     guard = GuardHandle(context.group("guard"))
     budget = stage.train.micro_batch_tokens
     held_out = GuardSpec(
-        str(folder), context.data.slice("evaluation", RowKind.PAIRS), config.dtype, budget
+        str(folder), context.data.slice(stage.held_out, RowKind.PAIRS), config.dtype, budget
     )
     guard.create(held_out).result(limits.start)
-    evaluation = context.data.pairs("evaluation")
-    outputs = guard.moderate_rows(range(len(evaluation))).result(limits.call)
+    records = context.data.pairs(stage.held_out)
+    outputs = guard.moderate_rows(range(len(records))).result(limits.call)
     guard.drop().result(limits.call)
-    quality = guard_quality(outputs, evaluation)
+    quality = guard_quality(outputs, records)
     context.display.say("    held out: " + note(quality, *quality))
     return dict(quality)
 
@@ -79,7 +63,10 @@ def _roles(stage: GuardStage, earlier: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _reads(stage: GuardStage) -> Sequence[Read]:
-    return [TRAIN_PAIRS, EVALUATION_PAIRS]
+    return [
+        Read(stage.split, RowKind.PAIRS, learned=True),
+        Read(stage.held_out, RowKind.PAIRS, held_out=True),
+    ]
 
 
 GUARD = StageKind("guard", GuardStage, run_guard, _roles, makes="guard", trains=True, reads=_reads)

@@ -10,11 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    AnsweringStage,
-    TrainConfig,
-)
-from rlsys.data.prepare import EVALUATION_PROMPTS, Read
+from rlsys.config.schema import TrainConfig
 from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
@@ -27,8 +23,10 @@ from rlsys.report.section import KindReport
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.answering import (
+    AnsweringStage,
     Evaluated,
     Evaluator,
+    answering_reads,
     check_answering,
     evaluation_roles,
     prompts_of,
@@ -40,7 +38,7 @@ from rlsys.stages.rollout import rollout_of
 
 @dataclass
 class GuardedStage(AnsweringStage):
-    """A policy behind a guard, on the evaluation split: moderate, regenerate, finally refuse."""
+    """A policy behind a guard, on held-out prompts: moderate, regenerate, finally refuse."""
 
     kind: str = key("guarded", "Kind of stage.", choices=("guarded",))
     policy: str = key(MISSING, "The policy that answers: a stage or a folder.", ref="policy")
@@ -67,12 +65,12 @@ class GuardedStage(AnsweringStage):
 def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) -> Result:
     """The policy's answers after every round, and with the refusal, evaluated."""
     config, model = context.config, context.folder(stage.policy)
-    evaluator = Evaluator(context, name, stage.cost)
-    rollout = rollout_of(context, model, 0, stage.max_new_tokens, stage.temperature)
+    evaluator = Evaluator(context, name, stage)
+    rollout = rollout_of(context, model, 0, stage.split, stage.max_new_tokens, stage.temperature)
     guard = GuardHandle(context.group("guard"), stage.threshold)
     budget, data = (
         TrainConfig().micro_batch_tokens,
-        context.data.slice("evaluation", RowKind.PROMPTS),
+        context.data.slice(stage.split, RowKind.PROMPTS),
     )
     spec = GuardSpec(context.folder(stage.guard), data, config.dtype, budget)
     guard.create(spec).result(config.timeouts.start)
@@ -108,7 +106,7 @@ def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) 
             config.seed,
             config.timeouts.call,
         )
-        prompts = range(prompts_of(context, stage.max_prompts))
+        prompts = range(prompts_of(context, stage))
         final = guarded_generation(rollout, guard, prompts, run, report)
     guard.drop().result(config.timeouts.call)
     refused = evaluator.evaluate(texts(final, refuse=True))
@@ -125,10 +123,6 @@ def _inputs(context: Context, name: str, stage: GuardedStage) -> dict[str, str]:
     return {"name": name}  # its results contain it
 
 
-def _reads(stage: GuardedStage) -> Sequence[Read]:
-    return [EVALUATION_PROMPTS]
-
-
 GUARDED = StageKind(
     "guarded",
     GuardedStage,
@@ -138,7 +132,7 @@ GUARDED = StageKind(
     inputs=_inputs,
     samples=True,
     evaluates=True,
-    reads=_reads,
+    reads=answering_reads,
     report=KindReport(
         heading="Behind the guard",
         anchor="guard",

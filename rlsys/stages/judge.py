@@ -48,6 +48,7 @@ class JudgeStage:
     )
     max_new_tokens: int = key(256, "Longest reply, tokens.", ge=1)
     engine: EngineConfig = key(EngineConfig(max_model_len=4096), "Engine of the model.")
+    split: str = key("evaluation", "Split that its agreement is measured on.")
     max_prompts: int = key(200, "Held-out prompts its agreement is measured on; 0: all.", ge=0)
 
     def check(self) -> None:
@@ -137,11 +138,11 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> R
     if world is None:
         context.display.say("    not measured: the data has no oracle for the right replies")
         return {}
-    records = context.data.pairs("evaluation")
+    records = context.data.pairs(stage.split)
     rows = draw_rows(records, stage.max_prompts, context.config.seed)
     labelled = [(row, records[row]) for row in rows]
     metrics: dict[str, float] = {"prompts": len(rows)}
-    with open_judge(context, name, "evaluation", RowKind.PAIRS) as opened:
+    with open_judge(context, name, stage.split, RowKind.PAIRS) as opened:
         oracle, seed = world.feedback, context.config.seed
         metrics |= agreement(opened.judge, labelled, oracle, seed=seed, timeout=opened.timeout)
         metrics |= injection(opened.judge, labelled, oracle, timeout=opened.timeout)
@@ -197,7 +198,7 @@ def _inputs(context: Context, name: str, stage: JudgeStage) -> dict[str, str]:
 
 
 def _reads(stage: JudgeStage) -> Sequence[Read]:
-    return [Read("evaluation", RowKind.PAIRS, world_only=True)]
+    return [Read(stage.split, RowKind.PAIRS, held_out=True, world_only=True)]
 
 
 JUDGE = StageKind(

@@ -50,9 +50,10 @@ class RlaifStage(AskingStage):
 
     kind: str = key("rlaif", "Kind of stage.", choices=("rlaif",))
     policy: str = key(MISSING, "Start policy: a stage or a folder.", ref="policy")
+    split: str = key("train", "Split of the prompts, or several joined by a plus sign.")
     rounds: int = key(3, "Rounds of sampling, feedback and training on pairs.", ge=1)
     num_prompts: int = key(
-        256, "Prompts of the train split per round; all there are, where there are fewer.", ge=1
+        256, "Prompts of the split per round; all there are, where there are fewer.", ge=1
     )
     samples_per_prompt: int = key(4, "Answers per prompt.", ge=2)
     max_new_tokens: int = key(16, "Longest answer, tokens.", ge=1)
@@ -91,7 +92,7 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> R
     policy = PolicyHandle(context.group("policy"), context.runtime.transport)
     checkpoints = StageCheckpoints(context, name, folder, {policy.role: policy})
     with (
-        open_judge(context, stage.judge, "train") as opened,
+        open_judge(context, stage.judge, stage.split) as opened,
         context.display.bar(name, stage.rounds) as bar,
     ):
         rollout = rollout_handle(context, stage.max_new_tokens, stage.temperature)
@@ -114,7 +115,7 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> R
             bar.advance(note(last, "score", "recognised", "pairs/pair", "time/round"))
 
         sync_policy(roles, state.round, run)
-        questions = [record.question for record in context.data.prompts("train").rows]
+        questions = [record.question for record in context.data.prompts(stage.split).rows]
         rlaif(roles, state, run, questions, report)
     policy.save(folder).result(limits.call)
     for role in (policy, cost, guard):
@@ -128,7 +129,7 @@ def _create(
 ) -> tuple[ScorerHandle | None, GuardHandle | None]:
     """Build all roles at once. Returns: cost model and guard, None if not in the stage."""
     config, dtype = context.config, context.config.dtype
-    data = context.data.slice("train", RowKind.PROMPTS)
+    data = context.data.slice(stage.split, RowKind.PROMPTS)
     models = {"policy": context.folder(stage.policy)}
     steps = stage.rounds * stage.epochs * -(-stage.num_prompts // stage.minibatch)
     training = context.training(stage.train, stage.optim, steps)
@@ -190,7 +191,7 @@ def _check(config: RunConfig, name: str, stage: RlaifStage) -> None:
 
 
 def _reads(stage: RlaifStage) -> Sequence[Read]:
-    return [Read("train", RowKind.PROMPTS, learned=True, judged=True)]
+    return [Read(stage.split, RowKind.PROMPTS, learned=True, judged=True)]
 
 
 RLAIF = StageKind(

@@ -17,13 +17,18 @@ def rollout_handle(context: Context, max_new_tokens: int, temperature: float) ->
 
 
 def rollout_of(
-    context: Context, model: str, version: int, max_new_tokens: int, temperature: float = 1.0
+    context: Context,
+    model: str,
+    version: int,
+    split: str,
+    max_new_tokens: int,
+    temperature: float = 1.0,
 ) -> RolloutHandle:
-    """Engines with the weights of a checkpoint, on the evaluation split."""
+    """Engines with the weights of a checkpoint, on the prompts of a split."""
     config, limits = context.config, context.config.timeouts
     rollout = rollout_handle(context, max_new_tokens, temperature)
     spec = RolloutSpec(
-        model, context.data.slice("evaluation", RowKind.PROMPTS), config.engine, config.dtype
+        model, context.data.slice(split, RowKind.PROMPTS), config.engine, config.dtype
     )
     rollout.create(spec).result(limits.start)
     rollout.load_checkpoint(model, version).result(limits.sync)

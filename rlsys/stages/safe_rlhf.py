@@ -8,20 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from rlsys.artifacts import PROGRESS
 from rlsys.batch import PromptCursor
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    GapConfig,
-    LagrangeConfig,
-    OptimConfig,
-    PpoConfig,
-    RunConfig,
-    TrainConfig,
-)
-from rlsys.data.prepare import TRAIN_PROMPTS, Datasets, Read
+from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
+from rlsys.config.updates import PpoConfig
+from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
@@ -43,6 +35,7 @@ from rlsys.roles.rollout import RolloutSpec
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Pending
 from rlsys.stages.alignment import (
+    AlignmentConfig,
     IterationReport,
     calibration_reads,
     check_prompts,
@@ -56,30 +49,13 @@ from rlsys.stages.rollout import rollout_handle
 
 
 @dataclass
-class SafeRlhfStage:
+class SafeRlhfStage(AlignmentConfig):
     """PPO-Lagrangian (Safe RLHF-V)."""
 
     kind: str = key("safe_rlhf", "Kind of stage.", choices=("safe_rlhf",))
-    policy: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
-    reward: str = key(MISSING, "Reward model: a stage or a folder.", ref="reward")
-    cost: str = key(MISSING, "Cost model: a stage or a folder.", ref="cost")
-    iterations: int = key(MISSING, "Iterations.", ge=1)
     ppo: PpoConfig = key(PpoConfig(), "One iteration.")
-    lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
-    gap: GapConfig = key(
-        GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
-    )
-    optim: OptimConfig = key(OptimConfig(), "Optimiser of the policy.")
     critic_optim: OptimConfig = key(OptimConfig(), "Optimiser of both critics.")
-    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
     critic_train: TrainConfig = key(TrainConfig(), "How both critics train.")
-    checkpoint_every: int = key(
-        10,
-        "Iterations between the checkpoints a stopped run resumes from; 0: none.",
-        ge=0,
-        affects_result=False,
-    )
-    keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1, affects_result=False)
 
     def check(self) -> None:
         if self.critic_train.lora_rank:
@@ -102,7 +78,7 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     checkpoints = StageCheckpoints(context, name, folder, trained, keep=keep)
     state = ConstrainedState(
         Multiplier.start(stage.lagrange),
-        PromptCursor(len(context.data.prompts("train")), config.seed),
+        PromptCursor(len(context.data.prompts(stage.split)), config.seed),
     )
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
@@ -147,7 +123,7 @@ class _Handles:
         policy, reward, cost = map(context.folder, (stage.policy, stage.reward, stage.cost))
         check_same_processor({"policy": policy, "reward": reward, "cost": cost})
         ppo, dtype = stage.ppo, config.dtype
-        data = context.data.slice("train", RowKind.PROMPTS)
+        data = context.data.slice(stage.split, RowKind.PROMPTS)
         steps = total_steps(ppo, stage.iterations)
         trained = context.training(stage.train, stage.optim, steps)
         critic = context.training(stage.critic_train, stage.critic_optim, steps)
@@ -181,11 +157,11 @@ def _check(config: RunConfig, name: str, stage: SafeRlhfStage) -> None:
 
 
 def _reads(stage: SafeRlhfStage) -> Sequence[Read]:
-    return [TRAIN_PROMPTS, *calibration_reads(stage.lagrange)]
+    return [Read(stage.split, RowKind.PROMPTS, learned=True), *calibration_reads(stage.lagrange)]
 
 
 def _check_data(name: str, stage: SafeRlhfStage, data: Datasets) -> None:
-    check_prompts(f"stages.{name}.ppo", stage.ppo, data)
+    check_prompts(f"stages.{name}.ppo", stage.split, stage.ppo, data)
 
 
 PICTURES = [

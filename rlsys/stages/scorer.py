@@ -10,11 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    OptimConfig,
-    TrainConfig,
-)
-from rlsys.data.prepare import EVALUATION_PAIRS, TRAIN_PAIRS, Read
+from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.errors import ConfigError
@@ -28,23 +24,14 @@ from rlsys.roles.scorer import (
 )
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
-from rlsys.stages.supervised import run_supervised
+from rlsys.stages.supervised import MeasuredConfig, run_supervised
 
 
 @dataclass
-class ScorerStage:
+class ScorerStage(MeasuredConfig):
     """A reward model (kind reward) or a cost model (kind cost) that sees the image."""
 
     kind: str = key(MISSING, "Kind of stage.", choices=("reward", "cost"))
-    init: str = key(MISSING, "The policy stage or folder that initialises its trunk.", ref="policy")
-    steps: int = key(MISSING, "Optimiser steps.", ge=1)
-    checkpoint_every: int = key(
-        200,
-        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
-        ge=0,
-        affects_result=False,
-    )
-    batch: int = key(64, "Pairs per step; all, if there are fewer.", ge=1)
     regularization: float = key(0.001, "Weight of the squared scores in the loss.", ge=0)
     sign_scale: float = key(
         1.0, "Cost only: weight of the sign terms against the ranking term.", ge=0
@@ -54,8 +41,6 @@ class ScorerStage:
         "Cost only: labels of the sign terms.",
         choices=("graded", "graded_normalised", "sign"),
     )
-    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the model trains.")
 
     def check(self) -> None:
         if self.train.lora_rank:
@@ -63,29 +48,29 @@ class ScorerStage:
 
 
 def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) -> Result:
-    """A reward or cost model, measured on the evaluation split."""
+    """A reward or cost model, measured on its held-out split."""
     config, limits = context.config, context.config.timeouts
     loss = ScorerLoss(stage.kind, stage.regularization, stage.sign_scale, stage.label_mode)
     learner = ScorerTrainerHandle(context.group(stage.kind), loss)
     training = context.training(stage.train, stage.optim, stage.steps)
     model = context.folder(stage.init)
     spec = ScorerTrainerSpec(
-        model, context.data.slice("train", RowKind.PAIRS), config.dtype, training
+        model, context.data.slice(stage.split, RowKind.PAIRS), config.dtype, training
     )
     learner.create(spec).result(limits.start)
-    rows = range(len(context.data.pairs("train")))
+    rows = range(len(context.data.pairs(stage.split)))
     run_supervised(context, name, stage, folder, learner, learner, rows)
     learner.save(folder).result(limits.call)
     scorer = ScorerHandle(context.group(stage.kind), stage.kind)
     budget = stage.train.micro_batch_tokens
     held_out = ScorerSpec(
-        str(folder), context.data.slice("evaluation", RowKind.PAIRS), config.dtype, budget
+        str(folder), context.data.slice(stage.held_out, RowKind.PAIRS), config.dtype, budget
     )
     scorer.create(held_out).result(limits.start)
-    evaluation = context.data.pairs("evaluation")
-    scores = scorer.score_pairs(range(len(evaluation))).result(limits.call)
+    records = context.data.pairs(stage.held_out)
+    scores = scorer.score_pairs(range(len(records))).result(limits.call)
     scorer.drop().result(limits.call)
-    quality = scorer_quality(stage.kind, scores, evaluation)
+    quality = scorer_quality(stage.kind, scores, records)
     context.display.say("    held out: " + note(quality, *quality))
     return dict(quality)
 
@@ -95,7 +80,10 @@ def _roles(stage: ScorerStage, earlier: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _reads(stage: ScorerStage) -> Sequence[Read]:
-    return [TRAIN_PAIRS, EVALUATION_PAIRS]
+    return [
+        Read(stage.split, RowKind.PAIRS, learned=True),
+        Read(stage.held_out, RowKind.PAIRS, held_out=True),
+    ]
 
 
 REWARD = StageKind(

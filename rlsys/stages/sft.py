@@ -7,16 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    LOSS_FORMS,
-    OptimConfig,
-    RunConfig,
-    TinyConfig,
-    TrainConfig,
-)
+from rlsys.config.schema import RunConfig, TinyConfig
+from rlsys.config.updates import LOSS_FORMS
 from rlsys.data.prepare import Read
 from rlsys.data.rows import (
     TARGETS,
@@ -37,13 +30,13 @@ from rlsys.roles.policy import PolicyHandle, PolicySpec
 from rlsys.runtime.pending import Metrics, Pending
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
-from rlsys.stages.supervised import run_supervised
+from rlsys.stages.supervised import SupervisedConfig, run_supervised
 
 CONVERSATIONS = "conversations.jsonl"  # in the folder of a stage that makes conversations
 
 
 @dataclass
-class SftStage:
+class SftStage(SupervisedConfig):
     """Supervised fine-tuning on one response of each pair."""
 
     kind: str = key("sft", "Kind of stage.", choices=("sft",))
@@ -70,16 +63,6 @@ class SftStage:
         "Mean over all response tokens of a step, or over responses, which all weigh the same.",
         choices=LOSS_FORMS,
     )
-    steps: int = key(MISSING, "Optimiser steps.", ge=1)
-    checkpoint_every: int = key(
-        200,
-        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
-        ge=0,
-        affects_result=False,
-    )
-    batch: int = key(64, "Rows per step; all, if there are fewer.", ge=1)
-    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
 
     def check(self) -> None:
         if not self.split and not self.conversations:
@@ -137,13 +120,12 @@ def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Rows[De
         path = Path(context.folder(stage.conversations))
         path = path / CONVERSATIONS if path.is_dir() else path
         read = demonstrations(path)
-        held_out = context.data.held_out
-        leaked = leaked_ids(read, held_out) if held_out is not None else frozenset[str]()
+        leaked = leaked_ids(read, context.data.held_out.values())
         usable = Rows([r for r in read.rows if r.id not in leaked], read.rejected)
         if leaked or read.rejected:
             context.display.say(
                 f"    {path.name}: {len(usable)} turns; left out: {dict(read.rejected)}, "
-                f"{len(leaked)} with an image of the evaluation split"
+                f"{len(leaked)} with a held-out image"
             )
         parts.append(usable)
         data = replace(data, conversations=str(path), leaked=leaked)
@@ -162,7 +144,7 @@ def _inputs(context: Context, name: str, stage: SftStage) -> dict[str, str]:
     if Path(stage.conversations).is_file():  # with its images
         inputs["rows"] = rows_digest([demonstrations(Path(stage.conversations))])
     if stage.conversations:
-        inputs["held_out"] = str(context.data.held_out is not None)
+        inputs["held_out"] = " ".join(context.data.held_out)
     return inputs
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from omegaconf import MISSING
+
 from rlsys.batch import PromptCursor
+from rlsys.config.keys import key
+from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.display import note
 from rlsys.drivers.sft import train
 from rlsys.roles.trained import TrainedHandle
@@ -18,13 +23,30 @@ from rlsys.stages.context import Context
 LOG_EVERY = 5  # optimiser steps between two rows of metrics.jsonl
 
 
-class SupervisedStage(Protocol):
-    """The keys that ``run_supervised`` reads."""
+@dataclass
+class SupervisedConfig:
+    """Keys of every stage that trains a model on dataset rows."""
 
-    kind: str
-    steps: int
-    batch: int
-    checkpoint_every: int
+    kind: str = key(MISSING, "Kind of stage.")
+    split: str = key("train", "A split, or several joined by a plus sign.")
+    init: str = key(MISSING, "The policy to start from: a stage or a folder.", ref="policy")
+    steps: int = key(MISSING, "Optimiser steps.", ge=1)
+    checkpoint_every: int = key(
+        200,
+        "Optimiser steps between the checkpoints that a stopped run resumes from; 0: none.",
+        ge=0,
+        affects_result=False,
+    )
+    batch: int = key(64, "Rows per step; all, if there are fewer.", ge=1)
+    optim: OptimConfig = key(OptimConfig(), "Optimiser.")
+    train: TrainConfig = key(TrainConfig(), "How the model trains.")
+
+
+@dataclass
+class MeasuredConfig(SupervisedConfig):
+    """Keys of every stage that trains a model and measures it on a split."""
+
+    held_out: str = key("evaluation", "Split, or several, that its quality is measured on.")
 
 
 class Learner(Protocol):
@@ -36,7 +58,7 @@ class Learner(Protocol):
 def run_supervised(
     context: Context,
     name: str,
-    stage: SupervisedStage,
+    stage: SupervisedConfig,
     folder: Path,
     role: TrainedHandle,
     learner: Learner,

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from rlsys.batch import PolicyBatch, Rollouts, SampleRequest, ValueBatch, sample_seed
-from rlsys.config.schema import OptimConfig, PpoConfig, RunConfig, TrainConfig
+from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
+from rlsys.config.updates import PpoConfig
 from rlsys.data.slice import DataSlice, RowKind
 from rlsys.data.source import load_pairs
 from rlsys.engines.transports.registry import TRANSPORTS

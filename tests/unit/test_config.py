@@ -376,6 +376,14 @@ BAD_FEEDBACK = [
         {"cost": "reward"},
         "stages.conditioned.cost: 'reward' is a stage of kind reward",
     ),
+    ("rlaif", {"split": ""}, "stages.rlaif: '' names an empty split"),
+    ("rlaif", {"split": "train+"}, "stages.rlaif: 'train+' names an empty split"),
+    ("judge", {"split": ""}, "stages.judge: '' names an empty split"),
+    (
+        "final",
+        {"split": "validation"},
+        "stages.evaluation.split: 'evaluation', but stages.final answers 'validation'",
+    ),
     # what they made
     (
         "distilled",
@@ -633,7 +641,7 @@ def test_how_often_a_stage_is_saved_is_no_part_of_what_it_makes() -> None:
 def test_every_key_is_read_somewhere() -> None:
     """Outside of what a class says about its own keys."""
     files = [*(ROOT / "rlsys").rglob("*.py"), *(ROOT / "actors").rglob("*.py")]
-    own = {ROOT / "rlsys" / "config" / f"{name}.py" for name in ("schema", "judging")}
+    own = {ROOT / "rlsys" / "config" / f"{name}.py" for name in ("schema", "updates", "judging")}
     text = "\n".join(file.read_text() for file in files if file not in own)
     keys = [(cls.__name__, field.name) for cls in classes() for field in dataclasses.fields(cls)]
     assert len(keys) > 90

@@ -16,7 +16,7 @@ import yaml
 from omegaconf import MISSING
 
 import rlsys
-from rlsys.config import judging, schema
+from rlsys.config import judging, schema, updates
 from rlsys.config.check import check
 from rlsys.config.docs import DOCS, kind_table, markdown
 from rlsys.config.keys import KeyInfo, describe, key
@@ -72,7 +72,7 @@ def classes() -> list[Any]:
     """Those that several stages share, those of the stages, and all that are inside them."""
     found = dict.fromkeys(
         value
-        for module in (schema, judging)
+        for module in (schema, updates, judging)
         for value in vars(module).values()
         if isinstance(value, type)
         and dataclasses.is_dataclass(value)

@@ -69,7 +69,7 @@ def test_what_cannot_be_used_is_counted(folder: Path, tmp_path: Path) -> None:
     found = demonstrations(path, exclude=frozenset({"two"}))
     assert [r.id for r in found.rows] == ["plain"]
     assert found.rejected == {
-        "excluded: the image is in the evaluation split": 1,
+        "excluded: the image is held out": 1,
         "image file is absent": 1,
         "repeated id": 1,
         "conversations is not a list of pairs of turns": 1,
@@ -82,7 +82,7 @@ def test_an_image_of_the_evaluation_split_is_seen_in_every_turn(
     folder: Path, records: Rows[Demonstration]
 ) -> None:
     held_out = Rows(records.rows[:1])
-    assert leaked_ids(records, held_out) == {"two", "two/1"}
+    assert leaked_ids(records, [held_out]) == {"two", "two/1"}
 
 
 def test_a_later_turn_is_asked_after_the_earlier_ones(

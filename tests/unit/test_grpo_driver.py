@@ -11,7 +11,8 @@ import torch
 from rlsys.algorithms.advantages import mix_advantages
 from rlsys.algorithms.group_advantages import group_normalise
 from rlsys.batch import PolicyBatch, PromptCursor
-from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig, UpdateConfig
+from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
+from rlsys.config.updates import UpdateConfig
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.grpo_lagrangian import GrpoRoles, GrpoRun, grpo_lagrangian
 from rlsys.drivers.multiplier import Multiplier

@@ -17,7 +17,7 @@ from rlsys.batch import (
     SampleRequest,
     ValueBatch,
 )
-from rlsys.config.schema import PpoConfig
+from rlsys.config.updates import PpoConfig
 from rlsys.engines.weights import WeightUpdate
 from rlsys.errors import ConfigError, RoleError, SyncError
 from rlsys.guard.labels import OUTPUTS

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from rlsys.artifacts import ArtifactStore
-from rlsys.config.schema import DataConfig, LagrangeConfig, PpoConfig, RunConfig
-from rlsys.data.prepare import EVALUATION_PROMPTS, Datasets, Read, names_folder, prepare
+from rlsys.config.schema import DataConfig, LagrangeConfig, RunConfig
+from rlsys.config.updates import PpoConfig
+from rlsys.data.prepare import Datasets, Read, names_folder, prepare
 from rlsys.data.rows import Prompt, Rows, rows_digest
 from rlsys.data.slice import RowKind
 from rlsys.data.source import load_pairs
@@ -24,6 +25,7 @@ from rlsys.stages.disentangled import DisentangledStage
 from rlsys.stages.dpo import DpoStage
 from rlsys.stages.evaluate import EvaluateStage
 from rlsys.stages.filter import FilterStage
+from rlsys.stages.grpo import GrpoStage
 from rlsys.stages.guard import GuardStage
 from rlsys.stages.guarded import GuardedStage
 from rlsys.stages.judge import JudgeStage
@@ -91,6 +93,10 @@ def auto(threshold: str = "auto") -> SafeRlhfStage:
     return SafeRlhfStage(iterations=1, lagrange=LagrangeConfig(threshold=threshold))
 
 
+def auto_on(split: str) -> SafeRlhfStage:
+    return SafeRlhfStage(iterations=1, split=split)
+
+
 EVALUATE = EvaluateStage(policies={"x": "x"})
 REWARD = ScorerStage(kind="reward", steps=1)
 
@@ -125,7 +131,7 @@ def test_a_recipe_that_only_imitates_needs_only_what_it_imitates(folder: Path) -
     rows = [{"question": "a ?", "answer": "b", "image": "train.png"}, {"question": "c ?"}]
     data = prepared(only(folder, train=[{**each, "answer": "x"} for each in rows]), sft())
     assert len(data.demonstrations("train", "more_helpful")) == 2
-    assert data.held_out is None
+    assert data.held_out == {}
     data = prepared(only(folder, train=[row(n, image="train.png") for n in (0, 1)]), sft())
     assert len(data.demonstrations("train", "more_helpful")) == 2
     with pytest.raises(DataError, match=r"neither evaluation\.jsonl nor"):
@@ -185,7 +191,72 @@ def test_a_recipe_that_only_imitates_or_asks_a_judge_reads_no_pairs() -> None:
     asked = Read("train", RowKind.PROMPTS, learned=True, judged=True)
     assert list(STAGES["rlaif"].reads(RlaifStage(judge="x"))) == [asked]
     assert all(read.world_only for read in STAGES["judge"].reads(JudgeStage()))
-    assert list(STAGES["evaluate"].reads(EVALUATE)) == [EVALUATION_PROMPTS]
+    assert list(STAGES["evaluate"].reads(EVALUATE)) == [
+        Read("evaluation", RowKind.PROMPTS, held_out=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "found"),
+    [
+        (sft("teach"), "teach: 3 demonstrations (1 without an image)"),
+        (DpoStage(steps=1, split="more"), "more: 2 pairs"),
+        (
+            ScorerStage(kind="cost", steps=1, split="train+more", held_out="validation"),
+            "train+more: 4 pairs; validation: 2 pairs",
+        ),
+        (
+            GuardStage(steps=1, split="more", held_out="validation"),
+            "more: 2 pairs; validation: 2 pairs",
+        ),
+        (
+            SafeRlhfStage(iterations=1, split="more"),
+            "more: 2 prompts; validation: 2 pairs",
+        ),
+        (GrpoStage(iterations=1, split="train+more"), "train+more: 4 prompts"),
+        (RlaifStage(judge="x", split="more"), "more: 2 prompts"),
+        (ObserveStage(judge="x", split="more"), "more: 2 prompts"),
+        (DisentangledStage(judge="x", split="validation"), "validation: 2 prompts"),
+        (GuardedStage(split="validation"), "validation: 2 prompts"),
+        (EvaluateStage(policies={"x": "x"}, split="validation"), "validation: 2 prompts"),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_a_stage_reads_the_splits_it_names_and_no_other(
+    stage: Any, found: str, folder: Path
+) -> None:
+    Image.new("RGB", (56, 56), (200, 9, 30)).save(folder / "more.png")
+    write_split(folder, "more", [row(n, id=f"more-{n}", image="more.png") for n in (0, 1)])
+    (folder / "evaluation.jsonl").unlink()
+    assert prepared(folder, stage).summary == found
+
+
+def test_a_judge_in_a_world_is_measured_on_the_split_it_names(folder: Path) -> None:
+    judge = JudgeStage(model="x", split="validation")
+    data = prepared(folder, judge, source="riskworld", sizes={"validation": 20})
+    assert data.summary == "validation: 20 pairs"
+
+
+def test_a_split_that_does_not_exist_is_named(folder: Path) -> None:
+    for stage in (ScorerStage(kind="reward", steps=1, held_out="absent"), auto_on("train+absent")):
+        with pytest.raises(DataError, match=r"neither absent\.jsonl nor absent\.parquet") as found:
+            prepared(folder, stage)
+        assert "\n" not in str(found.value)
+
+
+def test_whatever_is_measured_on_is_kept_from_training(folder: Path) -> None:
+    """Validation shows a picture of the evaluation split, train one of each."""
+    for split, name, shown in (("train", "t", SPLITS), ("validation", "v", SPLITS[1:])):
+        rows = [row(0, id=f"{name}-{each}", image=f"{each}.png") for each in shown]
+        write_split(folder, split, rows)
+    tuned = EvaluateStage(policies={"x": "x"}, split="validation")
+    alone = prepared(folder, DpoStage(steps=1), tuned)
+    assert ids(alone.pairs("train")) == ["t-train"], "validation shows the other two"
+    assert ids(alone.prompts("validation")) == ["v-validation", "v-evaluation"]
+    both = prepared(folder, DpoStage(steps=1), tuned, REWARD)
+    assert ids(both.pairs("train")) == ["t-train"]
+    assert ids(both.prompts("validation")) == ["v-validation"]
+    assert ids(both.pairs("evaluation")) == ["evaluation-0", "evaluation-1"]
 
 
 def test_a_picture_that_is_held_out_is_not_learned_from(folder: Path) -> None:
@@ -195,7 +266,7 @@ def test_a_picture_that_is_held_out_is_not_learned_from(folder: Path) -> None:
     found = data.demonstrations("train+teach", "more_helpful")
     assert ids(found) == ["train-0", "train-1", "two", "two/1", "plain"]
     assert data.slice("train+teach", RowKind.DEMONSTRATIONS, "more_helpful").load() == found
-    assert "rejected 1 x excluded: the image is in the evaluation split" in data.summary
+    assert "rejected 1 x excluded: the image is held out" in data.summary
     alone = prepared(folder, learned)
     assert len(alone.demonstrations("train+teach", "more_helpful")) == 7
     assert alone.digest != data.digest
@@ -203,9 +274,9 @@ def test_a_picture_that_is_held_out_is_not_learned_from(folder: Path) -> None:
 
 
 def test_what_is_held_out_cannot_be_learned_from(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.evaluation_split: validation is held out, and"):
+    with pytest.raises(ConfigError, match=r"stages\.stage-0: learns from the split validation"):
         prepared(folder, sft("train+validation"), EVALUATE, evaluation_split="validation")
-    with pytest.raises(ConfigError, match=r"evaluation is held out, and stages\.stage-0 learns"):
+    with pytest.raises(ConfigError, match=r"evaluation, which stages\.stage-1 is measured on"):
         prepared(folder, ObserveStage(judge="x", split="evaluation"), EVALUATE)
     data = prepared(folder, auto(), EVALUATE, evaluation_split="validation")
     assert ids(data.pairs("validation")) == ids(data.prompts("evaluation"))

@@ -339,7 +339,7 @@ def test_a_split_without_a_usable_row_is_an_error(folder: Path) -> None:
 def test_excluded_rows_are_left_out_and_counted(folder: Path) -> None:
     records = load_pairs(str(folder), "train", exclude=frozenset({"row-1", "row-9"}))
     assert [record.id for record in records.rows] == ["row-0", "row-2"]
-    assert records.rejected == {"excluded: the image is in the evaluation split": 1}
+    assert records.rejected == {"excluded: the image is held out": 1}
 
 
 # images
@@ -379,7 +379,7 @@ def test_the_same_picture_in_another_format_is_found(folder: Path) -> None:
     rewrite(folder, held_out, "evaluation")
     train, evaluation = split(folder, "train"), split(folder, "evaluation")
     assert pixel_hash(train[1]) == pixel_hash(evaluation[0])
-    assert leaked_ids(train, evaluation) == {"row-1"}
+    assert leaked_ids(train, [evaluation]) == {"row-1"}
 
 
 def test_a_picture_that_differs_in_one_pixel_is_another(folder: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rlsys.batch import PolicyBatch, PreferencePairs, Rollouts, ValueBatch, micro_batches
-from rlsys.config.schema import OptimConfig, PpoConfig, TrainConfig
+from rlsys.config.schema import OptimConfig, TrainConfig
+from rlsys.config.updates import PpoConfig
 from rlsys.data.collate import labelled_pairs
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.rows import PreferencePair, Rows, demonstration

@@ -1,0 +1,49 @@
+"""Keys of one iteration of the stages that sample from the policy and update it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlsys.config.keys import key
+
+LOSS_FORMS = ("token_mean", "sequence_mean")
+
+
+@dataclass
+class SamplingConfig:
+    """Sampling of one iteration."""
+
+    num_prompts: int = key(32, "Prompts per iteration; the split must have as many.", ge=1)
+    samples_per_prompt: int = key(4, "Responses per prompt.", ge=1)
+    max_new_tokens: int = key(16, "Longest response, tokens.", ge=1)
+    temperature: float = key(1.0, "Sampling temperature.", gt=0, le=2)
+
+
+@dataclass
+class UpdateConfig(SamplingConfig):
+    """Sampling and policy update of one iteration."""
+
+    epochs: int = key(1, "Passes over the samples of an iteration.", ge=1)
+    minibatch: int = key(128, "Samples per optimiser step.", ge=1)
+    policy_clip: float = key(0.2, "Clip of the probability ratio around 1.", gt=0, le=1)
+    loss_form: str = key(
+        "token_mean",
+        "Mean over all response tokens of a step, or over responses (the papers' form).",
+        choices=LOSS_FORMS,
+    )
+    score_clip: float = key(50.0, "Rewards and costs are clipped to -score_clip..score_clip.", gt=0)
+
+
+@dataclass
+class PpoConfig(UpdateConfig):
+    """One PPO-Lagrangian iteration."""
+
+    kl_beta: float = key(0.02, "Weight of the KL penalty towards the reference.", ge=0)
+    kl_split: str = key(
+        "full_both",
+        "Penalty in full, or by half, in both the reward and the cost.",
+        choices=("full_both", "half_both"),
+    )
+    gamma: float = key(1.0, "Discount per token.", ge=0, le=1)
+    gae_lambda: float = key(0.95, "Decay of generalised advantage estimation.", ge=0, le=1)
+    value_clip: float = key(5.0, "Clip of a critic's change of value.", gt=0)
