@@ -41,6 +41,9 @@ class DataConfig:
     max_prompt_tokens: int = key(
         512, "Longest prompt, image placeholder expanded; a longer one is an error.", ge=1
     )
+    blank_images: bool = key(
+        False, "Every model sees plain grey pictures: what words alone can teach, as a control."
+    )
 
     def check(self) -> None:
         for name in ("source", "validation_split", "evaluation_split"):

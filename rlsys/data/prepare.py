@@ -124,9 +124,9 @@ class Datasets:
 
     def slice(self, split: str, kind: RowKind, target: str = "") -> DataSlice:
         """The same rows for a role in another process; an empty ``split`` has none."""
-        limit = self.config.data.max_prompt_tokens
+        limit, blank = self.config.data.max_prompt_tokens, self.config.data.blank_images
         if not split:
-            return DataSlice(self.source, "", kind, limit, target)
+            return DataSlice(self.source, "", kind, limit, target, blank_images=blank)
         return DataSlice(
             self.source,
             "+".join(self._on_disk(split)),
@@ -135,6 +135,7 @@ class Datasets:
             target,
             exclude=self._leaks(split),
             ids=ids_digest(self.rows(split, kind, target)),
+            blank_images=blank,
         )
 
     @cached_property
@@ -155,7 +156,9 @@ class Datasets:
             self.rows(read.split, read.kind, read.target) for _, read in self.reads
         )
         left_out = sorted(frozenset().union(*(self._leaks(read.split) for _, read in self.reads)))
-        return hashlib.sha256("\n".join([source, *left_out]).encode()).hexdigest()
+        return hashlib.sha256(
+            "\n".join([source, *left_out, *["blank"] * self.config.data.blank_images]).encode()
+        ).hexdigest()
 
     @property
     def learned(self) -> list[tuple[str, RowKind, str]]:
@@ -195,7 +198,8 @@ class Datasets:
         key = (split, kind, target)
         if key not in self._loaded:
             parts = "+".join(self._on_disk(split))
-            self._loaded[key] = load(self.source, parts, exclude=self._leaks(split))
+            rows = load(self.source, parts, exclude=self._leaks(split))
+            self._loaded[key] = rows.blanked() if self.config.data.blank_images else rows
         return self._loaded[key]
 
     def _on_disk(self, split: str) -> list[str]:

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rlsys.errors import DataError
 
+GREY = (128, 128, 128)
 TARGETS = ("more_helpful", "safer")
 """Which response of a pair is imitated or chosen."""
 R = TypeVar("R", bound="Prompt")
@@ -34,6 +35,8 @@ class Prompt:
     image: str | bytes | None
     row: Mapping[str, Any] = field(default_factory=dict, repr=False)
     history: tuple[tuple[str, str], ...] = ()
+    blank: bool = False
+    "The image is shown as a plain grey one of its size."
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -60,7 +63,7 @@ class Prompt:
     def open_image(self) -> Image.Image:
         """Decoded, RGB. Raises: DataError naming the file or the row."""
         with self._opened() as image:
-            return image.convert("RGB")
+            return Image.new("RGB", image.size, GREY) if self.blank else image.convert("RGB")
 
     def image_size(self) -> tuple[int, int]:
         """Width and height, pixels; nothing is decoded. Raises: DataError as ``open_image``."""
@@ -146,6 +149,10 @@ class Rows(Generic[R_co]):
 
     def __getitem__(self, index: int) -> R_co:
         return self.rows[index]
+
+    def blanked(self) -> Rows[R_co]:
+        """The same rows with ``blank`` set."""
+        return Rows([replace(row, blank=True) for row in self.rows], self.rejected)
 
     def of_kind(self, numbers: Iterable[int], kind: type[R]) -> list[R]:
         """These rows. Raises: DataError for one of another kind."""

@@ -39,6 +39,7 @@ class DataSlice:
     "Ids to leave out of the conversations."
     ids: str = ""
     "Expected ``ids_digest``, if known: processes refer to rows by number."
+    blank_images: bool = False
 
     def load(self) -> Rows[Prompt]:
         """Rows of the type that ``kind`` names. Raises: DataError, also where they differ from the
@@ -54,7 +55,7 @@ class DataSlice:
                 f"({socket.gethostname()}), not those the driver read; rejected here: "
                 f"{dict(rows.rejected)}. Is the folder complete on every node?"
             )
-        return rows
+        return rows.blanked() if self.blank_images else rows
 
     def _of_split(self) -> Rows[Prompt]:
         if self.kind is RowKind.PAIRS:

@@ -451,3 +451,17 @@ def test_lines_that_are_no_utf_8_are_named(folder: Path) -> None:
     train.write_bytes('{"question": "é"}\n'.encode("utf-16"))
     with pytest.raises(DataError, match=r"train\.jsonl, line 1: not UTF-8"):
         prepared(folder, sft())
+
+
+def test_blank_images_reach_every_role_and_are_another_input(folder: Path) -> None:
+    sighted, blank = prepared(folder, sft()), prepared(folder, sft(), blank_images=True)
+    assert sighted.digest != blank.digest
+    pictures = [
+        data.slice("train", RowKind.DEMONSTRATIONS, "more_helpful").load()[0].open_image()
+        for data in (sighted, blank)
+    ]
+    assert pictures[0].size == pictures[1].size
+    assert len(pictures[0].getcolors() or []) == 1
+    assert pictures[0].getpixel((0, 0)) == (0, 90, 30)
+    assert blank.demonstrations("train", "more_helpful")[0].blank
+    assert pictures[1].getcolors() == [(56 * 56, (128, 128, 128))]
