@@ -82,10 +82,9 @@ def page(rows: list[str]) -> list[str]:
 
 
 NOTES = [
-    "With more engines each one decodes fewer sequences together, and matrix products of another",
-    "shape round differently: log-probabilities differ in the seventh digit, and now and then the",
-    "sampler's draw falls between the two. The policies then train on other samples. Training does",
-    "not care in which order chunks arrive, as batches are put in the order of prompt and sample.",
+    "An engine draws one chunk of prompts at a time, so what is decoded together, and with it how",
+    "matrix products round, does not depend on how many engines share the chunks. Training does not",
+    "care in which order chunks arrive, as batches are put in the order of prompt and sample.",
 ]
 
 

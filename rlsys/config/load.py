@@ -18,7 +18,8 @@ from rlsys.stages.registry import STAGES
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe, apply dotted ``key=value`` overrides, type and check everything.
+    """Read a recipe and what it is based on, apply dotted ``key=value`` overrides, type and check
+    everything.
 
     Raises: ConfigError naming the key, for an unknown key, a wrong type, a missing or bad value.
     """
@@ -27,7 +28,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"{override!r}: overrides are written key=value")
-    recipe = _read(str(path))
+    recipe = _with_base(Path(path), ())
     for override in overrides:
         recipe = _override(str(path), recipe, override)
     merged = _merge(str(path), "", OmegaConf.structured(RunConfig), recipe)
@@ -37,6 +38,38 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         config.stages[name] = _stage(str(path), name, stage)
     check(config)
     return config
+
+
+def _with_base(path: Path, above: tuple[Path, ...]) -> Any:
+    """The recipe on top of the one that ``base`` names, relative to its own folder. A stage without
+    ``kind`` changes keys of the base's stage, one with it comes after the base's stages, in place
+    of one of the same name, and null removes one.
+    """
+    recipe, own = _read(str(path)), path.resolve()
+    base = recipe.pop("base", None)
+    if base is None:
+        return recipe
+    if not isinstance(base, str) or not (own.parent / base).is_file():
+        raise ConfigError(f"{path}: base: {base!r}: no such recipe beside it")
+    if own in above:
+        raise ConfigError(f"{path}: base: {base}: recipes are based on each other in a circle")
+    merged = _with_base(own.parent / base, (*above, own))
+    for name, stage in (_stages_of(recipe)).items():
+        if stage is None and name not in _stages_of(merged):
+            raise ConfigError(f"{path}: stages.{name}: null, but {base} has no such stage")
+        if stage is None or (OmegaConf.is_dict(stage) and "kind" in stage):
+            _stages_of(merged).pop(name, None)
+        if stage is None:
+            del recipe.stages[name]
+    try:
+        return OmegaConf.merge(merged, recipe)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise ConfigError(f"{path}: does not fit its base {base}: {_one_line(error)}") from error
+
+
+def _stages_of(recipe: Any) -> Any:
+    stages = recipe.get("stages")
+    return stages if OmegaConf.is_dict(stages) else {}
 
 
 def _read(path: str) -> Any:

@@ -651,3 +651,58 @@ def test_every_key_is_read_somewhere() -> None:
         if not re.search(rf"(?<!\bself)\.{name}\b(?!\s*=[^=])", text) and f'"{name}"' not in text
     ]
     assert unread == []
+
+
+BASE = """
+stages:
+  a: {kind: sft, init: tiny, split: train, steps: 3, batch: 7, optim: {lr: 0.1}}
+  b: {kind: dpo, init: a, steps: 1, optim: {lr: 0.1}}
+"""
+
+
+def based(tmp_path: Path, text: str) -> RunConfig:
+    head = "data: {source: riskworld}\ngroups: {train: {roles: [policy]}}\n"
+    (tmp_path / "base.yaml").write_text(f"name: base\n{head}{BASE}")
+    (tmp_path / "child.yaml").write_text(f"base: base.yaml\nname: child\n{text}")
+    return load_config(tmp_path / "child.yaml")
+
+
+def test_a_stage_without_kind_changes_keys_of_the_base(tmp_path: Path) -> None:
+    config = based(tmp_path, "stages: {a: {steps: 5}}")
+    assert config.name == "child"
+    assert list(config.stages) == ["a", "b"]
+    assert (config.stages["a"].steps, config.stages["a"].batch) == (5, 7)
+
+
+def test_a_stage_with_kind_replaces_that_of_the_base_and_comes_last(tmp_path: Path) -> None:
+    config = based(tmp_path, "stages: {c: {kind: dpo, init: a, steps: 2, optim: {lr: 0.1}}, "
+                             "b: {kind: dpo, init: c, steps: 9, optim: {lr: 0.1}}}")  # fmt: skip
+    assert list(config.stages) == ["a", "c", "b"]
+    assert config.stages["b"].init == "c"
+
+
+def test_a_stage_that_is_null_is_removed(tmp_path: Path) -> None:
+    assert list(based(tmp_path, "stages: {b: null}").stages) == ["a"]
+    with pytest.raises(ConfigError, match=r"stages\.x: null, but base\.yaml has no such stage"):
+        based(tmp_path, "stages: {x: null}")
+
+
+def test_a_base_that_is_missing_or_leads_back_is_named(tmp_path: Path) -> None:
+    for name in ("child", "other"):
+        (tmp_path / f"{name}.yaml").write_text("base: gone.yaml")
+    with pytest.raises(ConfigError, match=r"'gone\.yaml': no such recipe"):
+        load_config(tmp_path / "child.yaml")
+    (tmp_path / "child.yaml").write_text("base: other.yaml")
+    (tmp_path / "other.yaml").write_text("base: child.yaml")
+    with pytest.raises(ConfigError, match="circle"):
+        load_config(tmp_path / "child.yaml")
+    (tmp_path / "other.yaml").write_text("base: [child.yaml]")
+    with pytest.raises(ConfigError, match="base"):
+        load_config(tmp_path / "other.yaml")
+
+
+def test_a_recipe_that_does_not_fit_its_base_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"child\.yaml"):
+        based(tmp_path, "stages: [1]")
+    with pytest.raises(ConfigError, match=r"child\.yaml"):
+        based(tmp_path, "stages: {a: 3}")
