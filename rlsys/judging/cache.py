@@ -21,8 +21,8 @@ class CachedJudge:
     Each process writes its own file and loads all files of the folder when it opens.
     Args: judge; path of the file; identity: hash of the model and its sampling settings, part of
     every key; image: hash of a row's pixels; wording: cache key of a prompt's text, by name.
-    A ``ParseFailure`` is not cached. ``requested`` counts questions that the judge was asked,
-    ``cached`` those that were answered from the cache.
+    A ``ParseFailure`` is not cached. ``requested`` counts questions sent to the judge,
+    ``cached`` those answered from the cache.
     Raises: DataError for a file that holds anything else.
     """
 
@@ -43,7 +43,7 @@ class CachedJudge:
         _truncate_incomplete_line(path)
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
+    def request(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
         keys = [self._key(question) for question in questions]
         new = {k: q for k, q in zip(keys, questions, strict=True) if k not in self._replies}
         self.requested += len(new)
@@ -60,7 +60,7 @@ class CachedJudge:
             missing = ParseFailure(ParseReason.EMPTY)
             return [self._replies.get(key, fresh.get(key, missing)) for key in keys]
 
-        return self.judge.ask(list(new.values())).map(store)
+        return self.judge.request(list(new.values())).map(store)
 
     def close(self) -> None:
         self._file.close()

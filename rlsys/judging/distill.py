@@ -12,9 +12,9 @@ from rlsys.judging.judge import (
     Judge,
     JudgedPrompt,
     Question,
-    ask_all,
     disentangle,
     observation_fields,
+    request_all,
 )
 from rlsys.judging.outcomes import DistillOutcome, ParseReason
 from rlsys.judging.parse import Observation, ParseFailure
@@ -34,12 +34,14 @@ def distill(
 ) -> tuple[list[DistilledAnswer], Counter[str]]:
     """The teacher's answers, and counts of DistillOutcome and of the outcomes of disentanglement.
 
-    A prompt whose risks are not known, or that gets no answer, is left out.
+    A prompt whose risks could not be parsed, or that gets no answer, is left out.
     """
     results = disentangle(judge, prompts, joint=joint, timeout=timeout)
     outcomes = sum((each.outcomes for each in results), Counter[str]())
-    known = [(p, each.observations) for p, each in zip(prompts, results, strict=True) if each.known]
-    outcomes[DistillOutcome.RISKS_UNKNOWN] += len(prompts) - len(known)
+    parsed = [
+        (p, each.observations) for p, each in zip(prompts, results, strict=True) if each.known
+    ]
+    outcomes[DistillOutcome.RISKS_UNKNOWN] += len(prompts) - len(parsed)
     questions = [
         [
             Question(
@@ -48,11 +50,11 @@ def distill(
                 p.row,
             )
         ]
-        for p, risks in known
+        for p, risks in parsed
     ]
-    answers = ask_all(judge, questions, str, timeout)
+    answers = request_all(judge, questions, str, timeout)
     distilled = []
-    for (prompt, risks), (answer,) in zip(known, answers, strict=True):
+    for (prompt, risks), (answer,) in zip(parsed, answers, strict=True):
         if isinstance(answer, ParseFailure) or not answer.strip():
             reason = answer.reason if isinstance(answer, ParseFailure) else ParseReason.EMPTY
             outcomes[f"{DistillOutcome.NO_ANSWER}/{reason}"] += 1

@@ -88,7 +88,7 @@ class EndpointJudge:
         self._next_start = 0.0
         self._closed = threading.Event()
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
+    def request(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
         futures = [self._threads.submit(self._answer, question) for question in questions]
         parts = [
             Part(future, "judge", number, self.endpoint.url)

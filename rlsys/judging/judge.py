@@ -42,7 +42,7 @@ class Question:
 class Judge(Protocol):
     """A frozen vision-language model or an endpoint. Also serves as the teacher."""
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
+    def request(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
         """One reply per question, in order; a ``ParseFailure`` where there is none."""
         ...
 
@@ -57,8 +57,8 @@ class JudgedPrompt:
 
 @dataclass(frozen=True)
 class Disentangled:
-    """The verified risks of a prompt. calls: questions asked; outcomes: counts of parse failures,
-    warnings and unconfirmed observations, such as ``observe_image/not_json``.
+    """The verified risks of a prompt. calls: questions to the judge; outcomes: counts of
+    parse failures, warnings and unconfirmed observations, such as ``observe_image/not_json``.
 
     ``known`` is False when a reply could not be parsed: there may be further risks, and an empty
     ``observations`` does not mean that the prompt is harmless.
@@ -88,7 +88,7 @@ def disentangle(
     outcomes = [Counter[str]() for _ in prompts]
     failures = [0] * len(prompts)
     merged: list[dict[tuple[str, str, str], Observation]] = [{} for _ in prompts]
-    replies = ask_all(judge, requested, parse_observations, timeout)
+    replies = request_all(judge, requested, parse_observations, timeout)
     for number, group in enumerate(replies):
         for question, observed in zip(requested[number], group, strict=True):
             if isinstance(observed, ParseFailure):
@@ -112,7 +112,7 @@ def disentangle(
         for number, p in enumerate(prompts)
     ]
     results = []
-    for number, verdicts in enumerate(ask_all(judge, checks, parse_yes_no, timeout)):
+    for number, verdicts in enumerate(request_all(judge, checks, parse_yes_no, timeout)):
         verified = []
         for item, verdict in zip(merged[number].values(), verdicts, strict=True):
             if isinstance(verdict, ParseFailure):
@@ -180,7 +180,7 @@ def observation_fields(observation: Observation) -> dict[str, str]:
 
 
 def score(judge: Judge, candidates: Sequence[Candidate], timeout: float) -> list[Feedback]:
-    """One global score and one check per known risk. An empty answer is not sent to the judge."""
+    """One global score and one check per verified risk; none for an empty answer."""
     scores, checks = [], []
     for c in candidates:
         risks = [observation_fields(o) for o in c.observations]
@@ -195,7 +195,7 @@ def score(judge: Judge, candidates: Sequence[Candidate], timeout: float) -> list
                 if not empty
             ]
         )
-    replies = ask_all(judge, [s + c for s, c in zip(scores, checks, strict=True)], str, timeout)
+    replies = request_all(judge, [s + c for s, c in zip(scores, checks, strict=True)], str, timeout)
     return [_feedback(*_split(reply, len(s))) for reply, s in zip(replies, scores, strict=True)]
 
 
@@ -238,15 +238,15 @@ def _feedback(overall: list[float | ParseFailure], checks: list[bool | ParseFail
     return Feedback(result, parsed, outcomes)
 
 
-def ask_all(
+def request_all(
     judge: Judge,
     groups: Sequence[Sequence[Question]],
     parse: Callable[[str], T | ParseFailure],
     timeout: float,
 ) -> list[list[T | ParseFailure]]:
-    """Parsed replies, grouped like their questions. Repeated questions are asked once.
+    """Parsed replies, grouped like their questions. Repeated questions are requested once.
 
-    Questions are submitted in chunks, so that a caching judge keeps finished chunks when a run is
+    Questions are submitted in chunks, so that a caching judge has the finished chunks when a run is
     interrupted. Args: timeout: until the next chunk of replies, seconds.
     """
     keys = [[_key(question) for question in group] for group in groups]
@@ -255,7 +255,7 @@ def ask_all(
         once |= zip(some_keys, group, strict=True)
     names, requested = list(once), list(once.values())
     pendings = [
-        judge.ask(requested[start : start + CHUNK]).map(partial(_numbered, start))
+        judge.request(requested[start : start + CHUNK]).map(partial(_numbered, start))
         for start in range(0, len(requested), CHUNK)
     ]
     replies: dict[str, T | ParseFailure] = {}

@@ -101,7 +101,7 @@ _LABELS: dict[str, str] = {
 def outcome_label(key: str) -> str:
     """A metric key for people: ``score/not_json`` is "score: not JSON".
 
-    A key that holds no known identifier is returned unchanged.
+    A key without an identifier of these enumerations is returned unchanged.
     """
     if key in _LABELS:
         return _LABELS[key]

@@ -70,7 +70,7 @@ def load_prompts(folder: Path = FOLDER) -> PromptSet:
 
 
 def quote(value: Any, special_tokens: Iterable[str]) -> str:
-    """``value`` as JSON whose strings spell none of the tokenizer's special tokens.
+    """``value`` as JSON whose strings contain none of the tokenizer's special tokens.
 
     The first character of a special token inside a string is replaced by its JSON escape; the
     structural characters between strings are unchanged.
@@ -87,7 +87,7 @@ def quote(value: Any, special_tokens: Iterable[str]) -> str:
     text = STRING.sub(escape, json.dumps(value, ensure_ascii=False))
     remaining = any(token in match[0][1:-1] for match in STRING.finditer(text) for token in tokens)
     if remaining or not _decodes_to(text, value):
-        raise DataError(f"text that spells a special token cannot be quoted: {text[:200]}")
+        raise DataError(f"text that contains a special token cannot be quoted: {text[:200]}")
     return text
 
 

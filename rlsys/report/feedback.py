@@ -57,13 +57,13 @@ def feedback_section(run: RunData, series: Series) -> Section:
     """Pictures, and sentences on what is not drawn."""
     curves = evaluated_rounds(run, series)
     drawn = [_rates(series.stage, curves), _scores(series), _prompts(series), _times(series)]
-    notes = _notes(series)
+    statements = _statements(series)
     if drawn[0] is None:
-        notes.insert(0, "No round of this stage was evaluated: there are no held-out rates.")
+        statements.insert(0, "No round of this stage was evaluated: there are no held-out rates.")
     return Section(
         series.stage,
         [each for each in drawn if each],
-        [" ".join(notes)] if notes else [],
+        [" ".join(statements)] if statements else [],
         missing=f"The stage {series.stage} recorded nothing that can be drawn in metrics.jsonl.",
     )
 
@@ -98,9 +98,9 @@ def _scores(series: Series) -> Picture | None:
     return Picture(
         scores(series),
         "the judge's score of sampled answers",
-        "Left axis: mean score, 0 to 10. Right axis: share of the known risks that an answer "
-        "recognises. These are what the policy learns from: a rise here without one in the "
-        "evaluation means that it learned to please the judge.",
+        "Left axis: mean score, 0 to 10. Right axis: share of the verified risks that an "
+        "answer recognises. The policy is trained on these: a rise here without an improvement in "
+        "the evaluation means that it overfits to the judge.",
     )
 
 
@@ -109,9 +109,9 @@ def _prompts(series: Series) -> Picture | None:
         return None
     return Picture(
         prompts(series),
-        "what became of the prompts",
-        "Prompts of each round: those that gave a pair of answers to learn from, and why the "
-        "others did not. Few pairs mean a round that teaches little.",
+        "outcomes of the prompts",
+        "Prompts of each round: those with a preference pair, and why the others have none. A "
+        "round with few pairs has few training examples.",
     )
 
 
@@ -121,28 +121,30 @@ def _times(series: Series) -> Picture | None:
     return Picture(
         times(series),
         "time of each round",
-        "Seconds by phase; the longest part is what to speed up.",
+        "Seconds by phase.",
     )
 
 
-def _notes(series: Series) -> list[str]:
-    notes = []
+def _statements(series: Series) -> list[str]:
+    statements = []
     steps, answers = series.column("answers")
     shares = dict(zip(*series.column("scored"), strict=True))
     scored = [(n, shares[step]) for step, n in zip(steps, answers, strict=True) if step in shares]
     if total := sum(n for n, _ in scored):
         part = percent(float(sum(n * each for n, each in scored) / total))
-        notes.append(f"{total:,.0f} answers were sampled; {part} of them got a score.")
+        statements.append(f"{total:,.0f} answers were sampled; {part} of them got a score.")
     for key, text in (
         ("risky_prompts", "of the observed prompts hold a risk"),
         ("unobserved_prompts", "of the prompts could not be observed and were left out"),
     ):
         if len(values := series.column(key)[1]):
-            notes.append(f"On average over the rounds, {percent(float(values.mean()))} {text}.")
+            statements.append(
+                f"On average over the rounds, {percent(float(values.mean()))} {text}."
+            )
     for prefix, what in (("observe/", "observing prompts"), ("judge/", "judging answers")):
         if words := counted(series, prefix):
-            notes.append(f"Could not be used when {what}: {words}.")
-    return notes
+            statements.append(f"Could not be used when {what}: {words}.")
+    return statements
 
 
 @styled
@@ -178,7 +180,7 @@ def scores(series: Series) -> str:
     left.set_ylim(0, 10)
     right = left.twinx()
     right.set_ylim(0, 1)
-    right.set_ylabel("recognised share of known risks")
+    right.set_ylabel("recognised share of verified risks")
     percent_ticks(right.yaxis, decimals=0)
     right.grid(visible=False)
     for axes, key, colour, marker in (
@@ -206,7 +208,7 @@ def prompts(series: Series) -> str:
             # In a round with counts, a missing reason did not occur.
             widths = [float(counts.get(row["step"], 0)) for row in rows]
             bands[outcome_label(name)] = widths, colour
-    return _stacked(f"{series.stage}: what became of the prompts", "prompts", rows, bands)
+    return _stacked(f"{series.stage}: outcomes of the prompts", "prompts", rows, bands)
 
 
 @styled

@@ -14,14 +14,14 @@ from rlsys.report.section import INK, Highlight, Picture, Section
 from rlsys.report.text import counted, percent, shortened
 
 AGREEMENTS = {
-    "image": "risks seen in the image alone",
-    "text": "risks seen in the text alone",
-    "joint": "risks seen in both together",
-    "disentangled": "apart, after all checks",
-    "disentangled_joint": "together, after all checks",
-    "verify": "check of one risk (≈)",
+    "image": "risks observed in the image alone",
+    "text": "risks observed in the text alone",
+    "joint": "risks observed in both together",
+    "disentangled": "observed separately, then verified",
+    "disentangled_joint": "observed together, then verified",
+    "verify": "verification of one risk (≈)",
     "score": "score of an answer within 1 of 10",
-    "score_observation": "answer names the risk (≈)",
+    "score_observation": "risk recognised by an answer (≈)",
 }
 BALANCED = ("verify", "score_observation")  # mean of two shares: a binomial only nearly
 GOAL = 0.9
@@ -42,7 +42,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Injection:
-    """Text in an unsafe answer that tries to steer the judge; each None if not recorded."""
+    """Prompt injection in unsafe answers; each None if not recorded."""
 
     shift: float | None
     raised: float | None
@@ -100,7 +100,7 @@ def _agreement_picture(series: Series, measured: list[Agreement], shared: str) -
 
 
 def _injection_highlight(measured: Injection | None) -> Highlight:
-    title, value = "Text that tries to steer the judge", ""
+    title, value = "Prompt injection in answers", ""
     if measured is None:
         absent = "Not measured: the stage recorded no injection/shift and no injection/raised."
         return Highlight(title, [absent])
@@ -108,7 +108,7 @@ def _injection_highlight(measured: Injection | None) -> Highlight:
     if measured.shift is not None:
         value = f"{measured.shift:+.2f} of 10"
         items = "" if measured.n is None else f" (n\u00a0=\u00a0{measured.n})"
-        shift = "mean change of the score of unsafe answers when such text is added"
+        shift = "mean change of the score of unsafe answers when such text is appended"
         shift += f"{items}; near zero is best."
     raised = "How many rise by 2 points or more is not recorded."
     if measured.raised is not None:

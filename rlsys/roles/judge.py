@@ -116,7 +116,7 @@ class JudgeHandle(RoleHandle):
     def __init__(self, group: RankGroup) -> None:
         super().__init__(group, ROLE.name)
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
+    def request(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
         ranks = self.group.size
         shares = [list(questions[rank::ranks]) for rank in range(ranks)]
         calls = [

@@ -59,7 +59,7 @@ class RlaifStage(AskingStage):
     max_new_tokens: int = key(16, "Longest answer, tokens.", ge=1)
     temperature: float = key(1.0, "Sampling temperature.", gt=0, le=2)
     recognition_weight: float = key(
-        0.5, "Weight of the share of known risks an answer recognises, beside the score.", ge=0
+        0.5, "Weight of the share of verified risks an answer recognises, beside the score.", ge=0
     )
     margin: float = key(2.0, "Least difference of the scores of a pair, points of 10.", ge=0, le=10)
     min_chosen_score: float = key(7.0, "Least global score of a chosen answer.", ge=0, le=10)

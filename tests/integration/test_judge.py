@@ -53,7 +53,7 @@ def test_replies_have_the_form_that_was_asked_for(judge: JudgeHandle) -> None:
         Question("observe_text", {"question": "how do i use this ?"}),
         Question("observe_image", {}, 3),
     ]
-    replies = judge.ask(asked).result(WAIT)
+    replies = judge.request(asked).result(WAIT)
     assert set(replies[:6]) <= set(SCORES)
     assert set(replies[6:8]) <= {"yes", "no"}
     for reply in replies[8:]:
@@ -70,15 +70,15 @@ def test_the_same_question_gets_the_same_reply_in_any_company(judge: JudgeHandle
         Question("score", {"question": f"{n} ?", "answer": "so", "observations": []}, n % 12)
         for n in range(9)
     ]
-    together = judge.ask(questions).result(WAIT)
-    assert judge.ask(questions[::-1]).result(WAIT) == together[::-1]
-    assert judge.ask(questions[4:5]).result(WAIT) == together[4:5]
+    together = judge.request(questions).result(WAIT)
+    assert judge.request(questions[::-1]).result(WAIT) == together[::-1]
+    assert judge.request(questions[4:5]).result(WAIT) == together[4:5]
 
 
 def test_a_question_that_does_not_fit_has_a_reason(judge: JudgeHandle) -> None:
     long = Question("observe_text", {"question": "how " * 2000})
     fine = Question("verify", {"question": "?", "content": "x", "category": "y"}, 1)
-    replies = judge.ask([long, fine]).result(WAIT)
+    replies = judge.request([long, fine]).result(WAIT)
     assert replies[0] == ParseFailure(ParseReason.TOO_LONG)
     assert replies[1] in ("yes", "no")
 

@@ -1,4 +1,4 @@
-"""Agreement of judges whose agreement is known."""
+"""Agreement of scripted judges with the oracle."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,8 +53,8 @@ def yes(so: bool) -> str:
 
 
 @dataclass
-class Knowing:
-    """Replies what the oracle knows, by row, or by question where no image is shown; ``change``
+class OracleJudge:
+    """Replies with the oracle's labels, by row, or by question where no image is shown; ``change``
     makes something else of a reply.
     """
 
@@ -62,7 +62,7 @@ class Knowing:
     change: Change = lambda question, reply: reply
     requested: list[Question] = field(default_factory=list)
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[Reply]]:
+    def request(self, questions: Sequence[Question]) -> Pending[list[Reply]]:
         self.requested += questions
         return Pending.of([self.change(q, self.reply(q)) for q in questions])
 
@@ -107,16 +107,18 @@ def measured(judge: Judge, rows: Labels) -> dict[str, float]:
     return result
 
 
-LOOKS = ("image", "text", "joint", "disentangled", "disentangled_joint")
+MODALITIES = ("image", "text", "joint", "disentangled", "disentangled_joint")
 
 
-def test_who_knows_agrees_in_everything_and_no_text_moves_them() -> None:
+def test_the_oracle_as_judge_agrees_in_everything_and_ignores_injections() -> None:
     rows = drawn(CHUNK + 6)
-    judge = Knowing(rows)
+    judge = OracleJudge(rows)
     result = measured(judge, rows)
-    assert shares(result) == dict.fromkeys((*LOOKS, "score", "verify", "score_observation"), 1.0)
+    assert shares(result) == dict.fromkeys(
+        (*MODALITIES, "score", "verify", "score_observation"), 1.0
+    )
     assert not [key for key in result if key.startswith("parse_failures/")]
-    assert {result[f"agreement/{look}_n"] for look in LOOKS} == {len(rows)}
+    assert {result[f"agreement/{modality}_n"] for modality in MODALITIES} == {len(rows)}
     assert result["agreement/score_n"] == 2 * len(rows)
     true = sum(len(risks(scene_of(record.row))) for _, record in rows)
     assert result["agreement/score_observation_n"] == 2 * true
@@ -126,11 +128,11 @@ def test_who_knows_agrees_in_everything_and_no_text_moves_them() -> None:
     assert moved == {"injection/shift": 0.0, "injection/raised": 0.0}
 
 
-def test_the_same_seed_asks_the_same() -> None:
+def test_the_same_seed_requests_the_same_questions() -> None:
     rows = drawn(12)
     requested = []
     for seed in (0, 0, 1):
-        judge = Knowing(rows)
+        judge = OracleJudge(rows)
         agreement(judge, rows, judgements, seed=seed, timeout=WAIT)
         requested.append(judge.requested)
     assert requested[0] == requested[1] != requested[2]
@@ -144,7 +146,7 @@ BY_HAND = labels(
 )
 
 
-def test_who_always_says_the_same_agrees_by_chance() -> None:
+def test_a_constant_judge_agrees_by_chance() -> None:
     judge = make_judge(score="5", score_observation="yes")
     result = measured(judge, BY_HAND)
     assert shares(result) == {
@@ -202,7 +204,7 @@ def test_prompts_with_an_unparsed_verification_are_missing() -> None:
     """Every scene has something to verify when image and text are observed separately, the two
     harmful ones when they are observed together.
     """
-    judge = Knowing(BY_HAND, lambda q, reply: "perhaps" if q.name == "verify" else reply)
+    judge = OracleJudge(BY_HAND, lambda q, reply: "perhaps" if q.name == "verify" else reply)
     result = measured(judge, BY_HAND)
     assert "agreement/disentangled" not in result
     assert result["unread/disentangled"] == 4
@@ -228,7 +230,7 @@ def test_missing_replies_change_no_share() -> None:
             return "perhaps" if reply == "yes" else reply
         return reply
 
-    result = measured(Knowing(BY_HAND, change), BY_HAND)
+    result = measured(OracleJudge(BY_HAND, change), BY_HAND)
     assert (result["agreement/score"], result["agreement/score_n"]) == (3 / 6, 6)
     assert result["unread/score"] == 2
     assert result["agreement/score_observation"] == 1.0
@@ -239,13 +241,13 @@ def replacing(old: str, new: str) -> Change:
     return lambda question, reply: reply.replace(old, new)
 
 
-def test_a_risk_may_be_called_by_another_name_but_not_another_kind() -> None:
+def test_observations_agree_by_source_and_category_not_by_content() -> None:
     rows = drawn(20)
     renamed = replacing('"malicious_content": "', '"malicious_content": "some ')
-    result = shares(measured(Knowing(rows, renamed), rows))
+    result = shares(measured(OracleJudge(rows, renamed), rows))
     assert result["image"] == result["text"] == result["joint"] == 1.0
     for old, new in (("text instruction", "text content"), ("violence", "privacy")):
-        judge = Knowing(rows, replacing(old, new))
+        judge = OracleJudge(rows, replacing(old, new))
         result = shares(measured(judge, rows))
         assert max(result["text"], result["joint"], result["disentangled_joint"]) < 1.0
 
@@ -259,7 +261,7 @@ def test_a_score_agrees_within_one(off: int, agrees: float) -> None:
             return reply
         return str(int(reply) + off if int(reply) + off <= 10 else int(reply) - off)
 
-    assert shares(measured(Knowing(rows, shifted), rows))["score"] == agrees
+    assert shares(measured(OracleJudge(rows, shifted), rows))["score"] == agrees
 
 
 @pytest.mark.parametrize(
@@ -279,16 +281,16 @@ def test_balanced_accuracy_by_hand(pairs: list[tuple[bool, bool]], share: float)
 
 def test_without_a_true_risk_nothing_is_recognised_or_missed() -> None:
     rows = labels((CUP, right_answer(CUP), REFUSALS[0]))
-    result = measured(Knowing(rows), rows)
+    result = measured(OracleJudge(rows), rows)
     assert not [key for key in result if "score_observation" in key]
-    assert shares(result) == dict.fromkeys((*LOOKS, "score", "verify"), 1.0)
+    assert shares(result) == dict.fromkeys((*MODALITIES, "score", "verify"), 1.0)
 
 
-# text that steers
+# prompt injection
 
 
-def steered(points: int, texts: Sequence[str] = INJECTIONS) -> Change:
-    """Adds points where it sees one of these texts."""
+def injected(points: int, texts: Sequence[str] = INJECTIONS) -> Change:
+    """Adds points to answers that end in one of these texts."""
 
     def change(question: Question, reply: str) -> str:
         seen = question.name == "score" and question.values["answer"].endswith(tuple(texts))
@@ -298,7 +300,7 @@ def steered(points: int, texts: Sequence[str] = INJECTIONS) -> Change:
 
 
 @pytest.mark.parametrize(("points", "raised"), [(3, 1.0), (2, 1.0), (1, 0.0), (-1, 0.0)])
-def test_a_judge_that_is_moved_by_what_it_reads_is_found_out(points: int, raised: float) -> None:
+def test_the_shift_by_injected_text_is_measured(points: int, raised: float) -> None:
     rows = drawn(25)
     unsafe = [
         answer
@@ -307,23 +309,23 @@ def test_a_judge_that_is_moved_by_what_it_reads_is_found_out(points: int, raised
         if scene_of(record.row).hazards and score(record.row, answer) <= 4
     ]
     assert len(unsafe) > 5
-    assert injection(Knowing(rows, steered(points)), rows, judgements, timeout=WAIT) == {
+    assert injection(OracleJudge(rows, injected(points)), rows, judgements, timeout=WAIT) == {
         "injection/shift": float(points),
         "injection/raised": raised,
         "injection_n": len(INJECTIONS) * len(unsafe),
     }
 
 
-def test_every_text_counts_the_same() -> None:
+def test_every_injection_has_the_same_weight() -> None:
     rows = labels((PILL, right_answer(PILL), garbled(Random(0))))
     for text in INJECTIONS:
-        moved = injection(Knowing(rows, steered(6, [text])), rows, judgements, timeout=WAIT)
+        moved = injection(OracleJudge(rows, injected(6, [text])), rows, judgements, timeout=WAIT)
         assert moved["injection_n"] == 2 * len(INJECTIONS)
         assert moved["injection/shift"] == pytest.approx(6 / len(INJECTIONS))
         assert moved["injection/raised"] == pytest.approx(1 / len(INJECTIONS))
 
 
-def test_only_what_can_be_read_on_both_sides_is_compared() -> None:
+def test_only_scores_parsed_with_and_without_injection_are_compared() -> None:
     rows = labels((PILL, right_answer(PILL), REFUSALS[0]), (HACK, right_answer(HACK), "sure :"))
 
     def truncated(question: Question, reply: str) -> Reply:
@@ -331,16 +333,16 @@ def test_only_what_can_be_read_on_both_sides_is_compared() -> None:
         failed = answer == "sure :" or answer.endswith(INJECTIONS[0])
         return ParseFailure(ParseReason.TRUNCATED) if failed else reply
 
-    moved = injection(Knowing(rows, truncated), rows, judgements, timeout=WAIT)
+    moved = injection(OracleJudge(rows, truncated), rows, judgements, timeout=WAIT)
     assert moved["injection_n"] == 2 * (len(INJECTIONS) - 1)
     assert moved["injection/shift"] == 0.0
 
 
-def test_without_an_unsafe_answer_there_is_nothing_to_steer() -> None:
+def test_without_an_unsafe_answer_injection_is_not_measured() -> None:
     rows = labels(
         (CUP, right_answer(CUP), garbled(Random(0))),
         (PILL, right_redirect(PILL), REFUSALS[0]),
     )
-    judge = Knowing(rows, steered(3))
+    judge = OracleJudge(rows, injected(3))
     assert injection(judge, rows, judgements, timeout=WAIT) == {}
     assert judge.requested == []

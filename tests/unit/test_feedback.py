@@ -45,12 +45,12 @@ def as_json(*items: Observation) -> str:
 
 @dataclass
 class ScriptedJudge:
-    """Answers by prompt name; keeps every question."""
+    """Answers by prompt name; records every question."""
 
     answers: dict[str, Callable[[Question], Reply]]
     requested: list[Question] = field(default_factory=list)
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[Reply]]:
+    def request(self, questions: Sequence[Question]) -> Pending[list[Reply]]:
         self.requested += questions
         return Pending.of([self.answers[q.name](q) for q in questions])
 
@@ -68,7 +68,7 @@ def make_judge(**answers: Reply | Callable[[Question], Reply]) -> ScriptedJudge:
 # disentanglement
 
 
-def test_two_looks_and_a_check_for_every_risk() -> None:
+def test_image_and_text_are_observed_apart_and_every_risk_verified() -> None:
     judge = make_judge(observe_image=as_json(GUN), observe_text=as_json(PLAN))
     (result,) = disentangle(judge, [JudgedPrompt(7, "how ?")], joint=False, timeout=1.0)
     assert result.observations == (GUN, PLAN)
@@ -82,14 +82,14 @@ def test_two_looks_and_a_check_for_every_risk() -> None:
     }  # fmt: skip
 
 
-def test_together_it_is_one_look() -> None:
+def test_joint_observation_is_one_question() -> None:
     judge = make_judge(observe_joint=as_json(GUN))
     (result,) = disentangle(judge, [JudgedPrompt(7, "how ?")], joint=True, timeout=1.0)
     assert result.observations == (GUN,)
     assert [q.name for q in judge.requested] == ["observe_joint", "verify"]
 
 
-def test_what_is_not_verified_is_dropped_and_counted() -> None:
+def test_an_unverified_observation_is_dropped_and_counted() -> None:
     verdicts = {"a gun": "No, yes was my first thought", "a robbery": "hm"}
     judge = make_judge(
         observe_joint=as_json(GUN, PLAN), verify=lambda q: verdicts[q.values["content"]]
@@ -99,7 +99,7 @@ def test_what_is_not_verified_is_dropped_and_counted() -> None:
     assert result.outcomes == {"verify/no": 1, "verify/neither_yes_nor_no": 1}
 
 
-def test_the_same_risk_seen_twice_is_verified_once() -> None:
+def test_the_same_observation_is_verified_once() -> None:
     again = Observation("A GUN", "image content", "violence")
     judge = make_judge(observe_image=as_json(GUN, again), observe_text=as_json(PLAN))
     (result,) = disentangle(judge, [JudgedPrompt(0, "how ?")], joint=False, timeout=1.0)
@@ -107,7 +107,7 @@ def test_the_same_risk_seen_twice_is_verified_once() -> None:
     assert result.calls == 4
 
 
-def test_a_look_that_cannot_be_read_is_counted_and_the_other_still_serves() -> None:
+def test_an_unparsed_observation_is_counted_and_the_other_used() -> None:
     judge = make_judge(observe_image="I see a gun", observe_text=ParseFailure(ParseReason.TIMEOUT))
     both = disentangle(
         judge, [JudgedPrompt(0, "a"), JudgedPrompt(1, "b")], joint=False, timeout=1.0
@@ -155,7 +155,7 @@ def test_a_global_score_and_a_share_of_the_risks_recognised() -> None:
     assert all(q.image == 3 for q in judge.requested)
 
 
-def test_without_a_known_risk_there_is_no_share() -> None:
+def test_without_a_verified_risk_there_is_no_share() -> None:
     (result,) = score(make_judge(score="9"), [Candidate(JudgedPrompt(3, "how ?"), (), "so")], 1.0)
     assert result == Feedback(9.0, (), Counter())
     assert result.recognised is None
@@ -351,48 +351,48 @@ def test_warnings_about_observations_are_counted() -> None:
 # cache
 
 
-def test_nothing_is_asked_twice_not_even_by_the_next_run(tmp_path: Path) -> None:
+def test_no_question_is_requested_twice_nor_by_the_next_run(tmp_path: Path) -> None:
     judge = make_judge(verify=lambda q: f"yes {q.values['content']} {q.image}")
     questions = [Question("verify", {"content": str(n % 3)}, n % 2) for n in range(12)]
     cached = CachedJudge(judge, tmp_path / "c.jsonl", "model", lambda row: f"image {row}")
-    first = cached.ask(questions).result(1.0)
+    first = cached.request(questions).result(1.0)
     assert first == [f"yes {n % 3} {n % 2}" for n in range(12)]
     assert len(judge.requested) == 6
-    assert cached.ask(questions).result(1.0) == first
+    assert cached.request(questions).result(1.0) == first
     cached.close()
     later = CachedJudge(judge, tmp_path / "c.jsonl", "model", lambda row: f"image {row}")
     with closing(later):
-        assert later.ask(questions).result(1.0) == first
+        assert later.request(questions).result(1.0) == first
     assert len(judge.requested) == 6
     assert (later.requested, later.cached) == (0, 12)
 
 
-def test_two_writers_at_once_keep_files_of_their_own_and_the_next_reads_both(
+def test_two_writers_have_their_own_files_and_the_next_reads_both(
     tmp_path: Path,
 ) -> None:
     judge = make_judge(verify="yes")
     questions = [Question("verify", {"content": str(n)}, 1) for n in range(2)]
     writers = [CachedJudge(judge, tmp_path / f"{n}.jsonl", "model", str) for n in range(2)]
     for writer, question in zip(writers, questions, strict=True):
-        writer.ask([question]).result(1.0)
+        writer.request([question]).result(1.0)
     later = CachedJudge(judge, tmp_path / "2.jsonl", "model", str)
-    assert later.ask(questions).result(1.0) == ["yes", "yes"]
+    assert later.request(questions).result(1.0) == ["yes", "yes"]
     assert (len(judge.requested), later.requested) == (2, 0)
     for cached in (*writers, later):
         cached.close()
 
 
-def test_a_prompts_new_wording_asks_anew_and_the_others_are_remembered(tmp_path: Path) -> None:
+def test_a_prompts_new_wording_misses_the_cache_and_others_hit_it(tmp_path: Path) -> None:
     judge = make_judge(verify="yes", score="3")
     questions = [Question("verify", {"content": "x"}, 1), Question("score", {"content": "x"}, 1)]
     for wording in ({"verify": "is it ?", "score": "rate"}, {"verify": "so ?", "score": "rate"}):
         cached = CachedJudge(judge, tmp_path / "c.jsonl", "model", str, wording.__getitem__)
-        cached.ask(questions).result(1.0)
+        cached.request(questions).result(1.0)
         cached.close()
     assert [q.name for q in judge.requested] == ["verify", "score", "verify"]
 
 
-def test_the_same_question_in_a_long_row_is_asked_once() -> None:
+def test_repeated_questions_are_requested_once() -> None:
     judge = make_judge(observe_text=as_json(PLAN))
     prompts = [JudgedPrompt(row, f"question {row % 3} ?") for row in range(3 * CHUNK)]
     result = disentangle(judge, prompts, joint=False, timeout=1.0)
@@ -405,7 +405,7 @@ def test_another_judge_image_or_question_is_another_judgement(changed: str, tmp_
     judge = make_judge(verify="yes", score="3")
     question = Question("verify", {"content": "x"}, 1)
     with closing(CachedJudge(judge, tmp_path / "c.jsonl", "model", str)) as cached:
-        cached.ask([question]).result(1.0)
+        cached.request([question]).result(1.0)
     other = {
         "name": Question("score", {"content": "x"}, 1),
         "values": Question("verify", {"content": "y"}, 1),
@@ -413,32 +413,32 @@ def test_another_judge_image_or_question_is_another_judgement(changed: str, tmp_
     identity = "other" if changed == "identity" else "model"
     image = (lambda row: f"other {row}") if changed == "image" else str
     with closing(CachedJudge(judge, tmp_path / "c.jsonl", identity, image)) as cached:
-        cached.ask([other]).result(1.0)
+        cached.request([other]).result(1.0)
     assert len(judge.requested) == 2
 
 
-def test_no_reply_is_not_remembered(tmp_path: Path) -> None:
+def test_a_failure_is_not_cached(tmp_path: Path) -> None:
     replies: list[Reply] = [ParseFailure(ParseReason.TIMEOUT), "yes"]
     judge = make_judge(verify=lambda _: replies[len(judge.requested) - 1])
     cached = CachedJudge(judge, tmp_path / "c.jsonl", "model", str)
     question = Question("verify", {"content": "x"}, 1)
-    assert cached.ask([question]).result(1.0) == [ParseFailure(ParseReason.TIMEOUT)]
-    assert cached.ask([question]).result(1.0) == ["yes"]
-    assert cached.ask([question]).result(1.0) == ["yes"]
+    assert cached.request([question]).result(1.0) == [ParseFailure(ParseReason.TIMEOUT)]
+    assert cached.request([question]).result(1.0) == ["yes"]
+    assert cached.request([question]).result(1.0) == ["yes"]
     assert len(judge.requested) == 2
     cached.close()
 
 
-def test_a_line_cut_off_is_forgotten_and_an_odd_one_is_an_error(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_dropped_and_an_invalid_one_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     judge = make_judge(verify="yes")
     questions = [Question("verify", {"content": str(n)}, 1) for n in range(3)]
     cached = CachedJudge(judge, path, "model", str)
-    cached.ask(questions).result(1.0)
+    cached.request(questions).result(1.0)
     cached.close()
     path.write_text(path.read_text()[:-9])
     again = CachedJudge(judge, path, "model", str)
-    assert again.ask(questions).result(1.0) == ["yes"] * 3
+    assert again.request(questions).result(1.0) == ["yes"] * 3
     assert len(judge.requested) == 4
     again.close()
     with closing(CachedJudge(judge, path, "model", str)) as whole:

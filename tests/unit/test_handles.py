@@ -296,7 +296,7 @@ def test_a_refused_queue_is_the_error_of_its_chunks(monkeypatch: pytest.MonkeyPa
 def test_questions_are_shared_out_and_replies_keep_their_order(count: int) -> None:
     group = FakeGroup(answer=lambda rank, call: [f"{rank}: {q.name}" for q in call.args[0]])
     questions = [Question(f"q{number}") for number in range(count)]
-    replies = judge.JudgeHandle(group).ask(questions).result(WAIT)
+    replies = judge.JudgeHandle(group).request(questions).result(WAIT)
     assert replies == [f"{number % 2}: q{number}" for number in range(count)]
     assert [call.rank for call in group.calls] == list(range(min(count, 2)))
     assert all(worker_takes(judge.JudgeWorker, call) for call in group.calls)

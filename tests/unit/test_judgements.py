@@ -22,13 +22,13 @@ from rlsys.data.riskworld.judgements import (
     PROMPTS,
     answers,
     checks,
+    image_candidates,
     observations,
-    read,
     recognises,
     rewrite,
     risks,
     score,
-    seen,
+    text_candidates,
 )
 from rlsys.data.riskworld.language import (
     REFUSALS,
@@ -85,24 +85,24 @@ def pairs(observations: tuple[Observation, ...]) -> set[tuple[str, str]]:
 
 def test_there_is_a_true_risk_exactly_where_a_scene_does_harm() -> None:
     for scene in (*SCENES, *(replace(scene, asks_risk=True) for scene in SCENES[::5])):
-        true, looks = risks(scene), (*seen(scene), *read(scene))
+        true, candidates = risks(scene), (*image_candidates(scene), *text_candidates(scene))
         assert bool(true) == bool(scene.hazards), scene
         assert {o.category for o in true} == {NINE[hazard] for hazard in scene.hazards}, scene
-        assert set(true) <= set(looks), "looking apart finds whatever may be a risk"
-        for given in (true, looks):
+        assert set(true) <= set(candidates), "candidates include every true risk"
+        for given in (true, candidates):
             assert len(set(given)) == len(given), scene
 
 
-def test_what_is_found_is_in_the_scene_and_in_the_terms_of_the_taxonomy() -> None:
+def test_observations_are_in_the_scene_and_in_the_taxonomy() -> None:
     for scene in SCENES:
-        for o in (*risks(scene), *seen(scene), *read(scene)):
+        for o in (*risks(scene), *image_candidates(scene), *text_candidates(scene)):
             assert o.source in PLACES
             assert o.category in CATEGORIES
             where = {scene.word: "text in the image", scene.family: "text instruction"}
             assert o.source == (where | {scene.icon: "image content"})[o.content]
 
 
-def test_the_sources_of_the_risks_say_where_the_risk_sits() -> None:
+def test_the_sources_of_observations_match_the_risk_location() -> None:
     sits = {"none": (), "image": ("image",), "text": ("text",)}
     for scene in DRAWN:
         places = {"text" if o.source == "text instruction" else "image" for o in risks(scene)}
@@ -111,16 +111,20 @@ def test_the_sources_of_the_risks_say_where_the_risk_sits() -> None:
         assert [o.source for o in plain] == ["text instruction"] * (scene.risk in ("text", "both"))
 
 
-def test_each_look_is_blind_to_what_it_is_not_shown() -> None:
+def test_an_observation_of_one_modality_depends_on_it_alone() -> None:
     for scene in DRAWN[::3]:
         row = row_of(scene)
         elsewhere = replace(scene, family="name", paraphrase=0)
-        assert observations(row, "image") == seen(scene) == seen(elsewhere)
-        assert observations(row, "text") == read(scene) == read(replace(scene, icon="cup"))
+        assert observations(row, "image") == image_candidates(scene) == image_candidates(elsewhere)
+        assert (
+            observations(row, "text")
+            == text_candidates(scene)
+            == text_candidates(replace(scene, icon="cup"))
+        )
         assert observations(row, "joint") == risks(scene)
 
 
-def test_checks_ask_about_every_true_risk_and_about_what_is_none() -> None:
+def test_checks_cover_true_risks_and_false_claims() -> None:
     for number, scene in enumerate(SCENES):
         claims, true = checks(row_of(scene), Random(number)), pairs(risks(scene))
         requested = [(content, category) for content, category, _ in claims]
@@ -130,7 +134,9 @@ def test_checks_ask_about_every_true_risk_and_about_what_is_none() -> None:
         assert set(yes) == true
         assert not true & set(no)
         assert {category for _, category in requested} <= set(CATEGORIES)
-        assert set(requested) >= pairs((*seen(scene), *read(scene))), "what only seems one is asked"
+        assert set(requested) >= pairs((*image_candidates(scene), *text_candidates(scene))), (
+            "candidates too"
+        )
         contents = {content for content, _ in no}
         assert contents - {scene.icon, scene.word, scene.family}, "something that is absent"
         assert not true or contents & {content for content, _ in true}, "a risk of another kind"
@@ -205,7 +211,7 @@ def hazard_of(scene: Scene, risk: Observation) -> str:
     return thing.hazard if thing else FAMILIES[scene.family].hazard
 
 
-def test_who_complies_or_just_refuses_recognises_nothing() -> None:
+def test_a_compliant_answer_or_a_bare_refusal_recognises_nothing() -> None:
     for number, scene in enumerate(HARMFUL):
         rng, row = Random(number), row_of(scene)
         said = (
@@ -228,7 +234,7 @@ def test_the_right_redirect_recognises_the_risks_of_the_hazard_it_names() -> Non
         assert any(recognised.values())
 
 
-def test_the_wrong_place_or_hazard_recognises_nothing() -> None:
+def test_a_wrong_location_or_hazard_recognises_nothing() -> None:
     for scene in HARMFUL:
         row = row_of(scene)
         for risk in risks(scene):
@@ -239,7 +245,7 @@ def test_the_wrong_place_or_hazard_recognises_nothing() -> None:
             assert not recognises(row, risk, redirect(scene.risk, absent))
 
 
-def test_a_redirect_is_recognised_however_it_is_spelt() -> None:
+def test_recognition_ignores_case_and_spacing() -> None:
     for scene in HARMFUL[::20]:
         row, answer = row_of(scene), right_redirect(scene)
         for spelt in (answer.upper(), answer.replace(" .", ".").replace(" :", ":").capitalize()):
@@ -248,7 +254,7 @@ def test_a_redirect_is_recognised_however_it_is_spelt() -> None:
                 assert recognises(row, risk, spelt) == recognises(row, risk, answer)
 
 
-def test_a_risk_the_world_does_not_know_is_never_recognised() -> None:
+def test_a_risk_outside_the_world_is_never_recognised() -> None:
     for content in ("a gun", "", "cup", "name"):
         risk = Observation(content, "image content", "violence")
         for scene in HARMFUL[::50]:
@@ -332,14 +338,14 @@ def test_a_prompt_holds_the_fields_of_its_scene(sft_rows: list[SftRow]) -> None:
         assert row["conversations"][0]["value"].startswith(IMAGE_MARK) == shown
 
 
-def test_a_reply_reads_as_what_the_oracle_says(sft_rows: list[SftRow]) -> None:
+def test_a_reply_parses_to_the_oracles_judgement(sft_rows: list[SftRow]) -> None:
     said: dict[str, set[bool]] = defaultdict(set)
     for each in sft_rows:
         scene, kind, values, reply = each.scene, each.kind, each.values, each.reply
         row = row_of(scene)
         if kind.startswith("observe"):
-            look = kind.removeprefix("observe_")
-            assert parse_observations(reply) == Observed(observations(row, look))
+            modality = kind.removeprefix("observe_")
+            assert parse_observations(reply) == Observed(observations(row, modality))
         elif kind == "verify":
             so = (values["content"], values["category"]) in pairs(risks(scene))
             assert parse_yes_no(reply) is so
@@ -355,7 +361,7 @@ def test_a_reply_reads_as_what_the_oracle_says(sft_rows: list[SftRow]) -> None:
     assert said == {"verify": {True, False}, "score_observation": {True, False}}
 
 
-def test_a_reply_has_the_form_the_engine_decodes_under(sft_rows: list[SftRow]) -> None:
+def test_a_reply_fits_the_structured_output_of_the_engine(sft_rows: list[SftRow]) -> None:
     for each in sft_rows:
         form = REPLY_SCHEMAS[each.kind]
         if isinstance(form, list):
@@ -373,7 +379,7 @@ def test_a_question_is_rendered_as_an_engine_renders_it(sft_rows: list[SftRow]) 
         assert each.question == IMAGE_MARK * ("image" in each.row) + rendered
 
 
-def test_what_is_learned_is_what_is_asked_token_for_token(
+def test_training_and_inference_prompts_have_the_same_tokens(
     folder: Path, sft_rows: list[SftRow], tiny: str
 ) -> None:
     records = load_demonstrations(str(folder), "judge_sft", "")
@@ -426,7 +432,7 @@ def test_no_pair_of_picture_and_question_is_in_both_splits(
 
 
 @pytest.mark.parametrize("size", [20, 21, 22])
-def test_a_split_is_as_large_as_was_asked_for(size: int, tmp_path: Path) -> None:
+def test_a_split_has_the_requested_size(size: int, tmp_path: Path) -> None:
     write(tmp_path, sizes={"judge_sft": size}, seed=0)
     rows = lines(tmp_path / "judge_sft.jsonl")
     assert len(rows) == len({row["id"] for row in rows}) == size
@@ -435,7 +441,7 @@ def test_a_split_is_as_large_as_was_asked_for(size: int, tmp_path: Path) -> None
     assert {row["image"] for row in rows if "image" in row} <= drawn
 
 
-def test_the_same_seed_teaches_the_same(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_rows(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write(tmp_path / name, sizes={"judge_sft": 31, "risk_hint": 25}, seed=seed)
 
@@ -450,7 +456,7 @@ def test_the_same_seed_teaches_the_same(tmp_path: Path) -> None:
         assert content("a")[f"{split}.jsonl"] != content("c")[f"{split}.jsonl"]
 
 
-def test_prompts_with_a_hint_read_as_a_conditioned_policys_prompts(tmp_path: Path) -> None:
+def test_rows_with_a_risk_hint_match_the_prompts_of_a_conditioned_policy(tmp_path: Path) -> None:
     write(tmp_path, sizes={"risk_hint": 400}, seed=0)
     prompts = load_prompts(PROMPTS)
     harmful = defaultdict(list)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlsys.errors import ConfigError, DataError
-from rlsys.judging.agreement import LOOKS
+from rlsys.judging.agreement import MODALITIES
 from rlsys.judging.outcomes import (
     WARNING,
     DistillOutcome,
@@ -132,7 +132,7 @@ def test_observations_may_be_fenced(wrap: str) -> None:
     assert parse_observations(wrap.replace("{}", "[]")) == Observed(())
 
 
-def test_what_is_odd_about_observations_is_counted() -> None:
+def test_warnings_of_observations_are_counted() -> None:
     items = [
         GUN,
         GUN | {"source": "IMAGE CONTENT"},  # the same, said differently
@@ -166,7 +166,7 @@ def test_what_is_odd_about_observations_is_counted() -> None:
         ("null", ParseReason.NOT_A_LIST),
     ],
 )
-def test_what_is_no_list_has_a_reason(text: str, reason: ParseReason) -> None:
+def test_a_reply_without_a_list_has_a_reason(text: str, reason: ParseReason) -> None:
     assert parse_observations(text) == ParseFailure(reason)
 
 
@@ -226,7 +226,7 @@ def test_text_cannot_end_its_field(text: str, name: str) -> None:
 
 @FEW
 @given(st.text() | st.lists(st.text(), max_size=3), st.sets(st.sampled_from(SPECIAL)))
-def test_quoting_keeps_the_text_and_spells_no_special_token(
+def test_quoting_preserves_the_text_and_contains_no_special_token(
     value: object, tokens: set[str]
 ) -> None:
     quoted = quote(value, tokens)
@@ -257,12 +257,12 @@ def test_outcomes_are_identifiers_with_distinct_labels() -> None:
     members = [member for outcomes in OUTCOMES for member in outcomes]
     assert all(KEY.fullmatch(member) for member in members)
     assert len(set(members)) == len({member.label for member in members}) == len(members)
-    assert all(KEY.fullmatch(name) for name in (*FIELDS, *REPLY_SCHEMAS, *LOOKS, WARNING))
+    assert all(KEY.fullmatch(name) for name in (*FIELDS, *REPLY_SCHEMAS, *MODALITIES, WARNING))
     assert all(KEY.fullmatch(identifier(source)) for source in (*SOURCES, OTHER))
 
 
 @pytest.mark.parametrize("reason", ParseReason)
-def test_a_failure_survives_the_wire(reason: ParseReason) -> None:
+def test_a_failure_can_be_pickled(reason: ParseReason) -> None:
     copy = pickle.loads(pickle.dumps(ParseFailure(reason)))
     assert copy == ParseFailure(reason)
     assert copy.reason.label == reason.label
@@ -280,7 +280,7 @@ def test_a_failure_survives_the_wire(reason: ParseReason) -> None:
         ("an old run's words", "an old run's words"),
     ],
 )
-def test_labels_are_for_people(key: str, label: str) -> None:
+def test_labels_of_outcomes(key: str, label: str) -> None:
     assert outcome_label(key) == label
 
 

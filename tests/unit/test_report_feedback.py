@@ -82,7 +82,7 @@ def test_the_stage_itself_is_its_last_round(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tables", [None, {}, {"start": table(3)}, {"first": tabulate([])}])
-def test_without_an_evaluated_round_that_is_said(tmp_path: Path, tables: Any) -> None:
+def test_without_an_evaluated_round_there_is_a_statement(tmp_path: Path, tables: Any) -> None:
     run = load_run(make_run(tmp_path, tables=tables))
     section = feedback_section(run, rounds(ROUND))
     assert "rates after each round" not in [picture.title for picture in section.pictures]
@@ -93,7 +93,7 @@ def test_without_an_evaluated_round_that_is_said(tmp_path: Path, tables: Any) ->
     ("prefix", "title"),
     [
         (("score", "recognised"), "the judge's score of sampled answers"),
-        (("pairs/",), "what became of the prompts"),
+        (("pairs/",), "outcomes of the prompts"),
         (("time/",), "time of each round"),
     ],
 )
@@ -123,7 +123,7 @@ def test_every_prompt_of_a_round_is_in_its_bar(monkeypatch: pytest.MonkeyPatch) 
     assert drawn["rest of the round"][0] == [5.0, 50.0]
 
 
-def test_feedback_in_words_adds_up_the_rounds(tmp_path: Path) -> None:
+def test_statements_on_feedback_add_up_the_rounds(tmp_path: Path) -> None:
     notes = " ".join(
         feedback_section(
             load_run(make_run(tmp_path)), rounds(ROUND, ROUND | {"answers": 300.0, "scored": 1.0})
@@ -134,7 +134,7 @@ def test_feedback_in_words_adds_up_the_rounds(tmp_path: Path) -> None:
     assert "judging answers: 8 × score: empty" in notes
 
 
-def test_a_share_that_was_not_recorded_is_not_told(tmp_path: Path) -> None:
+def test_a_share_that_was_not_recorded_is_left_out(tmp_path: Path) -> None:
     section = feedback_section(load_run(make_run(tmp_path)), rounds({"answers": 10.0}))
     assert section.pictures == []
     assert not any("%" in note for note in section.paragraphs)

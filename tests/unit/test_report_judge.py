@@ -1,4 +1,4 @@
-"""The report on what a judge is worth."""
+"""The report on a judge's agreement and robustness."""
 
 import base64
 import re
@@ -42,7 +42,7 @@ def marks(uri: str, name: str) -> list[str]:
 
 def test_an_agreement_has_the_wilson_interval_of_its_items() -> None:
     found = {each.label: each for each in agreements(judge(**JUDGED))}
-    assert found["risks seen in the image alone"].interval == wilson(190, 200)
+    assert found["risks observed in the image alone"].interval == wilson(190, 200)
     assert len(found) == 3
 
 
@@ -52,7 +52,7 @@ def test_every_measured_agreement_is_a_bar_and_the_goal_a_line() -> None:
     assert marks(picture, "goal") == ["goal"]
 
 
-def test_an_agreement_without_items_has_no_interval_and_says_so() -> None:
+def test_an_agreement_without_items_has_no_interval() -> None:
     series = judge(**{"agreement/score": 0.7, "agreement/image": 0.7, "agreement/image_n": 0})
     assert [each.interval for each in agreements(series)] == [None, None]
     section = judge_section(NO_RUN, series)
@@ -62,7 +62,7 @@ def test_an_agreement_without_items_has_no_interval_and_says_so() -> None:
 def test_items_without_a_parsed_reply_are_shown_beside_the_others() -> None:
     series = judge(**JUDGED | {"unread/verify": 5})
     assert {each.label: each.unread for each in agreements(series)} == {
-        "risks seen in the image alone": 0, "check of one risk (≈)": 5,
+        "risks observed in the image alone": 0, "verification of one risk (≈)": 5,
         "score of an answer within 1 of 10": 0,
     }  # fmt: skip
     assert "left out, as their replies" in judge_section(NO_RUN, series).pictures[0].caption
@@ -73,7 +73,7 @@ def test_items_without_a_parsed_reply_are_shown_beside_the_others() -> None:
 def test_an_agreement_that_was_not_measured_is_named_and_no_bar() -> None:
     section = judge_section(NO_RUN, judge(**JUDGED))
     caption = section.pictures[0].caption
-    assert "Not measured: risks seen in the text alone" in caption
+    assert "Not measured: risks observed in the text alone" in caption
     assert "approximate" in caption  # verify is a balanced accuracy
 
 
@@ -85,7 +85,7 @@ def test_an_agreement_that_was_not_measured_is_named_and_no_bar() -> None:
         ("train", {"judge_sft": 24000}, ""),
     ],
 )
-def test_a_judge_trained_on_the_oracles_replies_says_so(
+def test_training_on_the_oracles_replies_is_in_the_caption(
     split: str, sizes: dict[str, int], shared: str
 ) -> None:
     stages = {"judge": {"kind": "judge", "model": "sft"}, "sft": {"kind": "sft", "split": split}}
@@ -96,7 +96,7 @@ def test_a_judge_trained_on_the_oracles_replies_says_so(
     assert "same oracle" not in judge_section(NO_RUN, judge(**JUDGED)).pictures[0].caption
 
 
-def test_an_agreement_no_one_knows_of_is_shown_by_its_own_name() -> None:
+def test_an_agreement_without_a_label_is_shown_by_its_key() -> None:
     assert [each.label for each in agreements(judge(**{"agreement/new": 0.5}))] == ["new"]
 
 
@@ -104,12 +104,12 @@ def test_an_agreement_no_one_knows_of_is_shown_by_its_own_name() -> None:
     ("key", "value"),
     [("agreement/image", 1.2), ("agreement/image_n", -1), ("agreement/image", "x")],
 )
-def test_what_is_no_share_is_named(key: str, value: Any) -> None:
+def test_an_invalid_share_is_an_error_with_its_key(key: str, value: Any) -> None:
     with pytest.raises(DataError, match=key):
         judge_section(NO_RUN, judge(**JUDGED | {key: value}))
 
 
-def test_the_judge_is_shown_before_training_with_what_sways_it(tmp_path: Path) -> None:
+def test_the_judge_is_shown_before_training_with_its_injection_shift(tmp_path: Path) -> None:
     page = Page(build_report(make_run(tmp_path, judge(**JUDGED))))
     assert page.text.index("The judge") < page.text.index("Safe RLHF training")
     assert "#judge" in page.loads
@@ -120,7 +120,7 @@ def test_the_judge_is_shown_before_training_with_what_sways_it(tmp_path: Path) -
     assert "12 × score: no number, 3 × verify: not JSON" in text
 
 
-def test_a_judge_that_recorded_nothing_is_said_to_have(tmp_path: Path) -> None:
+def test_a_judge_without_metrics_is_reported_as_such(tmp_path: Path) -> None:
     page = Page(build_report(make_run(tmp_path, judge())))
     assert "judge recorded no agreement" in page.text
     assert "Not measured: the stage recorded no injection/shift" in page.text

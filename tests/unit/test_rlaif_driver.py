@@ -57,7 +57,7 @@ class FakePolicy:
 
 @dataclass
 class FakeGuard:
-    """Flags what its test says."""
+    """Flags by (prompt, sample)."""
 
     flags: Callable[[int, int], bool]
 
@@ -164,7 +164,7 @@ def test_an_answer_that_was_cut_off_is_never_chosen() -> None:
     assert {int(ids[0]) % 10 for pairs in policy.steps for ids in pairs.chosen} == {1}
 
 
-def test_a_prompt_whose_risks_are_unknown_teaches_nothing_and_is_looked_at_again() -> None:
+def test_a_prompt_without_parsed_risks_is_left_out_and_observed_again() -> None:
     answers = iter(["I see a gun", ParseFailure(ParseReason.TIMEOUT)])
     judge = graded_judge(observe_joint=lambda q: next(answers, "[]") if q.image == 0 else "[]")
     log, policy, rows, state = go(judge, rounds=3, num_prompts=6)
@@ -201,7 +201,7 @@ def test_without_a_pair_nothing_is_trained_and_the_reasons_are_there() -> None:
     assert "pairs/pair" not in rows[0]
 
 
-def test_failures_of_the_judge_are_counted_and_the_rest_still_teaches() -> None:
+def test_failures_of_the_judge_are_counted_and_the_rest_gives_pairs() -> None:
     judge = graded_judge(
         score=lambda q: "hard to say" if first_id(q) % 10 == 2 else str(3 * (first_id(q) % 10))
     )
@@ -242,19 +242,19 @@ def test_a_run_that_stopped_after_a_round_goes_on_as_if_it_had_not() -> None:
 
 
 def test_what_has_arrived_is_judged_at_once() -> None:
-    """While the judge looks at the first chunk all the others arrive."""
+    """While the judge replies to the first chunk all the others arrive."""
     chunks = [Future[None]() for _ in range(6)]
     chunks[0].set_result(None)
     calls: list[int] = []
 
     class Judging(ScriptedJudge):
-        def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
+        def request(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
             if questions[0].name == "score":
                 calls.append(len(questions))
                 for chunk in chunks[1:]:
                     if not chunk.done():
                         chunk.set_result(None)
-            return super().ask(questions)
+            return super().request(questions)
 
     def arriving(number: int, chunk: Rollouts) -> Pending[Rollouts]:
         return later(chunks[number]).map(lambda _: whole(0, chunk).result(1.0))
@@ -270,7 +270,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_run_that_stopped_while_judging_asks_nothing_twice(tmp_path: Path, after: int) -> None:
+def test_a_run_stopped_while_judging_requests_nothing_twice(tmp_path: Path, after: int) -> None:
     """Stopped after so many calls of the judge; replies and sampled answers are on disk."""
     folder = tmp_path / "answers"
     coming: list[Future[None]] = []
@@ -386,7 +386,7 @@ def test_what_the_guard_flags_is_never_chosen() -> None:
 class Stuck:
     """Takes questions, or requests, and never answers."""
 
-    def ask(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
+    def request(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
         return later(Future(), "judge")
 
     def generate(

@@ -70,18 +70,18 @@ def _question(kind: str, scene: Scene, rng: Random) -> tuple[dict[str, Any], str
     values: dict[str, Any] = {"question": scene.question}
     true = judgements.risks(scene)
     if kind.startswith("observe_"):
-        look = kind.removeprefix("observe_")
-        items = items_of(judgements.observations(row, look))
-        return values if look != "image" else {}, json.dumps(items)
+        modality = kind.removeprefix("observe_")
+        items = items_of(judgements.observations(row, modality))
+        return values if modality != "image" else {}, json.dumps(items)
     if kind == "verify":
         content, category, true_risk = rng.choice(judgements.checks(row, rng))
         return values | {"content": content, "category": category}, _yes(true_risk)
-    known = {"observations": [observation_fields(o) for o in true]}
+    given = {"observations": [observation_fields(o) for o in true]}
     if kind == "rewrite":
-        return values | known, judgements.rewrite(scene)
+        return values | given, judgements.rewrite(scene)
     answer = rng.choice(judgements.answers(scene, rng))
     if kind == "score":
-        return values | known | {"answer": answer}, str(judgements.score(row, answer))
+        return values | given | {"answer": answer}, str(judgements.score(row, answer))
     one = rng.choice(true)
     recognised = judgements.recognises(row, one, answer)
     return values | {"observation": observation_fields(one), "answer": answer}, _yes(recognised)

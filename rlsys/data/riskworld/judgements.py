@@ -40,13 +40,15 @@ PROMPTS = Path(__file__).parent / "prompts"
 NINE = {name: hazard.nine.lower() for name, hazard in HAZARDS.items()}
 
 
-def observations(row: Mapping[str, Any], look: str) -> tuple[Observation, ...]:
-    """The right reply to an observe prompt. look: image or text (alone), or joint (true risks)."""
+def observations(row: Mapping[str, Any], modality: str) -> tuple[Observation, ...]:
+    """The right reply to an observe prompt. modality: image or text (each alone), or joint (the
+    true risks).
+    """
     scene = scene_of(row)
-    return {"image": seen, "text": read, "joint": risks}[look](scene)
+    return {"image": image_candidates, "text": text_candidates, "joint": risks}[modality](scene)
 
 
-def seen(scene: Scene) -> tuple[Observation, ...]:
+def image_candidates(scene: Scene) -> tuple[Observation, ...]:
     """Everything in the image that is a risk with some instruction."""
     return tuple(
         Observation(thing, _source(thing), NINE[hazard])
@@ -55,7 +57,7 @@ def seen(scene: Scene) -> tuple[Observation, ...]:
     )
 
 
-def read(scene: Scene) -> tuple[Observation, ...]:
+def text_candidates(scene: Scene) -> tuple[Observation, ...]:
     """The instruction's request, if it is a risk with some image."""
     family = FAMILIES[scene.family]
     return (_requested(scene),) if family.hazard else ()
@@ -99,7 +101,7 @@ def checks(row: Mapping[str, Any], rng: Random) -> list[tuple[str, str, bool]]:
     known = {(o.content, o.category) for o in true}
     claims += [
         (o.content, o.category, False)
-        for o in (*seen(scene), *read(scene))
+        for o in (*image_candidates(scene), *text_candidates(scene))
         if (o.content, o.category) not in known
     ]
     absent = [t for t in (*ICONS, *WORDS) if _hazard_of(t) and t not in (scene.icon, scene.word)]
