@@ -183,7 +183,7 @@ class TrainConfig:
     )
     freeze: list[str] = key([], "Dotted-name components of the parameters to freeze, e.g. visual.")
     lora_rank: int = key(
-        0, "0: full fine-tuning. Above: PEFT adapters of this rank (policy only).", ge=0
+        0, "0: full fine-tuning. Above: PEFT adapters of this rank; a head trains in full.", ge=0
     )
     lora_alpha: float = key(16.0, "Adapters are scaled by lora_alpha / lora_rank.", gt=0)
     lora_targets: list[str] = key(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from rlsys.config.schema import TrainConfig
@@ -11,23 +12,27 @@ from rlsys.config.schema import TrainConfig
 _A, _B, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer"
 
 
-def add_lora(vlm: nn.Module, train: TrainConfig) -> None:
-    """Adapters on ``train.lora_targets``; everything else is frozen (LoRA, arXiv 2106.09685)."""
+def add_lora(model: nn.Module, train: TrainConfig, seed: int) -> None:
+    """Adapters on ``train.lora_targets``; everything else in ``model`` is frozen (LoRA, arXiv
+    2106.09685). Args: seed: of their initialisation, the same whatever ran in the process before.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
         r=train.lora_rank, lora_alpha=train.lora_alpha, target_modules=list(train.lora_targets)
     )
-    inject_adapter_in_model(config, vlm)
-    for name, parameter in vlm.named_parameters():
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
 
-def lora_scaling(vlm: nn.Module) -> dict[str, float]:
+def lora_scaling(model: nn.Module) -> dict[str, float]:
     """Dotted module name -> alpha / rank, of every adapted layer."""
     return {
         name: float(module.scaling["default"])
-        for name, module in vlm.named_modules()
+        for name, module in model.named_modules()
         if hasattr(module, "lora_A") and hasattr(module, "base_layer")
     }
 

@@ -84,7 +84,7 @@ class PolicyWorker(TrainedWorker):
         training: Training,
     ) -> None:
         if training.train.lora_rank:
-            add_lora(module.vlm, training.train)
+            add_lora(module.vlm, training.train, training.seed)
         elif training.train.freeze:
             freeze(module, training.train.freeze)
         super().__init__(module, context, training)

@@ -14,6 +14,7 @@ from rlsys.algorithms.scorer_losses import cost_loss, cost_signs, reward_loss
 from rlsys.batch import Rollouts
 from rlsys.data.collate import Collated, collate
 from rlsys.data.rows import PreferencePair
+from rlsys.models.adapters import add_lora, lora_scaling, merged
 from rlsys.models.heads import ScorerModule, build_scorer_module, freeze
 from rlsys.models.load import save_head
 from rlsys.roles.factory import RowSource, WorkerContext, WorkerFactory
@@ -136,21 +137,30 @@ class ScorerWorker(PairScorer):
 
 
 class TrainedHead(TrainedWorker):
-    """A trunk with a head, under a training engine."""
+    """A trunk with a head, under a training engine. Beside adapters on the trunk the head trains
+    in full.
+    """
 
     def __init__(self, module: ScorerModule, context: WorkerContext, training: Training) -> None:
-        if training.train.freeze:
+        if training.train.lora_rank:
+            add_lora(module.trunk, training.train, training.seed)
+        elif training.train.freeze:
             freeze(module, training.train.freeze)
         super().__init__(module, context, training)
         self.module = module
+        self._scaling = lora_scaling(module.trunk)
 
     def save_model(self, folder: Path) -> None:
-        """The trunk as a transformers checkpoint and the head beside it. Collective."""
+        """The trunk as a transformers checkpoint, adapters merged, and the head beside it.
+        Collective.
+        """
         state = {n: t.clone() for n, t in self.engine.full_params(trained_only=False)}
         if self.context.rank.rank == 0:
-            trunk = {n.removeprefix("trunk."): t for n, t in state.items() if n != "head.weight"}
+            head = state.pop("head.weight")
+            named = [(name.removeprefix("trunk."), tensor) for name, tensor in state.items()]
+            trunk = dict(merged(named, self._scaling, trained_only=False))
             self.module.trunk.save_pretrained(folder, state_dict=trunk)
-            save_head(folder, state["head.weight"])
+            save_head(folder, head)
             self.context.encoder.processor.save_pretrained(folder)
 
 

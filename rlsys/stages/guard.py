@@ -11,7 +11,6 @@ from rlsys.config.keys import key
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
-from rlsys.errors import ConfigError
 from rlsys.guard.quality import guard_quality
 from rlsys.roles.guard import GuardHandle, GuardSpec, GuardTrainerHandle, GuardTrainerSpec
 from rlsys.stages.context import Context
@@ -25,10 +24,6 @@ class GuardStage(MeasuredConfig):
 
     kind: str = key("guard", "Kind of stage.", choices=("guard",))
     batch: int = key(32, "Rows per step; each has three items: two answers and the prompt.", ge=1)
-
-    def check(self) -> None:
-        if self.train.lora_rank:
-            raise ConfigError("train.lora_rank: adapters are for the policy")
 
 
 def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> Result:

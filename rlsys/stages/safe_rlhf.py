@@ -22,7 +22,6 @@ from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import safe_rlhf
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
 from rlsys.drivers.sampling import sync_weights, total_steps
-from rlsys.errors import ConfigError
 from rlsys.report import training as charts
 from rlsys.report.drawing import BLUE
 from rlsys.report.section import KindReport
@@ -56,10 +55,6 @@ class SafeRlhfStage(AlignmentConfig):
     ppo: PpoConfig = key(PpoConfig(), "One iteration.")
     critic_optim: OptimConfig = key(OptimConfig(), "Optimiser of both critics.")
     critic_train: TrainConfig = key(TrainConfig(), "How both critics train.")
-
-    def check(self) -> None:
-        if self.critic_train.lora_rank:
-            raise ConfigError("critic_train.lora_rank: adapters are for the policy")
 
 
 def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Path) -> Result:

@@ -13,7 +13,6 @@ from rlsys.config.keys import key
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
-from rlsys.errors import ConfigError
 from rlsys.evaluation.scorers import scorer_quality
 from rlsys.roles.scorer import (
     ScorerHandle,
@@ -41,10 +40,6 @@ class ScorerStage(MeasuredConfig):
         "Cost only: labels of the sign terms.",
         choices=("graded", "graded_normalised", "sign"),
     )
-
-    def check(self) -> None:
-        if self.train.lora_rank:
-            raise ConfigError("train.lora_rank: adapters are for the policy")
 
 
 def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) -> Result:

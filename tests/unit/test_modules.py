@@ -355,7 +355,7 @@ def adapted(tiny: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vlm = load_policy(tiny, "float32")
-        add_lora(vlm, TrainConfig(lora_rank=4, lora_alpha=12.0))
+        add_lora(vlm, TrainConfig(lora_rank=4, lora_alpha=12.0), seed=0)
     return vlm.eval()
 
 
