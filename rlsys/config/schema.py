@@ -246,7 +246,10 @@ class LagrangeConfig:
     floor: float = key(0.001, "Least value; log_sgd needs one above 0.", ge=0)
     cap: float = key(20.0, "Largest value.", ge=0)
     window: int = key(
-        128, "Latest episodes, over all ranks, whose mean cost drives the multiplier.", ge=1
+        128,
+        "The mean cost over as many of the latest iterations as hold this many episodes drives "
+        "the multiplier; an iteration counts whole, at least the latest one.",
+        ge=1,
     )
     threshold: str = key(
         "auto",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlsys.algorithms.lagrange import MULTIPLIER_RULES
@@ -14,23 +14,28 @@ from rlsys.runtime.pending import Metrics
 
 @dataclass
 class Multiplier:
-    """λ, and the latest episode costs, whose mean drives it."""
+    """λ, and the costs of the latest iterations, one list each, whose mean drives it."""
 
     value: float
-    window: deque[float]
+    batches: deque[list[float]] = field(default_factory=deque)
 
     @classmethod
     def start(cls, config: LagrangeConfig) -> Multiplier:
-        return cls(config.init, deque(maxlen=config.window))
+        return cls(config.init)
 
     def step(
         self, costs: Sequence[float], threshold: float, config: LagrangeConfig, iteration: int
     ) -> None:
-        """Once per iteration, on the mean of the last ``window`` episode costs over all ranks.
+        """Once per iteration, on the mean cost of the fewest latest iterations that hold ``window``
+        episodes, over all ranks.
 
-        Args: threshold: d, in the cost model's units; iteration: from 0, for ``delay``.
+        Args: costs: of all episodes of the iteration; threshold: d, in the cost model's units;
+        iteration: from 0, for ``delay``. Only whole iterations count: episodes come in the order of
+        their dataset rows, so a part of them would be a part of the data.
         """
-        self.window.extend(costs)
+        self.batches.append(list(costs))
+        while self._episodes - len(self.batches[0]) >= config.window:
+            self.batches.popleft()
         if iteration >= config.delay:
             self.value = MULTIPLIER_RULES[config.rule](
                 self.value,
@@ -43,16 +48,19 @@ class Multiplier:
 
     @property
     def mean_cost(self) -> float:
-        return sum(self.window) / len(self.window)
+        return sum(map(sum, self.batches)) / self._episodes
+
+    @property
+    def _episodes(self) -> int:
+        return sum(map(len, self.batches))
 
     def metrics(self) -> Metrics:
         return {"lambda": self.value, "cost_window": self.mean_cost}
 
     def as_dict(self) -> dict[str, Any]:
-        return {"value": self.value, "window": list(self.window)}
+        return {"value": self.value, "batches": list(self.batches)}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restore from ``as_dict``."""
         self.value = saved["value"]
-        self.window.clear()
-        self.window.extend(saved["window"])
+        self.batches = deque(saved["batches"])

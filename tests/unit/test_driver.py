@@ -206,7 +206,6 @@ def test_the_state_is_restored_from_json() -> None:
     again = make_state(run)
     again.restore(json.loads(json.dumps(state.as_dict())))
     assert again.as_dict() == state.as_dict()
-    assert again.multiplier.window.maxlen == 12
     longer = replace(run, iterations=4)
     others, other_log = make_roles(cost=lambda p, s: 0.1 * p)
     lambdas = [[row["lambda"] for row in go(each, longer, s)] for each, s in
@@ -232,7 +231,32 @@ def test_the_window_forgets_old_episodes() -> None:
     state = make_state(run)
     safe_rlhf(roles, state, run, report)
     assert [row["cost_window"] for row in rows] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
-    assert len(state.multiplier.window) == 16
+    assert [len(batch) for batch in state.multiplier.batches] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("window", "sizes", "kept"),
+    [
+        (4, [8], [8]),  # the whole batch, however small the window
+        (8, [8, 8], [8]),
+        (9, [8, 8], [8, 8]),
+        (16, [8, 8, 8], [8, 8]),
+        (17, [8, 8, 8], [8, 8, 8]),
+        (6, [8, 2, 2], [8, 2, 2]),  # without the first batch there would be 4
+        (6, [8, 2, 4], [2, 4]),
+    ],
+)
+def test_the_window_holds_whole_batches(window: int, sizes: list[int], kept: list[int]) -> None:
+    config = LagrangeConfig(rule="projected", lr=1.0, init=0.0, floor=0.0, window=window)
+    multiplier = Multiplier.start(config)
+    for number, size in enumerate(sizes):
+        costs = [float(number + row) for row in range(size)]
+        multiplier.step(costs, 0.0, replace(config, delay=len(sizes) - 1), number)
+    assert [len(batch) for batch in multiplier.batches] == kept
+    first = len(sizes) - len(kept)
+    costs = [first + n + row for n, size in enumerate(kept) for row in range(size)]
+    assert multiplier.mean_cost == pytest.approx(sum(costs) / len(costs))
+    assert multiplier.value == pytest.approx(sum(costs) / len(costs))  # one step from 0 at lr 1
 
 
 def test_a_gap_over_the_limit_stops_the_run_before_any_update() -> None:
