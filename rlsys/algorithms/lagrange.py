@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 def log_sgd_step(
@@ -43,7 +44,57 @@ def fixed_step(
     return multiplier
 
 
+@dataclass(frozen=True)
+class PidState:
+    """What PID control carries from step to step.
+
+    integral: in units of lambda; violation: the smoothed J_C - d, None before the first step;
+    costs: the latest smoothed J_C, newest last, as many as the derivative looks back.
+    """
+
+    integral: float
+    violation: float | None = None
+    costs: tuple[float, ...] = ()
+
+
+def pid_step(
+    state: PidState,
+    mean_cost: float,
+    threshold: float,
+    *,
+    kp: float,
+    ki: float,
+    kd: float,
+    ema: float,
+    kd_delay: int,
+    floor: float,
+    cap: float,
+) -> tuple[float, PidState]:
+    """lambda = clip(kp e_s + I + kd max(0, J_s - J_s'), floor, cap), e = J_C - d: PID control of
+    the multiplier (Stooke et al. 2020, arXiv 2007.03964, algorithm 2).
+
+    I <- clip(I + ki e, 0, cap): the cap keeps a long violation from winding the integral up beyond
+    what lambda can be. e_s and J_s are exponential means of e and J_C that keep a share ``ema`` of
+    the past and begin at the first value; J_s' is J_s of ``kd_delay`` steps ago, or the oldest
+    there is. With ki alone, floor 0 and ema 0 it is ``projected_step`` at lr = ki.
+
+    Returns: lambda and the state for the next step.
+    """
+    _check(state.integral, mean_cost, threshold, floor, cap)
+    if not 0 <= ema < 1:
+        raise ValueError(f"ema must lie in [0, 1), got {ema}")
+    if kd_delay < 1:
+        raise ValueError(f"kd_delay must be at least 1, got {kd_delay}")
+    violation = _smoothed(state.violation, mean_cost - threshold, ema)
+    cost = _smoothed(state.costs[-1] if state.costs else None, mean_cost, ema)
+    rise = max(0.0, cost - state.costs[0]) if state.costs else 0.0
+    integral = min(max(state.integral + ki * (mean_cost - threshold), 0.0), cap)
+    multiplier = min(max(kp * violation + integral + kd * rise, floor), cap)
+    return multiplier, PidState(integral, violation, (*state.costs, cost)[-kd_delay:])
+
+
 MULTIPLIER_RULES = {"log_sgd": log_sgd_step, "projected": projected_step, "fixed": fixed_step}
+"""The rules whose only state is lambda."""
 
 
 def calibrate_threshold(
@@ -75,6 +126,10 @@ def calibrate_threshold(
             f"unsafe answers cost {cost_unsafe:.3f}, safe ones {cost_safe:.3f}: no threshold"
         )
     return target_unsafe_rate * cost_unsafe + (1 - target_unsafe_rate) * cost_safe
+
+
+def _smoothed(mean: float | None, value: float, ema: float) -> float:
+    return value if mean is None else ema * mean + (1 - ema) * value
 
 
 def _check(multiplier: float, mean_cost: float, threshold: float, floor: float, cap: float) -> None:

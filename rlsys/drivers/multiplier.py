@@ -7,21 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlsys.algorithms.lagrange import MULTIPLIER_RULES
+from rlsys.algorithms.lagrange import MULTIPLIER_RULES, PidState, pid_step
 from rlsys.config.schema import LagrangeConfig
 from rlsys.runtime.pending import Metrics
 
 
 @dataclass
 class Multiplier:
-    """λ, and the costs of the latest iterations, one list each, whose mean drives it."""
+    """λ, the state of the rule ``pid``, and the costs of the latest iterations, one list each."""
 
     value: float
+    pid: PidState
     batches: deque[list[float]] = field(default_factory=deque)
 
     @classmethod
     def start(cls, config: LagrangeConfig) -> Multiplier:
-        return cls(config.init)
+        return cls(config.init, PidState(config.init))
 
     def step(
         self, costs: Sequence[float], threshold: float, config: LagrangeConfig, iteration: int
@@ -36,15 +37,24 @@ class Multiplier:
         self.batches.append(list(costs))
         while self._episodes - len(self.batches[0]) >= config.window:
             self.batches.popleft()
-        if iteration >= config.delay:
-            self.value = MULTIPLIER_RULES[config.rule](
-                self.value,
+        if iteration < config.delay:
+            return
+        bounds = {"floor": config.floor, "cap": config.cap}
+        if config.rule == "pid":
+            self.value, self.pid = pid_step(
+                self.pid,
                 self.mean_cost,
                 threshold,
-                lr=config.lr,
-                floor=config.floor,
-                cap=config.cap,
+                kp=config.kp,
+                ki=config.ki,
+                kd=config.kd,
+                ema=config.ema,
+                kd_delay=config.kd_delay,
+                **bounds,
             )
+        else:
+            rule = MULTIPLIER_RULES[config.rule]
+            self.value = rule(self.value, self.mean_cost, threshold, lr=config.lr, **bounds)
 
     @property
     def mean_cost(self) -> float:
@@ -58,9 +68,12 @@ class Multiplier:
         return {"lambda": self.value, "cost_window": self.mean_cost}
 
     def as_dict(self) -> dict[str, Any]:
-        return {"value": self.value, "batches": list(self.batches)}
+        pid = [self.pid.integral, self.pid.violation, list(self.pid.costs)]
+        return {"value": self.value, "batches": list(self.batches), "pid": pid}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restore from ``as_dict``."""
         self.value = saved["value"]
         self.batches = deque(saved["batches"])
+        integral, violation, costs = saved["pid"]
+        self.pid = PidState(integral, violation, tuple(costs))

@@ -198,8 +198,24 @@ def test_each_critic_learns_the_signal_it_predicts() -> None:
         torch.testing.assert_close(batch.returns[mask], expected[mask], rtol=0, atol=1e-5)
 
 
-def test_the_state_is_restored_from_json() -> None:
-    run = make_run(iterations=2, threshold=0.5, window=12)
+PID = {"rule": "pid", "kp": 0.3, "ki": 0.2, "kd": 0.5, "ema": 0.6, "kd_delay": 2}
+
+
+def test_pid_starts_at_init_and_is_given_every_gain() -> None:
+    run = make_run(iterations=2, threshold=0.5, **PID | {"init": 0.25, "floor": 0.2, "cap": 0.6})
+    # e = 0.5 twice: 0.3 * 0.5 + 0.25 + 0.2 * 0.5, then the cap; and the floor after a deep fall
+    assert [row["lambda"] for row in go(make_roles()[0], run)] == pytest.approx([0.5, 0.6])
+    rows = go(make_roles(cost=lambda p, s: -9.0)[0], run)
+    assert [row["lambda"] for row in rows] == [0.2, 0.2]
+    costs = iter([0.0] * 8 + [1.0] * 8)
+    rows = go(make_roles(cost=lambda p, s: next(costs))[0], make_run(iterations=2, **PID))
+    # smoothed: 0.6 * 0 + 0.4 * 1; 0.3 * 0.4 + (1 + 0.2) + 0.5 * 0.4
+    assert [row["lambda"] for row in rows] == pytest.approx([1.0, 1.52])
+
+
+@pytest.mark.parametrize("rule", [{}, PID])
+def test_the_state_is_restored_from_json(rule: dict[str, Any]) -> None:
+    run = make_run(iterations=2, threshold=0.5, window=12, **rule)
     roles, log = make_roles(cost=lambda p, s: 0.1 * p)
     state = make_state(run)
     go(roles, run, state)
