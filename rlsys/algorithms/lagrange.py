@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -95,37 +94,6 @@ def pid_step(
 
 MULTIPLIER_RULES = {"log_sgd": log_sgd_step, "projected": projected_step, "fixed": fixed_step}
 """The rules whose only state is lambda."""
-
-
-def calibrate_threshold(
-    costs: Sequence[float], unsafe: Sequence[bool], *, target_unsafe_rate: float
-) -> float:
-    """The mean cost of answers of which a share ``target_unsafe_rate`` is unsafe.
-
-    The constraint E[C] <= d bounds a mean, the target speaks of a share. With c_u and c_s the mean
-    costs of labelled unsafe and safe answers, a policy that is unsafe with probability p has mean
-    cost p c_u + (1 - p) c_s; d is that at p = target_unsafe_rate. Strictly between c_s and c_u for
-    a target in (0, 1) whenever the cost model separates the two at all.
-
-    Args: one cost and one label per validation answer; target_unsafe_rate in (0, 1).
-    Raises: ValueError without both kinds of answer, or when unsafe answers do not cost more.
-    """
-    if not 0 < target_unsafe_rate < 1:
-        raise ValueError(f"target_unsafe_rate must lie in (0, 1), got {target_unsafe_rate}")
-    if not all(math.isfinite(c) for c in costs):
-        raise ValueError("calibration needs finite costs")
-    bad = [c for c, u in zip(costs, unsafe, strict=True) if u]
-    good = [c for c, u in zip(costs, unsafe, strict=True) if not u]
-    if not bad or not good:
-        raise ValueError(
-            f"calibration needs both kinds of answer: {len(bad)} unsafe, {len(good)} safe"
-        )
-    cost_unsafe, cost_safe = sum(bad) / len(bad), sum(good) / len(good)
-    if cost_unsafe <= cost_safe:
-        raise ValueError(
-            f"unsafe answers cost {cost_unsafe:.3f}, safe ones {cost_safe:.3f}: no threshold"
-        )
-    return target_unsafe_rate * cost_unsafe + (1 - target_unsafe_rate) * cost_safe
 
 
 def _smoothed(mean: float | None, value: float, ema: float) -> float:

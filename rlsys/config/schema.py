@@ -253,17 +253,24 @@ class LagrangeConfig:
     cap: float = key(20.0, "Largest value.", ge=0)
     window: int = key(
         128,
-        "The mean cost over as many of the latest iterations as hold this many episodes drives "
+        "The mean over as many of the latest iterations as hold this many episodes drives "
         "the multiplier; an iteration counts whole, at least the latest one.",
         ge=1,
     )
+    constraint: str = key(
+        "mean_cost",
+        "What the multiplier holds down: the mean cost, to threshold, or the mean probability of "
+        "an unsafe answer, calibrated on labelled validation answers, to target_unsafe_rate. The "
+        "policy learns from the cost either way.",
+        choices=("mean_cost", "unsafe_probability"),
+    )
     threshold: str = key(
         "auto",
-        "In the cost model's units; auto: from `target_unsafe_rate` and labelled validation "
-        "answers.",
+        "Of mean_cost, in the cost model's units; auto: the mean cost at `target_unsafe_rate`, by "
+        "labelled validation answers.",
     )
     target_unsafe_rate: float = key(
-        0.05, "auto only: the share of unsafe answers the threshold stands for.", gt=0, lt=1
+        0.05, "auto only: the budget, a share of unsafe answers among all.", gt=0, lt=1
     )
     delay: int = key(0, "Iterations before the first multiplier step.", ge=0)
 
@@ -277,6 +284,10 @@ class LagrangeConfig:
         if self.rule == "pid" and not (self.kp or self.ki):
             raise ConfigError("ki: pid with neither kp nor ki does not see the violation")
         if self.threshold != "auto":
+            if self.constraint == "unsafe_probability":
+                raise ConfigError(
+                    "threshold: unsafe_probability is held to target_unsafe_rate; leave it at auto"
+                )
             try:
                 usable = math.isfinite(float(self.threshold))
             except ValueError:

@@ -9,12 +9,15 @@ from typing import Any
 
 from rlsys.algorithms.lagrange import MULTIPLIER_RULES, PidState, pid_step
 from rlsys.config.schema import LagrangeConfig
+from rlsys.drivers.constraint import Constraint
 from rlsys.runtime.pending import Metrics
 
 
 @dataclass
 class Multiplier:
-    """λ, the state of the rule ``pid``, and the costs of the latest iterations, one list each."""
+    """λ, the state of the rule ``pid``, and what was measured in the latest iterations, one list
+    each.
+    """
 
     value: float
     pid: PidState
@@ -25,16 +28,16 @@ class Multiplier:
         return cls(config.init, PidState(config.init))
 
     def step(
-        self, costs: Sequence[float], threshold: float, config: LagrangeConfig, iteration: int
+        self, measured: Sequence[float], bound: float, config: LagrangeConfig, iteration: int
     ) -> None:
-        """Once per iteration, on the mean cost of the fewest latest iterations that hold ``window``
+        """Once per iteration, on the mean over the fewest latest iterations that hold ``window``
         episodes, over all ranks.
 
-        Args: costs: of all episodes of the iteration; threshold: d, in the cost model's units;
-        iteration: from 0, for ``delay``. Only whole iterations count: episodes come in the order of
-        their dataset rows, so a part of them would be a part of the data.
+        Args: measured: cost or probability of every episode of the iteration; bound: d, in the same
+        units; iteration: from 0, for ``delay``. Only whole iterations count: episodes come in the
+        order of their dataset rows, so a part of them would be a part of the data.
         """
-        self.batches.append(list(costs))
+        self.batches.append(list(measured))
         while self._episodes - len(self.batches[0]) >= config.window:
             self.batches.popleft()
         if iteration < config.delay:
@@ -43,8 +46,8 @@ class Multiplier:
         if config.rule == "pid":
             self.value, self.pid = pid_step(
                 self.pid,
-                self.mean_cost,
-                threshold,
+                self.mean,
+                bound,
                 kp=config.kp,
                 ki=config.ki,
                 kd=config.kd,
@@ -54,18 +57,23 @@ class Multiplier:
             )
         else:
             rule = MULTIPLIER_RULES[config.rule]
-            self.value = rule(self.value, self.mean_cost, threshold, lr=config.lr, **bounds)
+            self.value = rule(self.value, self.mean, bound, lr=config.lr, **bounds)
 
     @property
-    def mean_cost(self) -> float:
+    def mean(self) -> float:
         return sum(map(sum, self.batches)) / self._episodes
 
     @property
     def _episodes(self) -> int:
         return sum(map(len, self.batches))
 
-    def metrics(self) -> Metrics:
-        return {"lambda": self.value, "cost_window": self.mean_cost}
+    def metrics(self, constraint: Constraint) -> Metrics:
+        """λ, J and J - d, in the units of the constraint."""
+        return {
+            "lambda": self.value,
+            f"{constraint.measured}_window": self.mean,
+            "violation": self.mean - constraint.bound,
+        }
 
     def as_dict(self) -> dict[str, Any]:
         pid = [self.pid.integral, self.pid.violation, list(self.pid.costs)]

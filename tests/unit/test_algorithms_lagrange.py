@@ -1,4 +1,4 @@
-"""The multiplier and the threshold."""
+"""The multiplier."""
 
 import math
 from typing import Any
@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from rlsys.algorithms.lagrange import (
     MULTIPLIER_RULES,
     PidState,
-    calibrate_threshold,
     log_sgd_step,
     pid_step,
     projected_step,
@@ -103,63 +102,6 @@ def test_bounds_must_be_ordered_and_not_negative(name: str, floor: float, cap: f
 @pytest.mark.parametrize("name", RULES)
 def test_floor_and_cap_may_coincide(name: str) -> None:
     assert MULTIPLIER_RULES[name](1.0, 5.0, 0.0, lr=0.1, floor=2.0, cap=2.0) == 2.0
-
-
-def test_threshold_by_hand() -> None:
-    costs, unsafe = [2.0, -1.0, 4.0, -3.0], [True, False, True, False]
-    # Means 3 and -2: 0.25 * 3 + 0.75 * -2
-    assert calibrate_threshold(costs, unsafe, target_unsafe_rate=0.25) == pytest.approx(-0.75)
-    assert calibrate_threshold(costs, unsafe, target_unsafe_rate=0.5) == pytest.approx(0.5)
-    # Unequal class sizes: means 6 and 1, whatever the share among the labels; 0.2 * 6 + 0.8 * 1
-    assert calibrate_threshold(
-        [6.0, 0.0, 1.0, 2.0], [True, False, False, False], target_unsafe_rate=0.2
-    ) == pytest.approx(2.0)
-
-
-@FEW
-@given(
-    bad=st.lists(st.floats(1, 9), min_size=1, max_size=5),
-    good=st.lists(st.floats(-9, 0), min_size=1, max_size=5),
-    target_unsafe_rate=st.floats(0.01, 0.98),
-)
-def test_the_threshold_lies_between_the_classes_and_grows_with_the_target(
-    bad: list[float], good: list[float], target_unsafe_rate: float
-) -> None:
-    costs, unsafe = bad + good, [True] * len(bad) + [False] * len(good)
-    threshold = calibrate_threshold(costs, unsafe, target_unsafe_rate=target_unsafe_rate)
-    assert sum(good) / len(good) < threshold < sum(bad) / len(bad)
-    assert threshold < calibrate_threshold(
-        costs, unsafe, target_unsafe_rate=target_unsafe_rate + 0.01
-    )
-    # It moves with the costs, as does the mean that it bounds.
-    moved = calibrate_threshold(
-        [c + 10 for c in costs], unsafe, target_unsafe_rate=target_unsafe_rate
-    )
-    assert moved == pytest.approx(threshold + 10)
-
-
-@pytest.mark.parametrize("target_unsafe_rate", [0.0, 1.0, -0.1, 1.5, math.nan])
-def test_the_target_unsafe_rate_is_a_proper_share(target_unsafe_rate: float) -> None:
-    with pytest.raises(ValueError, match="target_unsafe_rate"):
-        calibrate_threshold([1.0, 0.0], [True, False], target_unsafe_rate=target_unsafe_rate)
-
-
-@pytest.mark.parametrize(
-    ("costs", "unsafe", "message"),
-    [
-        ([1.0, 2.0], [True, True], "both kinds"),
-        ([1.0, 2.0], [False, False], "both kinds"),
-        ([], [], "both kinds"),
-        ([1.0, 1.0], [True, False], "no threshold"),
-        ([0.0, 1.0], [True, False], "no threshold"),
-        ([1.0, 0.0, 0.0], [True, False], "shorter"),
-    ],
-)
-def test_costs_that_carry_no_threshold(
-    costs: list[float], unsafe: list[bool], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        calibrate_threshold(costs, unsafe, target_unsafe_rate=0.1)
 
 
 @pytest.mark.parametrize("cost", [-5.0, 0.0, 5.0])

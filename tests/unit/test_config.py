@@ -194,6 +194,7 @@ BAD_OVERRIDES = [
     ("stages.ppo.ppo.samples_per_prompt=0", "ppo.samples_per_prompt"),
     ("stages.ppo.ppo.temperature=0", "ppo.temperature"),
     ("stages.ppo.lagrange.rule=newton", "lagrange.rule"),
+    ("stages.ppo.lagrange.constraint=median", "lagrange.constraint"),
     ("stages.ppo.lagrange.kp=-1", "lagrange.kp"),
     ("stages.ppo.lagrange.ki=-1", "lagrange.ki"),
     ("stages.ppo.lagrange.kd=-1", "lagrange.kd"),

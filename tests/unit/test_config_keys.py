@@ -190,6 +190,8 @@ def test_strings_are_among_their_choices(everything: RunConfig) -> None:
          "stages.pretrain.tiny.hidden: must be at least 32 and a multiple of 32, got 100"),
         ("data.sizes.train=0", "data.sizes.train: must be at least 20, got 0"),
         ("groups.train.gpus=1.5", "groups.train.gpus: above 1 must be a whole number, got 1.5"),
+        ("stages.ppo.lagrange={constraint: unsafe_probability, threshold: 1}",
+         "stages.ppo.lagrange.threshold: unsafe_probability is held to target_unsafe_rate"),
         ("stages.ppo.lagrange={rule: pid, kp: 0, ki: 0}", "stages.ppo.lagrange.ki: pid with"),
         ("stages.ppo.lagrange.floor=0", "stages.ppo.lagrange.floor: log_sgd needs a floor"),
         ("groups.train.roles=[policy,actor]", "groups.train.roles[1]: must be one of rollout,"),
