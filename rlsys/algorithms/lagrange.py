@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 def log_sgd_step(
@@ -43,38 +43,61 @@ def fixed_step(
     return multiplier
 
 
-MULTIPLIER_RULES = {"log_sgd": log_sgd_step, "projected": projected_step, "fixed": fixed_step}
+@dataclass(frozen=True)
+class PidState:
+    """What PID control carries from step to step.
 
-
-def calibrate_threshold(
-    costs: Sequence[float], unsafe: Sequence[bool], *, target_unsafe_rate: float
-) -> float:
-    """The mean cost of answers of which a share ``target_unsafe_rate`` is unsafe.
-
-    The constraint E[C] <= d bounds a mean, the target speaks of a share. With c_u and c_s the mean
-    costs of labelled unsafe and safe answers, a policy that is unsafe with probability p has mean
-    cost p c_u + (1 - p) c_s; d is that at p = target_unsafe_rate. Strictly between c_s and c_u for
-    a target in (0, 1) whenever the cost model separates the two at all.
-
-    Args: one cost and one label per validation answer; target_unsafe_rate in (0, 1).
-    Raises: ValueError without both kinds of answer, or when unsafe answers do not cost more.
+    integral: in units of lambda; violation: the smoothed J_C - d, None before the first step;
+    costs: the latest smoothed J_C, newest last, as many as the derivative looks back.
     """
-    if not 0 < target_unsafe_rate < 1:
-        raise ValueError(f"target_unsafe_rate must lie in (0, 1), got {target_unsafe_rate}")
-    if not all(math.isfinite(c) for c in costs):
-        raise ValueError("calibration needs finite costs")
-    bad = [c for c, u in zip(costs, unsafe, strict=True) if u]
-    good = [c for c, u in zip(costs, unsafe, strict=True) if not u]
-    if not bad or not good:
-        raise ValueError(
-            f"calibration needs both kinds of answer: {len(bad)} unsafe, {len(good)} safe"
-        )
-    cost_unsafe, cost_safe = sum(bad) / len(bad), sum(good) / len(good)
-    if cost_unsafe <= cost_safe:
-        raise ValueError(
-            f"unsafe answers cost {cost_unsafe:.3f}, safe ones {cost_safe:.3f}: no threshold"
-        )
-    return target_unsafe_rate * cost_unsafe + (1 - target_unsafe_rate) * cost_safe
+
+    integral: float
+    violation: float | None = None
+    costs: tuple[float, ...] = ()
+
+
+def pid_step(
+    state: PidState,
+    mean_cost: float,
+    threshold: float,
+    *,
+    kp: float,
+    ki: float,
+    kd: float,
+    ema: float,
+    kd_delay: int,
+    floor: float,
+    cap: float,
+) -> tuple[float, PidState]:
+    """lambda = clip(kp e_s + I + kd max(0, J_s - J_s'), floor, cap), e = J_C - d: PID control of
+    the multiplier (Stooke et al. 2020, arXiv 2007.03964, algorithm 2).
+
+    I <- clip(I + ki e, 0, cap): the cap keeps a long violation from winding the integral up beyond
+    what lambda can be. e_s and J_s are exponential means of e and J_C that keep a share ``ema`` of
+    the past and begin at the first value; J_s' is J_s of ``kd_delay`` steps ago, or the oldest
+    there is. With ki alone, floor 0 and ema 0 it is ``projected_step`` at lr = ki.
+
+    Returns: lambda and the state for the next step.
+    """
+    _check(state.integral, mean_cost, threshold, floor, cap)
+    if not 0 <= ema < 1:
+        raise ValueError(f"ema must lie in [0, 1), got {ema}")
+    if kd_delay < 1:
+        raise ValueError(f"kd_delay must be at least 1, got {kd_delay}")
+    violation = _smoothed(state.violation, mean_cost - threshold, ema)
+    cost = _smoothed(state.costs[-1] if state.costs else None, mean_cost, ema)
+    rise = max(0.0, cost - state.costs[0]) if state.costs else 0.0
+    integral = min(max(state.integral + ki * (mean_cost - threshold), 0.0), cap)
+    multiplier = min(max(kp * violation + integral + kd * rise, floor), cap)
+    return multiplier, PidState(integral, violation, (*state.costs, cost)[-kd_delay:])
+
+
+MULTIPLIER_RULES = {"log_sgd": log_sgd_step, "projected": projected_step, "fixed": fixed_step}
+"""The rules whose only state is lambda."""
+
+
+def _smoothed(mean: float | None, value: float, ema: float) -> float:
+    return value if mean is None else ema * mean + (1 - ema) * value
 
 
 def _check(multiplier: float, mean_cost: float, threshold: float, floor: float, cap: float) -> None:

@@ -10,6 +10,7 @@ from rlsys.algorithms.kl import k3
 from rlsys.algorithms.masked import masked_mean
 from rlsys.batch import PromptCursor, Rollouts, SampleScores
 from rlsys.config.schema import GapConfig
+from rlsys.drivers.constraint import Constraint
 from rlsys.drivers.gap import engine_gap
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.runtime.pending import Metrics
@@ -39,13 +40,15 @@ class ConstrainedState:
         self.cursor.position = saved["cursor"]
 
 
-def describe(rollouts: Rollouts, scores: SampleScores, threshold: float, gap: GapConfig) -> Metrics:
+def describe(
+    rollouts: Rollouts, scores: SampleScores, constraint: Constraint, gap: GapConfig
+) -> Metrics:
     """Metrics of the batch. Raises: LogprobGapError when engine and trainer differ too much."""
     mask, policy = rollouts.mask, scores.policy_logprobs
     return {
         "reward": float(scores.rewards.mean()),
         "cost": float(scores.costs.mean()),
-        "threshold": threshold,
+        **constraint.metrics(scores.costs),
         "kl": float(masked_mean(k3(policy, scores.reference_logprobs), mask)),
         "entropy_sampled": -float(masked_mean(policy, mask)),
         **engine_gap(rollouts, policy, gap),

@@ -28,6 +28,7 @@ from rlsys.batch import (
 from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
 from rlsys.config.updates import UpdateConfig
 from rlsys.drivers.constrained import ConstrainedState, describe
+from rlsys.drivers.constraint import Constraint
 from rlsys.drivers.sampling import sample_requests, sync_weights
 from rlsys.drivers.timing import timed
 from rlsys.roles.policy import Policy
@@ -36,7 +37,13 @@ from rlsys.roles.rollout import Rollout
 from rlsys.roles.scorer import Scorer
 from rlsys.runtime.pending import Metrics, Pending, as_completed
 
-CONSTRAINT = ("cost", "cost_window", "threshold", "lambda")  # metrics that need a cost model
+CONSTRAINT = (
+    "cost",
+    "cost_window",
+    "threshold",
+    "lambda",
+    "violation",
+)  # metrics that need a cost model
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,12 @@ class GrpoRoles:
 
 @dataclass(frozen=True)
 class GrpoRun:
-    """Settings of one run; threshold is d, in the cost model's units; scale: of the advantages, as
-    in ``group_normalise``; kl_beta: weight of the KL term in the loss.
+    """Settings of one run; scale: of the advantages, as in
+    ``group_normalise``; kl_beta: weight of the KL term in the loss.
     """
 
     iterations: int
-    threshold: float
+    constraint: Constraint
     seed: int
     update: UpdateConfig
     scale: str
@@ -77,9 +84,9 @@ def grpo_lagrangian(
     while state.iteration < run.iterations:
         started = time.perf_counter()
         rollouts, scores = sample_and_score(roles, state, run)  # 1, 2
-        metrics = describe(rollouts, scores, run.threshold, run.gap)
-        costs = scores.costs.tolist()
-        state.multiplier.step(costs, run.threshold, run.lagrange, state.iteration)  # 3
+        metrics = describe(rollouts, scores, run.constraint, run.gap)
+        measured, bound = run.constraint.measure(scores.costs).tolist(), run.constraint.bound
+        state.multiplier.step(measured, bound, run.lagrange, state.iteration)  # 3
         batch = estimate(rollouts, scores, state, run)  # 4
         with timed(state.timings, "update"):  # 5
             stats = roles.policy.update(batch).result(run.timeouts.call)
@@ -90,7 +97,7 @@ def grpo_lagrangian(
         state.timings["time/iteration"] = time.perf_counter() - started
         metrics |= {f"policy/{key}": value for key, value in stats.items()}
         metrics["samples_per_s"] = len(rollouts) / state.timings["time/iteration"]
-        metrics |= state.multiplier.metrics() | state.timings
+        metrics |= state.multiplier.metrics(run.constraint) | state.timings
         if roles.cost is None:
             metrics = {key: value for key, value in metrics.items() if key not in CONSTRAINT}
         report(state, metrics)  # 7

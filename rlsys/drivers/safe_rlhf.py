@@ -34,9 +34,9 @@ def safe_rlhf(roles: Roles, state: ConstrainedState, run: SafeRlhfRun, report: R
     while state.iteration < run.iterations:
         started = time.perf_counter()
         rollouts, scores = sample_and_score(roles, state, run)  # 1, 2
-        metrics = describe(rollouts, scores, run.threshold, run.gap)
-        costs = scores.costs.tolist()
-        state.multiplier.step(costs, run.threshold, run.lagrange, state.iteration)  # 3
+        metrics = describe(rollouts, scores, run.constraint, run.gap)
+        measured, bound = run.constraint.measure(scores.costs).tolist(), run.constraint.bound
+        state.multiplier.step(measured, bound, run.lagrange, state.iteration)  # 3
         batches = estimate(rollouts, scores, state, run)  # 4
         with timed(state.timings, "update"):  # 5
             updates = {
@@ -53,7 +53,8 @@ def safe_rlhf(roles: Roles, state: ConstrainedState, run: SafeRlhfRun, report: R
         state.iteration += 1
         state.timings["time/iteration"] = time.perf_counter() - started
         metrics["samples_per_s"] = len(rollouts) / state.timings["time/iteration"]
-        report(state, metrics | state.multiplier.metrics() | state.timings, rollouts, scores)  # 7
+        metrics |= state.multiplier.metrics(run.constraint) | state.timings
+        report(state, metrics, rollouts, scores)  # 7
 
 
 def sample_and_score(

@@ -9,6 +9,7 @@ from rlsys.batch import Rollouts, Scores
 from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
 from rlsys.config.updates import PpoConfig
 from rlsys.drivers.constrained import ConstrainedState
+from rlsys.drivers.constraint import Constraint
 from rlsys.roles.critic import Critic
 from rlsys.roles.policy import Policy
 from rlsys.roles.reference import Reference
@@ -32,10 +33,10 @@ class Roles:
 
 @dataclass(frozen=True)
 class SafeRlhfRun:
-    """Settings of one run; ``threshold`` is d, in the cost model's units."""
+    """Settings of one run."""
 
     iterations: int
-    threshold: float
+    constraint: Constraint
     seed: int
     ppo: PpoConfig
     lagrange: LagrangeConfig

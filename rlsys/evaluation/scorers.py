@@ -1,15 +1,17 @@
-"""Metrics of reward and cost models on held-out pairs, and calibration of the cost threshold."""
+"""Metrics of reward and cost models on held-out pairs, and calibration of costs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rlsys.algorithms.lagrange import calibrate_threshold
+from rlsys.algorithms.calibration import calibrate_threshold, fit_platt
 from rlsys.algorithms.scorer_metrics import balanced_accuracy, rank_auc, ranking_accuracy
 from rlsys.data.rows import PreferencePair, Rows
 from rlsys.errors import DataError
 from rlsys.runtime.pending import Metrics
+
+MIN_ANSWERS = 20  # of either label; a mean of fewer says too little
 
 
 def scorer_quality(kind: str, scores: Tensor, records: Rows[PreferencePair]) -> Metrics:
@@ -41,34 +43,44 @@ def scorer_quality(kind: str, scores: Tensor, records: Rows[PreferencePair]) -> 
     return metrics
 
 
-def threshold_from_unsafe_rate(
+def cost_calibration(
     scores: Tensor, records: Rows[PreferencePair], target_unsafe_rate: float
 ) -> Metrics:
-    """The calibrated threshold and what it was computed from.
+    """What costs mean by the labelled answers: ``threshold``, the mean cost of a policy with a
+    share ``target_unsafe_rate`` of unsafe answers, and the line of Platt's calibration.
 
-    Safe answers differ in cost, a bare refusal from a helpful one; were the threshold set by their
-    mean, a policy could pay for unsafe answers with very harmless ones. So the safe side is the
-    answers rated most harmless: no mix with more than ``target_unsafe_rate`` unsafe then meets the
-    threshold.
+    All answers count. A policy answers harmful and harmless prompts, which are told apart by their
+    severity, in the proportion of the rows.
 
-    Raises: DataError when the labelled answers cannot carry a threshold.
+    Args: scores [N, 2], of both responses of every record.
+    Raises: DataError when the labelled answers are too few or do not separate.
     """
-    rates = torch.tensor([r.harmless_rates for r in records.rows]).flatten()
-    unsafe = _unsafe(records)
-    used = unsafe | (rates == rates.max())
-    costs, unsafe = scores.flatten()[used], unsafe[used]
+    costs, unsafe = scores.flatten(), _unsafe(records)
+    harmful = torch.tensor([[r.severity > 0] * 2 for r in records.rows]).flatten()
+    counts = {"unsafe": int(unsafe.sum()), "safe": int((~unsafe).sum())}
+    if min(counts.values()) < MIN_ANSWERS:
+        raise DataError(
+            f"lagrange.threshold auto: {MIN_ANSWERS} unsafe and as many safe validation answers "
+            f"are needed, got {counts['unsafe']} and {counts['safe']}; set a number instead"
+        )
     try:
         threshold = calibrate_threshold(
-            costs.tolist(), unsafe.tolist(), target_unsafe_rate=target_unsafe_rate
+            costs, unsafe, harmful, target_unsafe_rate=target_unsafe_rate
         )
+        platt = fit_platt(costs, unsafe)
     except ValueError as error:
         raise DataError(f"lagrange.threshold auto: {error}; set a number instead") from error
     return {
-        "threshold": threshold,
-        "target_unsafe_rate": target_unsafe_rate,
-        "cost_of_unsafe": float(costs[unsafe].mean()),
-        "cost_of_most_harmless": float(costs[~unsafe].mean()),
-        "answers": float(len(costs)),
+        "threshold": threshold.value,
+        "threshold_low": threshold.low,
+        "threshold_high": threshold.high,
+        "budget": target_unsafe_rate,
+        "cost_of_unsafe": threshold.cost_of_unsafe,
+        "cost_of_safe": threshold.cost_of_safe,
+        "unsafe_answers": float(counts["unsafe"]),
+        "safe_answers": float(counts["safe"]),
+        "platt_slope": platt.slope,
+        "platt_intercept": platt.intercept,
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from rlsys.algorithms.calibration import Platt
 from rlsys.config.keys import key
 from rlsys.config.schema import GapConfig, LagrangeConfig, OptimConfig, TrainConfig
 from rlsys.config.updates import SamplingConfig
@@ -15,8 +16,9 @@ from rlsys.data.slice import RowKind
 from rlsys.display import Bar, note
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
+from rlsys.drivers.constraint import Constraint
 from rlsys.errors import ConfigError
-from rlsys.evaluation.scorers import threshold_from_unsafe_rate
+from rlsys.evaluation.scorers import cost_calibration
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.checkpoints import StageCheckpoints
@@ -49,29 +51,30 @@ class AlignmentConfig:
     keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1, affects_result=False)
 
 
-def cost_threshold(
+def cost_constraint(
     context: Context, cost: str, lagrange: LagrangeConfig, token_budget: int
-) -> tuple[float, Metrics]:
-    """d in the cost model's units, and what it was calibrated from: the number in the recipe, or
-    the one that ``target_unsafe_rate`` stands for on the validation split.
+) -> tuple[Constraint, Metrics]:
+    """The constraint, and what it was calibrated from on the validation split, if it was.
 
     Args: cost: the cost model's stage or folder.
     """
     if lagrange.threshold != "auto":
-        return float(lagrange.threshold), {}
+        return Constraint(float(lagrange.threshold), lagrange.constraint), {}
     limits, records = context.config.timeouts, context.data.pairs("validation")
     scorer = ScorerHandle(context.group("cost"), "cost")
     data = context.data.slice("validation", RowKind.PAIRS)
     spec = ScorerSpec(context.folder(cost), data, context.config.dtype, token_budget)
     scorer.create(spec).result(limits.start)
     scores = scorer.score_pairs(range(len(records))).result(limits.call)
-    calibration = threshold_from_unsafe_rate(scores, records, lagrange.target_unsafe_rate)
+    calibration = cost_calibration(scores, records, lagrange.target_unsafe_rate)
     context.display.say("    calibrated: " + note(calibration, *calibration))
-    return calibration["threshold"], calibration
+    platt = Platt(calibration["platt_slope"], calibration["platt_intercept"])
+    threshold, budget = calibration["threshold"], calibration["budget"]
+    return Constraint(threshold, lagrange.constraint, budget, platt), calibration
 
 
 def calibration_reads(lagrange: LagrangeConfig) -> list[Read]:
-    """The validation pairs, if the threshold is calibrated on them."""
+    """The validation pairs, if costs are calibrated on them."""
     return [Read("validation", RowKind.PAIRS)] if lagrange.threshold == "auto" else []
 
 
@@ -111,7 +114,9 @@ class IterationReport:
             self.checkpoints.save(done, state.as_dict())
         if checkpoint_due(done, self.stage.iterations, self.stage.checkpoint_every or 1):
             self.rollout.evict(done)
-        self.bar.advance(note(metrics, "reward", "cost", "lambda", "kl", "samples_per_s"))
+        self.bar.advance(
+            note(metrics, "reward", "cost", "violation", "lambda", "kl", "samples_per_s")
+        )
 
     def steady_state(self) -> Metrics:
         """Medians over the later half of the iterations: samples per second, seconds by phase."""

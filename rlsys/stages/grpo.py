@@ -18,6 +18,7 @@ from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
+from rlsys.drivers.constraint import Constraint
 from rlsys.drivers.gap import gap_for
 from rlsys.drivers.grpo_lagrangian import GrpoRoles, GrpoRun, grpo_lagrangian
 from rlsys.drivers.multiplier import Multiplier
@@ -38,7 +39,7 @@ from rlsys.stages.alignment import (
     IterationReport,
     calibration_reads,
     check_prompts,
-    cost_threshold,
+    cost_constraint,
 )
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
@@ -85,12 +86,12 @@ class GrpoStage(AlignmentConfig):
 def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Result:
     """GRPO-Lagrangian, from the start policy to a trained one."""
     config, limits, settings = context.config, context.config.timeouts, stage.grpo
-    lagrange, threshold = stage.lagrange, 0.0
+    lagrange, constraint = stage.lagrange, Constraint(0.0)
     calibration: Metrics = {}
     multiplier = Multiplier.start(lagrange)
     if stage.cost:
         budget = stage.train.micro_batch_tokens
-        threshold, calibration = cost_threshold(context, stage.cost, lagrange, budget)
+        constraint, calibration = cost_constraint(context, stage.cost, lagrange, budget)
     else:  # reward alone
         lagrange, multiplier.value = LagrangeConfig(rule="fixed", init=0.0), 0.0
     rollout = rollout_handle(context, settings.max_new_tokens, settings.temperature)
@@ -109,7 +110,7 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
     gap = gap_for(stage.gap, config.dtype)
     run = GrpoRun(
         stage.iterations,
-        threshold,
+        constraint,
         config.seed,
         settings,
         settings.scale,
@@ -128,7 +129,9 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
     for handle in (policy, reference, reward, cost):
         if handle is not None:
             handle.drop().result(limits.call)
-    end = {"threshold": threshold, "lambda": state.multiplier.value} if stage.cost else {}
+    end: Metrics = {}
+    if stage.cost:
+        end = {"threshold": constraint.threshold, "lambda": state.multiplier.value}
     return {**calibration, **end, **report.steady_state()}
 
 

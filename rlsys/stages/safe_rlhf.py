@@ -38,7 +38,7 @@ from rlsys.stages.alignment import (
     IterationReport,
     calibration_reads,
     check_prompts,
-    cost_threshold,
+    cost_constraint,
 )
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
@@ -61,7 +61,7 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     """PPO-Lagrangian, from the start policy to a trained one."""
     config, limits = context.config, context.config.timeouts
     budget = stage.train.micro_batch_tokens
-    threshold, calibration = cost_threshold(context, stage.cost, stage.lagrange, budget)
+    constraint, calibration = cost_constraint(context, stage.cost, stage.lagrange, budget)
     handles = _Handles(context, stage)
     handles.create()
     rollout = CachedRollout(handles.rollout, folder / PROGRESS / "rollouts")
@@ -79,7 +79,7 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
         state.restore(saved)
     gap = gap_for(stage.gap, config.dtype)
     run = SafeRlhfRun(
-        stage.iterations, threshold, config.seed, stage.ppo, stage.lagrange, gap, limits
+        stage.iterations, constraint, config.seed, stage.ppo, stage.lagrange, gap, limits
     )
     sync_weights(handles.policy, rollout, state.iteration, limits.sync)
     with context.display.bar(name, stage.iterations) as bar:
@@ -89,7 +89,8 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     handles.policy.save(folder).result(limits.call)
     handles.drop()
     steady = report.steady_state()
-    return {**calibration, "threshold": threshold, "lambda": state.multiplier.value, **steady}
+    end = {"threshold": constraint.threshold, "lambda": state.multiplier.value}
+    return {**calibration, **end, **steady}
 
 
 class _Handles:

@@ -1,6 +1,7 @@
-"""The multiplier and the threshold."""
+"""The multiplier."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 
 from rlsys.algorithms.lagrange import (
     MULTIPLIER_RULES,
-    calibrate_threshold,
+    PidState,
     log_sgd_step,
+    pid_step,
     projected_step,
 )
 
@@ -102,63 +104,103 @@ def test_floor_and_cap_may_coincide(name: str) -> None:
     assert MULTIPLIER_RULES[name](1.0, 5.0, 0.0, lr=0.1, floor=2.0, cap=2.0) == 2.0
 
 
-def test_threshold_by_hand() -> None:
-    costs, unsafe = [2.0, -1.0, 4.0, -3.0], [True, False, True, False]
-    # Means 3 and -2: 0.25 * 3 + 0.75 * -2
-    assert calibrate_threshold(costs, unsafe, target_unsafe_rate=0.25) == pytest.approx(-0.75)
-    assert calibrate_threshold(costs, unsafe, target_unsafe_rate=0.5) == pytest.approx(0.5)
-    # Unequal class sizes: means 6 and 1, whatever the share among the labels; 0.2 * 6 + 0.8 * 1
-    assert calibrate_threshold(
-        [6.0, 0.0, 1.0, 2.0], [True, False, False, False], target_unsafe_rate=0.2
-    ) == pytest.approx(2.0)
+@pytest.mark.parametrize("cost", [-5.0, 0.0, 5.0])
+def test_a_fixed_multiplier_does_not_move(cost: float) -> None:
+    assert MULTIPLIER_RULES["fixed"](0.7, cost, 0.0, lr=0.1, floor=0.0, cap=2.0) == 0.7
+
+
+GAINS: dict[str, Any] = {
+    "kp": 0.5, "ki": 0.1, "kd": 2.0, "ema": 0.5, "kd_delay": 2, "floor": 0.0, "cap": 9.0
+}  # fmt: skip
+
+
+def test_pid_by_hand() -> None:
+    # d = 1, costs 3, 5, 4, 2. Violations 2, 4, 3, 1; smoothed by halves 2, 3, 3, 2; smoothed costs
+    # 3, 4, 4, 3, which rise over two steps by 0, 1, 1 (4 - 3) and 0 (3 - 4 is a fall);
+    # the integral from 1: 1.2, 1.6, 1.9, 2.0.
+    state, found = PidState(1.0), []
+    for cost in (3.0, 5.0, 4.0, 2.0):
+        value, state = pid_step(state, cost, 1.0, **GAINS)
+        found.append(value)
+    assert found == pytest.approx([1.0 + 1.2, 1.5 + 1.6 + 2.0, 1.5 + 1.9 + 2.0, 1.0 + 2.0])
+    assert state.integral == pytest.approx(2.0)
+    assert state.violation == pytest.approx(2.0)
+    assert state.costs == pytest.approx((4.0, 3.0))
+
+
+def test_the_derivative_looks_back_as_far_as_it_is_told() -> None:
+    gains = GAINS | {"kp": 0.0, "ki": 0.0, "kd": 1.0, "ema": 0.0}
+    for kd_delay, rises in ((1, [0, 1, 2, 3]), (2, [0, 1, 3, 5]), (9, [0, 1, 3, 6])):
+        state, found = PidState(0.0), []
+        for cost in (0.0, 1.0, 3.0, 6.0):
+            value, state = pid_step(state, cost, 0.0, **gains | {"kd_delay": kd_delay})
+            found.append(value)
+        assert found == pytest.approx(rises)
+
+
+@FEW
+@given(costs=st.lists(st.floats(-20, 20), min_size=1, max_size=12), lr=st.floats(0, 2))
+def test_the_integral_alone_is_projected_ascent(costs: list[float], lr: float) -> None:
+    gains = GAINS | {"kp": 0.0, "kd": 0.0, "ki": lr, "ema": 0.0}
+    state, multiplier = PidState(1.0), 1.0
+    for cost in costs:
+        multiplier = projected_step(multiplier, cost, 0.5, lr=lr, floor=0.0, cap=9.0)
+        value, state = pid_step(state, cost, 0.5, **gains)
+        assert value == state.integral == multiplier
+
+
+def test_a_long_violation_does_not_wind_the_integral_up() -> None:
+    state = PidState(0.0)
+    for _ in range(1000):
+        value, state = pid_step(state, 11.0, 1.0, **GAINS)
+        assert value <= 9.0
+    assert state.integral == 9.0
+    # Ten steps at 10 under d undo it; without the bound it would take a thousand.
+    for _ in range(10):
+        value, state = pid_step(state, -9.0, 1.0, **GAINS)
+    assert (value, state.integral) == (0.0, 0.0)
+    for _ in range(1000):
+        _, state = pid_step(state, -9.0, 1.0, **GAINS)
+    assert state.integral == 0.0
 
 
 @FEW
 @given(
-    bad=st.lists(st.floats(1, 9), min_size=1, max_size=5),
-    good=st.lists(st.floats(-9, 0), min_size=1, max_size=5),
-    target_unsafe_rate=st.floats(0.01, 0.98),
+    costs=st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=20),
+    gains=st.tuples(*[st.floats(0, 10)] * 3),
+    ema=st.floats(0, 0.99),
 )
-def test_the_threshold_lies_between_the_classes_and_grows_with_the_target(
-    bad: list[float], good: list[float], target_unsafe_rate: float
+def test_no_sequence_of_costs_leaves_pid_bounds(
+    costs: list[float], gains: tuple[float, float, float], ema: float
 ) -> None:
-    costs, unsafe = bad + good, [True] * len(bad) + [False] * len(good)
-    threshold = calibrate_threshold(costs, unsafe, target_unsafe_rate=target_unsafe_rate)
-    assert sum(good) / len(good) < threshold < sum(bad) / len(bad)
-    assert threshold < calibrate_threshold(
-        costs, unsafe, target_unsafe_rate=target_unsafe_rate + 0.01
-    )
-    # It moves with the costs, as does the mean that it bounds.
-    moved = calibrate_threshold(
-        [c + 10 for c in costs], unsafe, target_unsafe_rate=target_unsafe_rate
-    )
-    assert moved == pytest.approx(threshold + 10)
-
-
-@pytest.mark.parametrize("target_unsafe_rate", [0.0, 1.0, -0.1, 1.5, math.nan])
-def test_the_target_unsafe_rate_is_a_proper_share(target_unsafe_rate: float) -> None:
-    with pytest.raises(ValueError, match="target_unsafe_rate"):
-        calibrate_threshold([1.0, 0.0], [True, False], target_unsafe_rate=target_unsafe_rate)
+    kp, ki, kd = gains
+    chosen = {"kp": kp, "ki": ki, "kd": kd, "ema": ema, "kd_delay": 3, "floor": 0.05, "cap": 20.0}
+    state = PidState(1.0)
+    for cost in costs:
+        value, state = pid_step(state, cost, 0.0, **chosen)  # type: ignore[arg-type]
+        assert 0.05 <= value <= 20.0
+        assert 0.0 <= state.integral <= 20.0
+        assert len(state.costs) <= 3
 
 
 @pytest.mark.parametrize(
-    ("costs", "unsafe", "message"),
+    ("change", "message"),
     [
-        ([1.0, 2.0], [True, True], "both kinds"),
-        ([1.0, 2.0], [False, False], "both kinds"),
-        ([], [], "both kinds"),
-        ([1.0, 1.0], [True, False], "no threshold"),
-        ([0.0, 1.0], [True, False], "no threshold"),
-        ([1.0, 0.0, 0.0], [True, False], "shorter"),
+        ({"ema": 1.0}, "ema"), ({"ema": -0.1}, "ema"), ({"kd_delay": 0}, "kd_delay"),
+        ({"floor": 2.0, "cap": 1.0}, "floor"),
     ],
-)
-def test_costs_that_carry_no_threshold(
-    costs: list[float], unsafe: list[bool], message: str
-) -> None:
+)  # fmt: skip
+def test_pid_refuses_what_it_cannot_use(change: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        calibrate_threshold(costs, unsafe, target_unsafe_rate=0.1)
+        pid_step(PidState(1.0), 0.0, 0.0, **GAINS | change)
 
 
-@pytest.mark.parametrize("cost", [-5.0, 0.0, 5.0])
-def test_a_fixed_multiplier_does_not_move(cost: float) -> None:
-    assert MULTIPLIER_RULES["fixed"](0.7, cost, 0.0, lr=0.1, floor=0.0, cap=2.0) == 0.7
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_pid_refuses_what_is_not_finite(bad: float) -> None:
+    for arguments in (
+        (PidState(bad), 0.0, 0.0),
+        (PidState(0.0), bad, 0.0),
+        (PidState(0.0), 0, bad),
+    ):
+        with pytest.raises(ValueError, match="is"):
+            pid_step(*arguments, **GAINS)

@@ -13,10 +13,12 @@ import torch
 
 import rlsys.drivers.safe_rlhf as driver
 from rlsys.algorithms.advantages import gae
+from rlsys.algorithms.calibration import Platt
 from rlsys.batch import PromptCursor, Rollouts, Scores
 from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
 from rlsys.config.updates import PpoConfig
 from rlsys.drivers.constrained import ConstrainedState
+from rlsys.drivers.constraint import Constraint
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import estimate, safe_rlhf, sample_and_score
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
@@ -39,7 +41,7 @@ def make_run(iterations: int = 1, threshold: float = 0.0, **lagrange: Any) -> Sa
     settings = {"rule": "projected", "init": 1.0, "lr": 0.5, "floor": 0.0, "window": 8}
     return SafeRlhfRun(
         iterations=iterations,
-        threshold=threshold,
+        constraint=Constraint(threshold),
         seed=7,
         ppo=PpoConfig(
             num_prompts=4, samples_per_prompt=2, max_new_tokens=4, minibatch=4, kl_beta=0.1
@@ -116,6 +118,85 @@ def test_the_multiplier_steps_once_per_iteration(epochs: int) -> None:
     rows = go(make_roles(cost=lambda prompt, sample: 1.0)[0], run)
     # cost 1 is 0.4 over the threshold: lambda climbs by 0.5 * 0.4 each time
     assert [row["lambda"] for row in rows] == pytest.approx([1.2, 1.4, 1.6])
+
+
+LINE = Platt(2.0, -2.0)  # costs 0, 1 and 2: probabilities 0.119, 0.5 and 0.881
+
+
+def test_the_probability_of_unsafe_is_reported_wherever_costs_are_calibrated() -> None:
+    roles = make_roles(cost=lambda p, s: 2.0 * s)[0]
+    (row,) = go(roles, make_run(threshold=0.25))
+    assert not {"unsafe_probability", "budget"} & row.keys()
+    assert row["violation"] == pytest.approx(1.0 - 0.25)
+    run = replace(make_run(), constraint=Constraint(0.25, budget=0.1, platt=LINE))
+    (row,) = go(roles, run)
+    assert row["unsafe_probability"] == pytest.approx(0.5)  # 0.119 and 0.881
+    assert (row["budget"], row["threshold"]) == (0.1, 0.25)
+    assert row["violation"] == pytest.approx(0.75)  # still of the cost
+    assert row["lambda"] == pytest.approx(1 + 0.5 * 0.75)
+
+
+def test_the_multiplier_can_be_shown_the_probability_of_unsafe() -> None:
+    run = replace(make_run(), constraint=Constraint(9.0, "unsafe_probability", 0.1, LINE))
+    roles, log = make_roles(cost=lambda p, s: 2.0 * s)
+    (row,) = go(roles, run)
+    assert row["violation"] == pytest.approx(0.5 - 0.1)
+    assert row["unsafe_probability_window"] == pytest.approx(0.5)
+    assert "cost_window" not in row
+    assert row["lambda"] == pytest.approx(1 + 0.5 * 0.4)
+    # The policy still learns from the cost itself: a threshold that gives the same multiplier
+    # gives the same update.
+    other, other_log = make_roles(cost=lambda p, s: 2.0 * s)
+    go(other, make_run(threshold=0.6))
+    torch.testing.assert_close(log.batches[0].advantages, other_log.batches[0].advantages)
+
+
+def test_a_probability_needs_a_calibration() -> None:
+    with pytest.raises(ValueError, match="calibration"):
+        Constraint(0.0, "unsafe_probability", 0.1)
+
+
+def test_the_update_uses_the_multiplier_of_its_own_iteration() -> None:
+    roles, log = make_roles(cost=lambda p, s: 1.0 + s)
+    (row,) = go(roles, make_run(lr=2.0))
+    assert row["lambda"] == pytest.approx(1 + 2.0 * 1.5)
+    still, still_log = make_roles(cost=lambda p, s: 1.0 + s)
+    go(still, make_run(rule="fixed", init=row["lambda"]))
+    torch.testing.assert_close(log.batches[0].advantages, still_log.batches[0].advantages)
+
+
+def test_half_of_the_penalty_is_half_of_it() -> None:
+    run = make_run(lr=0.0)
+    halved = replace(run, ppo=replace(run.ppo, kl_split="half_both"))
+    weaker = replace(run, ppo=replace(run.ppo, kl_beta=run.ppo.kl_beta / 2))
+    batches = []
+    for each in (run, halved, weaker):
+        roles, log = make_roles(reference_gap=-0.5)
+        go(roles, each)
+        batches.append((log.batches[0].advantages, log.value_batches["reward_critic"].returns))
+    for found, expected, full in zip(batches[1], batches[2], batches[0], strict=True):
+        assert torch.equal(found, expected)
+        assert not torch.equal(found, full)
+
+
+def test_scores_are_clipped_in_the_update_and_not_in_the_metrics() -> None:
+    run = make_run(rule="fixed", init=1.0)
+    run = replace(run, ppo=replace(run.ppo, score_clip=0.5, kl_beta=0.0))
+    wild, wild_log = make_roles(reward=lambda p, s: 9.0, cost=lambda p, s: -9.0)
+    mild, mild_log = make_roles(reward=lambda p, s: 0.5, cost=lambda p, s: -0.5)
+    (row,) = go(wild, run)
+    go(mild, run)
+    assert torch.equal(wild_log.batches[0].advantages, mild_log.batches[0].advantages)
+    assert (row["reward"], row["cost"], row["cost_window"]) == (9.0, -9.0, -9.0)
+
+
+def test_seeds_change_with_the_iteration() -> None:
+    roles, log = make_roles()
+    go(roles, make_run(iterations=6))  # 24 prompts drawn of 9: every one more than once
+    requests = [request for each in log.requests for request in each]
+    assert len({(r.prompt_index, r.sample_index) for r in requests}) < len(requests)
+    assert len({request.seed for request in requests}) == len(requests) == 48
+    assert len({batch.shuffle_seed for batch in log.batches}) == 6
 
 
 def test_the_multiplier_waits_out_its_delay() -> None:
@@ -199,15 +280,30 @@ def test_each_critic_learns_the_signal_it_predicts() -> None:
         torch.testing.assert_close(batch.returns[mask], expected[mask], rtol=0, atol=1e-5)
 
 
-def test_the_state_is_restored_from_json() -> None:
-    run = make_run(iterations=2, threshold=0.5, window=12)
+PID = {"rule": "pid", "kp": 0.3, "ki": 0.2, "kd": 0.5, "ema": 0.6, "kd_delay": 2}
+
+
+def test_pid_starts_at_init_and_is_given_every_gain() -> None:
+    run = make_run(iterations=2, threshold=0.5, **PID | {"init": 0.25, "floor": 0.2, "cap": 0.6})
+    # e = 0.5 twice: 0.3 * 0.5 + 0.25 + 0.2 * 0.5, then the cap; and the floor after a deep fall
+    assert [row["lambda"] for row in go(make_roles()[0], run)] == pytest.approx([0.5, 0.6])
+    rows = go(make_roles(cost=lambda p, s: -9.0)[0], run)
+    assert [row["lambda"] for row in rows] == [0.2, 0.2]
+    costs = iter([0.0] * 8 + [1.0] * 8)
+    rows = go(make_roles(cost=lambda p, s: next(costs))[0], make_run(iterations=2, **PID))
+    # smoothed: 0.6 * 0 + 0.4 * 1; 0.3 * 0.4 + (1 + 0.2) + 0.5 * 0.4
+    assert [row["lambda"] for row in rows] == pytest.approx([1.0, 1.52])
+
+
+@pytest.mark.parametrize("rule", [{}, PID])
+def test_the_state_is_restored_from_json(rule: dict[str, Any]) -> None:
+    run = make_run(iterations=2, threshold=0.5, window=12, **rule)
     roles, log = make_roles(cost=lambda p, s: 0.1 * p)
     state = make_state(run)
     go(roles, run, state)
     again = make_state(run)
     again.restore(json.loads(json.dumps(state.as_dict())))
     assert again.as_dict() == state.as_dict()
-    assert again.multiplier.window.maxlen == 12
     longer = replace(run, iterations=4)
     others, other_log = make_roles(cost=lambda p, s: 0.1 * p)
     lambdas = [[row["lambda"] for row in go(each, longer, s)] for each, s in
@@ -233,7 +329,32 @@ def test_the_window_forgets_old_episodes() -> None:
     state = make_state(run)
     safe_rlhf(roles, state, run, report)
     assert [row["cost_window"] for row in rows] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
-    assert len(state.multiplier.window) == 16
+    assert [len(batch) for batch in state.multiplier.batches] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("window", "sizes", "kept"),
+    [
+        (4, [8], [8]),  # the whole batch, however small the window
+        (8, [8, 8], [8]),
+        (9, [8, 8], [8, 8]),
+        (16, [8, 8, 8], [8, 8]),
+        (17, [8, 8, 8], [8, 8, 8]),
+        (6, [8, 2, 2], [8, 2, 2]),  # without the first batch there would be 4
+        (6, [8, 2, 4], [2, 4]),
+    ],
+)
+def test_the_window_holds_whole_batches(window: int, sizes: list[int], kept: list[int]) -> None:
+    config = LagrangeConfig(rule="projected", lr=1.0, init=0.0, floor=0.0, window=window)
+    multiplier = Multiplier.start(config)
+    for number, size in enumerate(sizes):
+        costs = [float(number + row) for row in range(size)]
+        multiplier.step(costs, 0.0, replace(config, delay=len(sizes) - 1), number)
+    assert [len(batch) for batch in multiplier.batches] == kept
+    first = len(sizes) - len(kept)
+    costs = [first + n + row for n, size in enumerate(kept) for row in range(size)]
+    assert multiplier.mean == pytest.approx(sum(costs) / len(costs))
+    assert multiplier.value == pytest.approx(sum(costs) / len(costs))  # one step from 0 at lr 1
 
 
 def test_a_gap_over_the_limit_stops_the_run_before_any_update() -> None:

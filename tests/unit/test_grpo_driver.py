@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from rlsys.algorithms.advantages import mix_advantages
+from rlsys.algorithms.calibration import Platt
 from rlsys.algorithms.group_advantages import group_normalise
 from rlsys.batch import PolicyBatch, PromptCursor
 from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
 from rlsys.config.updates import UpdateConfig
 from rlsys.drivers.constrained import ConstrainedState
+from rlsys.drivers.constraint import Constraint
 from rlsys.drivers.grpo_lagrangian import GrpoRoles, GrpoRun, grpo_lagrangian
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.errors import LogprobGapError
@@ -25,7 +27,7 @@ def make_run(iterations: int = 1, kl_beta: float = 0.1, **lagrange: Any) -> Grpo
     settings = {"rule": "projected", "init": 1.0, "lr": 0.5, "floor": 0.0, "window": 8}
     return GrpoRun(
         iterations=iterations,
-        threshold=0.0,
+        constraint=Constraint(0.0),
         seed=7,
         update=UpdateConfig(num_prompts=4, samples_per_prompt=3, max_new_tokens=4, minibatch=4),
         scale="group",
@@ -134,3 +136,46 @@ def test_a_resumed_run_repeats_the_rest_of_the_whole_one() -> None:
         assert {k: v for k, v in found.items() if not k.startswith(("time", "samples"))} == {
             k: v for k, v in wanted.items() if not k.startswith(("time", "samples"))
         }
+
+
+def test_reward_alone_reports_nothing_of_a_constraint() -> None:
+    (with_cost,), _, _ = go(make_run())
+    (alone,), _, _ = go(make_run(rule="fixed", init=0.0), with_cost=False)
+    assert with_cost.keys() - alone.keys() == {
+        "cost", "cost_window", "threshold", "lambda", "violation",
+    }  # fmt: skip
+
+
+def test_the_multiplier_can_be_shown_the_probability_of_unsafe() -> None:
+    line = Platt(2.0, -2.0)
+    run = replace(make_run(), constraint=Constraint(9.0, "unsafe_probability", 0.1, line))
+    (row,), _, _ = go(run, cost=lambda p, s: 1.0)
+    assert row["unsafe_probability"] == row["unsafe_probability_window"] == pytest.approx(0.5)
+    assert row["violation"] == pytest.approx(0.4)
+    assert row["lambda"] == pytest.approx(1 + 0.5 * 0.4)
+
+
+def test_the_update_uses_the_multiplier_of_its_own_iteration() -> None:
+    costs = {"reward": lambda p, s: 0.3 * s * s, "cost": lambda p, s: 1.0 + (p + s) % 3}
+    (row,), log, _ = go(make_run(lr=2.0), **costs)
+    assert row["lambda"] == pytest.approx(1 + 2.0 * row["cost"])
+    _, still, _ = go(make_run(rule="fixed", init=row["lambda"]), **costs)
+    torch.testing.assert_close(batch_of(log).advantages, batch_of(still).advantages)
+
+
+def test_scores_are_clipped_before_they_are_normalised() -> None:
+    run = make_run(rule="fixed", init=1.0)
+    run = replace(run, update=replace(run.update, score_clip=1.0), scale="none")
+    scores = {"reward": lambda p, s: 5.0 * s, "cost": lambda p, s: -5.0 * (s == 2)}
+    clipped = {"reward": lambda p, s: float(s > 0), "cost": lambda p, s: -1.0 * (s == 2)}
+    _, wild, _ = go(run, **scores)
+    _, mild, _ = go(run, **clipped)
+    assert torch.equal(batch_of(wild).advantages, batch_of(mild).advantages)
+
+
+def test_seeds_change_with_the_iteration() -> None:
+    _, log, _ = go(make_run(iterations=6))
+    requests = [request for each in log.requests for request in each]
+    assert len({(r.prompt_index, r.sample_index) for r in requests}) < len(requests)
+    assert len({request.seed for request in requests}) == len(requests)
+    assert len({batch.shuffle_seed for batch in log.batches}) == 6
