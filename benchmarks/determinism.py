@@ -83,8 +83,8 @@ def page(rows: list[str]) -> list[str]:
 
 NOTES = [
     "An engine draws one chunk of prompts at a time, so what is decoded together, and with it how",
-    "matrix products round, does not depend on how many engines share the chunks. Training does not",
-    "care in which order chunks arrive, as batches are put in the order of prompt and sample.",
+    "matrix products round, does not depend on how many engines share the chunks. Training does",
+    "not care in which order chunks arrive: batches are put in the order of prompt and sample.",
 ]
 
 
