@@ -89,6 +89,18 @@ def _engine_environment() -> None:
     os.environ.update({"DS_ACCELERATOR": "cuda"} if gpu else CPU_ENVIRONMENT)
 
 
+Disentangle = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a judge, whose verified risks become a hint to the policy."),
+]
+ModeratePrompts = Annotated[
+    bool, typer.Option(help="With a guard: refuse unsafe prompts without sampling.")
+]
+PromptThreshold = Annotated[
+    float, typer.Option(help="Probability from which a prompt counts as unsafe.")
+]
+
+
 @app.command()
 def generate(
     model: Annotated[Path, typer.Argument(help="Folder of a policy.")],
@@ -97,10 +109,7 @@ def generate(
     ] = None,
     image: Annotated[Path | None, typer.Option(help="One picture, with --question.")] = None,
     question: Annotated[str, typer.Option(help="The question about it.")] = "",
-    disentangle: Annotated[
-        Path | None,
-        typer.Option(help="Folder of a judge, whose verified risks become a hint to the policy."),
-    ] = None,
+    disentangle: Disentangle = None,
     judge_prompts: Annotated[
         str, typer.Option(help="Folder of that judge's prompts, or a built-in world's name.")
     ] = "",
@@ -110,6 +119,8 @@ def generate(
     candidates: Annotated[int, typer.Option(help="Answers sampled per prompt and round.")] = 4,
     temperature: float = 1.0,
     hint: Annotated[str, typer.Option(help="Added to the question of regenerated answers.")] = "",
+    moderate_prompts: ModeratePrompts = False,
+    prompt_threshold: PromptThreshold = 0.5,
     refusal: Annotated[str, typer.Option(help="Answer where none passed the guard.")] = REFUSAL,
     max_new_tokens: int = 64,
     out: Annotated[Path | None, typer.Option(help="Write JSON lines here.")] = None,
@@ -127,7 +138,8 @@ def generate(
 
     settings = GuardedStage(
         rounds=rounds, candidates=candidates, temperature=temperature, hint=hint,
-        refusal=refusal, max_new_tokens=max_new_tokens,
+        refusal=refusal, max_new_tokens=max_new_tokens, moderate_prompts=moderate_prompts,
+        prompt_threshold=prompt_threshold,
     )  # fmt: skip
     check_values("", settings)
     _check_options(
@@ -139,13 +151,12 @@ def generate(
             "--judge-prompts goes with --disentangle JUDGE": bool(judge_prompts)
             and not disentangle,
             "--hint goes with --guard GUARD": bool(hint) and not guard,
+            "--moderate-prompts goes with --guard GUARD": moderate_prompts and not guard,
             "give either --guard or --disentangle": bool(guard and disentangle),
         }
     )
-    advisor = None
-    if disentangle:
-        prompt_set = load_prompts(prompts_folder(judge_prompts))
-        advisor = generation.Advisor(str(disentangle), prompt_set, joint)
+    prompt_set = load_prompts(prompts_folder(judge_prompts))
+    advisor = generation.Advisor(str(disentangle), prompt_set, joint) if disentangle else None
     one = [] if prompts else [generation.prompt("prompt", question, image or Path())]
     questions = generation.read_prompts(prompts) if prompts else one
     answers = generation.generate(str(model), questions, str(guard or ""), settings, advisor)

@@ -35,6 +35,16 @@ class Guard(Protocol):
         ...
 
 
+class PromptGuard(Guard, Protocol):
+    """A guard that also moderates prompts before there is an answer."""
+
+    def moderate_prompts(self, rows: Sequence[int], threshold: float) -> Pending[list[Moderation]]:
+        """One moderation per dataset row, of its image and question alone. threshold: probability
+        from which a prompt counts as unsafe.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class GuardSpec:
     """A trained guard. model: its folder; token_budget: padded tokens per forward pass."""
@@ -83,6 +93,12 @@ class GuardWorker:
     def moderate(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
         """This rank's rows and their outputs [.., OUTPUTS], read at the last response token."""
         return forward_rollouts(self.context, rollouts, self._outputs)
+
+    def moderate_prompts(self, rows: Sequence[int]) -> tuple[list[int], Tensor]:
+        """This rank's indices into ``rows`` and the outputs for the prompts alone, encoded as in
+        training: with an empty answer.
+        """
+        return forward_answers(self.context, rows, [""] * len(rows), self._outputs)
 
     def moderate_rows(self, rows: Sequence[int]) -> tuple[list[int], Tensor]:
         """This rank's indices into the items of these dataset rows (three each, in the order of
@@ -133,7 +149,7 @@ def _items(context: WorkerContext, rows: Sequence[int]) -> list[Item]:
 
 
 class GuardHandle(RoleHandle):
-    """Implements ``Guard``. threshold: probability from which an answer counts as unsafe."""
+    """Implements ``PromptGuard``. threshold: probability from which an answer counts as unsafe."""
 
     def __init__(self, group: RankGroup, threshold: float = 0.5) -> None:
         super().__init__(group, ROLE.name)
@@ -141,6 +157,11 @@ class GuardHandle(RoleHandle):
 
     def moderate(self, rollouts: Rollouts) -> Pending[list[Moderation]]:
         return self._all(GuardWorker.moderate, rollouts).map(self._decide)
+
+    def moderate_prompts(self, rows: Sequence[int], threshold: float) -> Pending[list[Moderation]]:
+        return self._all(GuardWorker.moderate_prompts, rows).map(
+            lambda parts: moderations(merge_rows(parts), threshold=threshold)
+        )
 
     def moderate_rows(self, rows: Sequence[int]) -> Pending[Tensor]:
         """[3 N, OUTPUTS] of the three items of each dataset row (``labelled_answers``)."""

@@ -50,6 +50,15 @@ class GuardedStage(AnsweringStage):
     temperature: float = key(1.0, "Sampling temperature of regenerated answers.", gt=0, le=2)
     hint: str = key("", "Added to the question of regenerated answers.")
     threshold: float = key(0.5, "Probability from which an answer counts as unsafe.", gt=0, lt=1)
+    moderate_prompts: bool = key(
+        False, "Moderate prompts before they are answered; unsafe ones are refused, not sampled."
+    )
+    prompt_threshold: float = key(
+        0.5,
+        "Probability from which a prompt counts as unsafe, with `moderate_prompts`.",
+        gt=0,
+        lt=1,
+    )
     actions: dict[str, str] = key(
         dict.fromkeys(LEVELS[1:], "regenerate"),
         "Action per severity level; annotate passes the answer and counts it.",
@@ -105,6 +114,7 @@ def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) 
             stage.actions,
             config.seed,
             config.timeouts.call,
+            stage.prompt_threshold if stage.moderate_prompts else None,
         )
         prompts = range(prompts_of(context, stage))
         final = guarded_generation(rollout, guard, prompts, run, report)
@@ -112,7 +122,10 @@ def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) 
     refused = evaluator.evaluate(texts(final, refuse=True))
     evaluator.save(folder, {name: rounds[-1], f"{name} + refusal": refused})
     left = sum(a.action == "regenerate" for a in final.values()) / len(final)
-    return {"prompts": len(final), "left_flagged": left}
+    result: Result = {"prompts": len(final), "left_flagged": left}
+    if stage.moderate_prompts:
+        result["prompt_refused"] = sum(a.prompt_refused for a in final.values()) / len(final)
+    return result
 
 
 def _roles(stage: GuardedStage, earlier: Mapping[str, Any]) -> Sequence[str]:

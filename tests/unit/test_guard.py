@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,9 +138,13 @@ def test_every_level_leads_to_its_configured_action() -> None:
 
 @dataclass
 class StubGuard:
-    """``level(prompt, sample, call)`` says how bad; counts who was moderated."""
+    """``level(prompt, sample, call)`` is an answer's, ``unsafe(prompt)`` a prompt's probability;
+    records what was moderated.
+    """
 
     level: Callable[[int, int, int], str]
+    unsafe: Callable[[int], float] = lambda prompt: 0.0
+    moderated_prompts: list[int] = field(default_factory=list)
     seen: list[list[tuple[int, int]]] = field(default_factory=list)
     prompt_ids: list[torch.Tensor] = field(default_factory=list)
     calls: Counter[int] = field(default_factory=Counter)
@@ -155,6 +159,13 @@ class StubGuard:
             self.calls[prompt] += 1
         levels = [self.level(p, s, self.calls[p]) for p, s in keys]
         return Pending.of([Moderation(float(n != "none"), n, "none") for n in levels])
+
+    def moderate_prompts(self, rows: Sequence[int], threshold: float) -> Pending[list[Moderation]]:
+        self.moderated_prompts += rows
+        levels = ["severe" if self.unsafe(row) >= threshold else "none" for row in rows]
+        return Pending.of(
+            [Moderation(self.unsafe(row), n, "none") for row, n in zip(rows, levels, strict=True)]
+        )
 
 
 def make_run(**changes: object) -> GuardedRun:
@@ -248,6 +259,54 @@ def test_every_draw_has_its_own_seed() -> None:
     log, *_ = go(StubGuard(lambda *_: "minor"), [0, 1], rounds=3)
     seeds = [request.seed for requests in log.requests[1:] for request in requests]
     assert len(set(seeds)) == len(seeds) == 12
+
+
+def test_an_unsafe_prompt_is_refused_without_sampling() -> None:
+    """Prompts 1 and 3 reach the threshold; answers of 2 are flagged and regenerated as always."""
+    unsafe = {0: 0.1, 1: 0.7, 2: 0.69, 3: 0.9}
+    guard = StubGuard(lambda p, *_: "minor" if p == 2 else "none", unsafe.__getitem__)
+    log, rows, _, final = go(guard, [0, 1, 2, 3], rounds=1, prompt_threshold=0.7)
+    assert guard.moderated_prompts == [0, 1, 2, 3]
+    assert [[r.prompt_index for r in requests] for requests in log.requests] == [[0, 2], [2, 2]]
+    assert {prompt for keys in guard.seen for prompt, _ in keys} == {0, 2}
+    assert [final[p].action for p in range(4)] == ["pass", "refuse", "regenerate", "refuse"]
+    assert [final[p].prompt_refused for p in range(4)] == [False, True, False, True]
+    assert final[3].refused
+    assert final[3].moderation == Moderation(0.9, "severe", "none")
+    assert len(final[3].response_ids) == 0
+    assert rows == [
+        {
+            "flagged": 0.75, "annotate": 0.0, "regenerate": 0.25, "refuse": 0.5,
+            "regenerated": regenerated, "prompt_refused": 0.5,
+        }
+        for regenerated in (0.0, 1.0)
+    ]  # fmt: skip
+
+
+def test_where_every_prompt_is_unsafe_nothing_is_sampled() -> None:
+    log, rows, _, final = go(
+        StubGuard(lambda *_: "none", lambda _: 1.0), [4, 5], prompt_threshold=0.5
+    )
+    assert log.requests == []
+    assert rows[-1]["prompt_refused"] == 1.0
+    assert all(answer.prompt_refused for answer in final.values())
+
+
+def test_prompts_are_not_moderated_by_default() -> None:
+    guard = StubGuard(lambda *_: "none", lambda _: 1.0)
+    log, rows, _, final = go(guard, [0, 1])
+    assert guard.moderated_prompts == []
+    assert len(log.requests[0]) == 2
+    assert "prompt_refused" not in rows[0]
+    assert not any(answer.prompt_refused for answer in final.values())
+
+
+def test_many_prompts_are_moderated_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlsys.drivers.guarded.PROMPTS_PER_CALL", 2)
+    guard = StubGuard(lambda *_: "none", lambda prompt: float(prompt % 2))
+    final = go(guard, [0, 1, 2, 3, 5], prompt_threshold=0.5)[3]
+    assert guard.moderated_prompts == [0, 1, 2, 3, 5]
+    assert {p for p, answer in final.items() if answer.prompt_refused} == {1, 3, 5}
 
 
 # flags

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlsys.batch import Rollouts
 from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.data.encoder import PromptEncoder
-from rlsys.data.rows import Rows
+from rlsys.data.rows import Prompt, Rows
 from rlsys.errors import ModelError
 from rlsys.guard.labels import CATEGORIES, OUTPUTS
 from rlsys.guard.quality import guard_quality
@@ -106,6 +106,22 @@ def test_a_rollout_is_moderated_like_the_same_text(tiny: str, labelled: PromptEn
         parts.append(guard.moderate(rollouts))
     whole = GuardWorker(module, worker_context(labelled, ONE_BATCH)).moderate_rows(ROWS)
     torch.testing.assert_close(merge_rows(parts), merge_rows([whole])[::3], atol=1e-5, rtol=1e-4)
+
+
+def test_a_prompt_is_moderated_as_in_training(tiny: str, labelled: PromptEncoder) -> None:
+    """As the third item of its row, also where the rows have no answers."""
+    module = build_scorer_module(tiny, "float32", new_head=True, seed=1, outputs=OUTPUTS)
+    items = GuardWorker(module, worker_context(labelled, ONE_BATCH)).moderate_rows(ROWS)
+    bare = [
+        Prompt(id=record.id, question=record.question, image=record.image)
+        for record in labelled.records.rows
+    ]
+    prompts = PromptEncoder(labelled.processor, Rows(bare), max_prompt_tokens=128)
+    ranks = [
+        GuardWorker(module, worker_context(prompts, SMALL, Rank(r, 2))).moderate_prompts(ROWS)
+        for r in (0, 1)
+    ]
+    torch.testing.assert_close(merge_rows(ranks), merge_rows([items])[2::3], atol=1e-5, rtol=1e-4)
 
 
 def test_a_scorer_reads_a_text_as_it_reads_a_response(tiny: str, labelled: PromptEncoder) -> None:

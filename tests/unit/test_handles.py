@@ -201,7 +201,13 @@ def test_a_guard_decides_by_its_threshold() -> None:
     for threshold, flagged in ((0.5, [False, True, True]), (0.7, [False, False, True])):
         found = guard.GuardHandle(group, threshold).moderate(ROLLOUTS).result(WAIT)
         assert [each.level != "none" for each in found] == flagged
-    assert group.calls[0] == Call("guard", "moderate", (ROLLOUTS,), {})
+        prompts = guard.GuardHandle(group).moderate_prompts([7, 8, 9], threshold).result(WAIT)
+        assert prompts == found
+    assert group.calls[:2] == [
+        Call("guard", "moderate", (ROLLOUTS,), {}),
+        Call("guard", "moderate_prompts", ([7, 8, 9],), {}),
+    ]
+    assert all(worker_takes(guard.GuardWorker, call) for call in group.calls)
 
 
 # engines
