@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rlsys.evaluation.stats import METRICS, SPLITS, Table
 from rlsys.report import compare
+from rlsys.report.budget import budget_lines
 from rlsys.report.data import RunData, Series
 from rlsys.report.gallery import CARDS_PER_GROUP, gallery
 from rlsys.report.load import load_run
@@ -50,6 +51,7 @@ def _context(run: RunData) -> dict[str, Any]:
     rows = rank_policies(run.evaluation or {}, run.recipe)
     return {
         "run": run,
+        "budget": budget_lines(run),
         "summary": paragraph(run),
         "period": _period(run.series or []),
         "changes": changes(run.evaluation) if run.evaluation else [],

@@ -81,10 +81,16 @@ def ended(series: Series) -> str:
     text = f"The {series.kind} stage “{series.stage}” ran {len(steps)} iteration{plural}"
     key = "cost_window" if len(series.column("cost_window")[0]) else "cost"
     costs, thresholds = series.column(key)[1], series.column("threshold")[1]
-    if len(costs) and len(thresholds):
+    if len(costs) and len(thresholds) and not len(series.column("unsafe_probability_window")[0]):
         side = "at or under" if costs[-1] <= thresholds[-1] else "above"
         text += f" and ended with a mean cost of {costs[-1]:.3g}, {side} its threshold"
         text += f" of {thresholds[-1]:.3g}"
+    probabilities = series.column("unsafe_probability_window")[1]
+    if len(probabilities):
+        budget = series.column("budget")[1][-1]
+        side = "at or under" if probabilities[-1] <= budget else "above"
+        text += f" and ended with a mean probability of an unsafe answer of {probabilities[-1]:.3g}"
+        text += f", {side} its budget of {budget:.3g}"
     multiplier = series.column("lambda")[1]
     if len(multiplier):
         text += f", with λ = {multiplier[-1]:.3g}"

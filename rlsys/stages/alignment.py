@@ -18,6 +18,7 @@ from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.constraint import Constraint
 from rlsys.errors import ConfigError
+from rlsys.evaluation.budget import end_metrics
 from rlsys.evaluation.scorers import cost_calibration
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
@@ -117,6 +118,10 @@ class IterationReport:
         self.bar.advance(
             note(metrics, "reward", "cost", "violation", "lambda", "kl", "samples_per_s")
         )
+
+    def end_metrics(self) -> Metrics:
+        """How the constraint stood at the end, by all iterations, those before a resume too."""
+        return end_metrics([row for _, _, row in self.context.rows])
 
     def steady_state(self) -> Metrics:
         """Medians over the later half of the iterations: samples per second, seconds by phase."""

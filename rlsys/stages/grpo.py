@@ -132,6 +132,7 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
     end: Metrics = {}
     if stage.cost:
         end = {"threshold": constraint.threshold, "lambda": state.multiplier.value}
+        end |= report.end_metrics()
     return {**calibration, **end, **report.steady_state()}
 
 

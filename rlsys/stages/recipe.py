@@ -21,7 +21,9 @@ from rlsys.data.prepare import prepare
 from rlsys.display import Display
 from rlsys.evaluation.stats import save_evaluation
 from rlsys.metrics import MetricsLog
+from rlsys.report.budget import budget_lines
 from rlsys.report.build import build_report
+from rlsys.report.load import load_run
 from rlsys.runtime.group import Runtime
 from rlsys.stages.context import Context
 from rlsys.stages.data_check import check_data
@@ -62,6 +64,8 @@ def run_recipe(
             _run_stages(context, store, run)
         report = build_report(run.path)
         run.finish()
+    for line in budget_lines(load_run(run.path)):
+        display.say(escape(line.text))
     display.say(f"report: {escape(str(report))}")
     return run.path
 

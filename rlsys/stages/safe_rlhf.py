@@ -90,7 +90,7 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     handles.drop()
     steady = report.steady_state()
     end = {"threshold": constraint.threshold, "lambda": state.multiplier.value}
-    return {**calibration, **end, **steady}
+    return {**calibration, **end, **report.end_metrics(), **steady}
 
 
 class _Handles:
