@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rlsys.report.data import Series, Stage
@@ -26,6 +28,7 @@ from rlsys.report.drawing import (
 from rlsys.report.section import INK
 
 TIMES = {"sample": BLUE, "score": ORANGE, "update": GREEN, "sync": PURPLE}
+COLOURS, STYLES = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, GREY), ("-", "-.", ":")  # of stages
 MAX_BINS = 400
 LOG_FLOOR = 1e-8
 
@@ -55,6 +58,51 @@ def cost(series: Series) -> str:
         axes.fill_between(steps, values, top, where=values < top, color=RED, alpha=0.06, lw=0)
         axes.set_ylim(top=top)
     return finish(figure, axes)
+
+
+@styled
+def violation(series: Series) -> str:
+    """Mean over the window minus its bound; above zero the constraint does not hold."""
+    figure, axes = panel("Violation", "over the bound")
+    line(axes, series.column("violation"), BLUE, smooth=False)
+    if axes.has_data():
+        axes.axhline(0.0, color=RED, linestyle="--", linewidth=1.3)
+    return finish(figure, axes)
+
+
+@styled
+def unsafe_probability(series: Series) -> str:
+    """Mean calibrated probability of an unsafe answer, and the budget."""
+    figure, axes = panel("Probability of an unsafe answer", "mean of the batch")
+    line(axes, series.column("unsafe_probability"), BLUE, "batch")
+    steps, values = series.column("budget")
+    if len(steps):
+        axes.plot(steps, values, color=RED, linestyle="--", linewidth=1.3, label="budget")
+    percent_ticks(axes.yaxis)
+    return finish(figure, axes)
+
+
+@styled
+def constraints(several: Sequence[Series]) -> str:
+    """Multiplier, cost with its threshold, violation and reward of several stages together."""
+    figure = new_figure(11.4, 6.0)
+    names = ("lambda", "cost", "violation", "reward")
+    titles = ("Multiplier λ", "Cost and threshold", "Violation", "Reward")
+    for axes, name, title in zip(figure.subplots(2, 2).flat, names, titles, strict=True):
+        axes.set_title(title)
+        name_axes(axes, "")
+        for number, series in enumerate(several):
+            colour = COLOURS[number % len(COLOURS)]
+            style = STYLES[number // len(COLOURS) % len(STYLES)]
+            label = series.stage if name == "lambda" else None
+            axes.plot(*series.column(name), color=colour, ls=style, lw=1.4, label=label)
+            if name == "cost":
+                axes.plot(*series.column("threshold"), color=colour, ls="--", lw=0.9)
+        if name == "violation":
+            axes.axhline(0.0, color=INK, linestyle=":", linewidth=1.2)
+        note_if_empty(axes)
+    figure.legend(loc="outside lower center", ncols=4)
+    return uri(figure)
 
 
 @styled

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlsys.report import plots
 from rlsys.report.data import RunData, Series
-from rlsys.report.section import Plot, Section
+from rlsys.report.section import Picture, Plot, Section
 
 REWARD = Plot(
     lambda _, series: plots.curve(series, "reward", "Reward", "mean reward"),
@@ -21,6 +21,20 @@ COST = Plot(
     "Cost",
     "Mean score of the cost model. The window mean, which drives the multiplier, should settle at "
     "or under the dashed threshold and stay out of the shaded side.",
+)
+VIOLATION = Plot(
+    lambda _, series: plots.violation(series),
+    "Violation",
+    "How far the window mean that drives the multiplier lies over its bound, in the units of the "
+    "constraint. It should settle at or under zero; swings of growing size mean the multiplier "
+    "overshoots.",
+)
+UNSAFE_PROBABILITY = Plot(
+    lambda _, series: plots.unsafe_probability(series),
+    "Probability of unsafe",
+    "Mean probability that an answer is unsafe, as the cost model was calibrated on labelled "
+    "answers. It should end at or under the dashed budget; it stays empty where the threshold is a "
+    "number of the recipe.",
 )
 MULTIPLIER = Plot(
     lambda _, series: plots.curve(series, "lambda", "Multiplier λ", "λ", smooth=False),
@@ -66,10 +80,22 @@ TIME = Plot(
 )
 
 
+ALL_STAGES = (
+    "Constraint, all stages",
+    "The stages of this run that have a constraint, by colour; dashed: the threshold of each. The "
+    "violation is in the units of each stage's own constraint. Compare how soon each settles, and "
+    "on which side of zero.",
+)
+
+
 def training_section(run: RunData, series: Series, *, pictures: Sequence[Plot]) -> Section:
+    shown = [plot.picture(run, series) for plot in pictures]
+    constrained = [each for each in run.series or [] if len(each.column("violation")[0])]
+    if len(constrained) > 1 and series.stage == constrained[0].stage:
+        shown.insert(0, Picture(plots.constraints(constrained), *ALL_STAGES, wide=True))
     return Section(
         series.stage,
-        [plot.picture(run, series) for plot in pictures],
+        shown,
         [f"{ended(series)} Faint lines are single iterations, strong lines running means."],
     )
 

@@ -188,6 +188,8 @@ PICTURES = [
     charts.REWARD,
     charts.COST,
     charts.MULTIPLIER,
+    charts.VIOLATION,
+    charts.UNSAFE_PROBABILITY,
     charts.KL,
     charts.LOGPROB_GAP,
     charts.LENGTH,

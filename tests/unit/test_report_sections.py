@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from rlsys.report.data import RunData, Series
 from rlsys.report.load import load_run
 from rlsys.report.section import Highlight, KindReport, Picture, Section
 from rlsys.report.sections import SECTIONS, parts
-from rlsys.report.training import KL, REWARD, ended, training_section
+from rlsys.report.training import (
+    KL,
+    REWARD,
+    UNSAFE_PROBABILITY,
+    VIOLATION,
+    ended,
+    training_section,
+)
 from tests.unit.test_report import ATTACK, Page, make_bare_run, write_lines
 from tests.unit.test_report_policies import HAND
 
@@ -98,6 +106,25 @@ def test_training_shows_the_pictures_it_is_given(tmp_path: Path) -> None:
     section = partial(training_section, pictures=[REWARD, KL])(run, series)
     assert [picture.title for picture in section.pictures] == ["Reward", "KL"]
     assert section.paragraphs[0].startswith("The grpo stage “g” ran 1 iteration.")
+
+
+def test_several_constraints_are_shown_together_once(tmp_path: Path) -> None:
+    bare = load_run(make_bare_run(tmp_path))
+    limited = {"lambda": 1.0, "cost": 0.3, "violation": 0.1, "threshold": 0.2, "reward": 1.0}
+    first = Series("first", "safe_rlhf", rows("safe_rlhf", "first", **limited))
+    second = Series("second", "grpo", rows("grpo", "second", **limited))
+    free = Series("free", "grpo", rows("grpo", "free", reward=1.0))
+
+    def titles(of: Series, *others: Series) -> list[str]:
+        run = replace(bare, series=[free, *others])
+        section = training_section(run, of, pictures=[VIOLATION, UNSAFE_PROBABILITY])
+        return [picture.title for picture in section.pictures]
+
+    own = ["Violation", "Probability of unsafe"]
+    assert titles(first, first, second) == ["Constraint, all stages", *own]
+    assert titles(second, first, second) == own
+    assert titles(free, first, second) == own
+    assert titles(first, first) == own  # there is nothing to compare
 
 
 def test_what_a_kind_shows_is_named_without_drawing() -> None:
