@@ -70,7 +70,7 @@ def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> R
     outputs = guard.moderate_rows(range(len(evaluation))).result(limits.call)
     guard.drop().result(limits.call)
     quality = guard_quality(outputs, evaluation)
-    context.display.say("    held out: " + note(quality, *quality))
+    context.display.message("    held out: " + note(quality, *quality))
     return dict(quality)
 
 
