@@ -43,7 +43,7 @@ class Display:
     def __init__(self) -> None:
         self.console = Console()
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
 
     @contextmanager

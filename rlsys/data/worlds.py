@@ -20,18 +20,24 @@ class Write(Protocol):
 @dataclass(frozen=True)
 class World:
     """write: generates a folder in BeaverTails-V's columns; judge: the oracle's verdict on an
-    answer; feedback: the oracle's replies to judge prompts; prompts: folder of these prompts.
+    answer; feedback: the oracle's replies to judge prompts; prompts: folder of these prompts;
+    judge_split: split of these prompts with the oracle's replies, to fine-tune a judge on.
     """
 
     write: Write
     judge: Callable[[Mapping[str, Any], str], Verdict]
     feedback: FeedbackOracle
     prompts: Path
+    judge_split: str
 
 
 WORLDS = {
     "riskworld": World(
-        riskworld.write, riskworld.judge, riskworld.judgements, riskworld.judgements.PROMPTS
+        riskworld.write,
+        riskworld.judge,
+        riskworld.judgements,
+        riskworld.judgements.PROMPTS,
+        "judge_sft",
     )
 }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlsys.data.worlds import WORLDS
 from rlsys.errors import DataError
 from rlsys.evaluation.stats import Rate, wilson
 from rlsys.report.data import RunData, Series
@@ -25,7 +26,6 @@ AGREEMENTS = {
 }
 BALANCED = ("verify", "score_observation")  # mean of two shares: a binomial only nearly
 GOAL = 0.9
-ORACLE_REPLIES = "judge_sft"  # riskworld's split of judge prompts with the oracle's replies
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,10 @@ def shared_oracle(run: RunData, series: Series) -> str:
     """
     model = run.recipe.stages.get(series.stage, {}).get("model")
     split = run.recipe.stages.get(str(model), {}).get("split")
-    if ORACLE_REPLIES not in str(split).split("+"):
+    replies = {world.judge_split for world in WORLDS.values()} & set(str(split).split("+"))
+    if not replies:
         return ""
-    rows = run.recipe.sizes.get(ORACLE_REPLIES)
+    rows = run.recipe.sizes.get(replies.pop())
     count = "" if rows is None else f"{rows:,} "
     return (
         f" The judge's model was fine-tuned on {count}replies of the same oracle, about other "

@@ -68,7 +68,7 @@ def cost_constraint(
     scorer.create(spec).result(limits.start)
     scores = scorer.score_pairs(range(len(records))).result(limits.call)
     calibration = cost_calibration(scores, records, lagrange.target_unsafe_rate)
-    context.display.say("    calibrated: " + note(calibration, *calibration))
+    context.display.message("    calibrated: " + note(calibration, *calibration))
     platt = Platt(calibration["platt_slope"], calibration["platt_intercept"])
     threshold, budget = calibration["threshold"], calibration["budget"]
     return Constraint(threshold, lagrange.constraint, budget, platt), calibration
@@ -107,7 +107,7 @@ class IterationReport:
         self.context.log(self.name, self.stage.kind, done, metrics)
         self.history.append(metrics)
         if metrics["gap/max"] > self.gap.warn:
-            self.context.display.say(
+            self.context.display.message(
                 f"[yellow]warning[/yellow] iteration {done}: engine and trainer differ by "
                 f"{metrics['gap/max']:.1e} nats (expected at most {self.gap.warn:.0e})"
             )
@@ -130,5 +130,5 @@ class IterationReport:
             return {}
         names = ["samples_per_s", *(name for name in later[0] if name.startswith("time/"))]
         steady = {name: statistics.median(row[name] for row in later) for name in names}
-        self.context.display.say("    steady state: " + note(steady, *steady))
+        self.context.display.message("    steady state: " + note(steady, *steady))
         return steady

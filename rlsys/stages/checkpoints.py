@@ -46,7 +46,7 @@ class StageCheckpoints:
             try:
                 state = read_checkpoint(saved)
             except DataError as error:
-                self.context.display.say(
+                self.context.display.message(
                     f"    [yellow]warning[/yellow] {saved.name} is torn ({escape(str(error))}); "
                     "going on from the one before"
                 )
@@ -57,7 +57,7 @@ class StageCheckpoints:
                 pending.result(limit)
             rows = [(kind, step, metrics) for kind, step, metrics in state["rows"]]
             self.context.restart_rows(self.name, rows)
-            self.context.display.say(f"    resumed after step {state['step']}")
+            self.context.display.message(f"    resumed after step {state['step']}")
             return dict(state["driver"])
         return None
 

@@ -60,7 +60,7 @@ def run_filter(context: Context, name: str, stage: FilterStage, folder: Path) ->
     guard.drop().result(limits.call)
     save_flags(folder, flags)
     share = sum(first + second for first, second in flags.values()) / (2 * len(flags))
-    context.display.say(f"    flagged {share:.1%} of {2 * len(flags)} responses")
+    context.display.message(f"    flagged {share:.1%} of {2 * len(flags)} responses")
     return {"rows": len(flags), "flagged": share}
 
 

@@ -49,7 +49,7 @@ def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> R
     outputs = guard.moderate_rows(range(len(records))).result(limits.call)
     guard.drop().result(limits.call)
     quality = guard_quality(outputs, records)
-    context.display.say("    held out: " + note(quality, *quality))
+    context.display.message("    held out: " + note(quality, *quality))
     return dict(quality)
 
 

@@ -136,7 +136,7 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> R
     """Agreement with the data's oracle on held-out prompts, where it has one."""
     world = WORLDS.get(context.config.data.source)
     if world is None:
-        context.display.say("    not measured: the data has no oracle for the right replies")
+        context.display.message("    not measured: the data has no oracle for the right replies")
         return {}
     records = context.data.pairs(stage.split)
     rows = draw_rows(records, stage.max_prompts, context.config.seed)
@@ -150,7 +150,9 @@ def run_judge(context: Context, name: str, stage: JudgeStage, folder: Path) -> R
     context.log(name, stage.kind, 1, metrics)
     (folder / "agreement.json").write_text(json.dumps(metrics, indent=1))
     shown = [key for key in metrics if key.startswith(("agreement/", "injection/"))]
-    context.display.say("    " + note(metrics, *(key for key in shown if not key.endswith("_n"))))
+    context.display.message(
+        "    " + note(metrics, *(key for key in shown if not key.endswith("_n")))
+    )
     return metrics
 
 

@@ -73,7 +73,7 @@ def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) 
             bar.advance(f"{outcomes[DistillOutcome.DISTILLED]} distilled", by=len(prompts))
     counts = describe(load_conversations(path).rows)
     lines = [f"{n} {outcome_label(key)}" for key, n in outcomes.most_common()]
-    context.display.say("    " + ", ".join(lines))
+    context.display.message("    " + ", ".join(lines))
     sources = {identifier(label): n for label, n in counts["sources"].items()}
     return count_metrics("distill", outcomes) | count_metrics("source", sources)
 

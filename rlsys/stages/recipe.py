@@ -44,14 +44,14 @@ def run_recipe(
     """
     runs = Path(config.runs_dir).resolve()
     with open_run_dir(config, runs, resume=resume) as run:
-        display.say(
+        display.message(
             f"[bold]{config.name}[/bold]  {escape(str(run.path))}" + "  (resumed)" * run.resumed
         )
         store = ArtifactStore(runs / "artifacts")
         reads = [(n, r) for n, each in config.stages.items() for r in STAGES[each.kind].reads(each)]
         data = prepare(config, store, reads)
         check_data(data)
-        display.say(f"  data: {data.summary}")
+        display.message(f"  data: {data.summary}")
         metrics = MetricsLog(
             run.path,
             wandb_mode=config.tracker.wandb,
@@ -65,8 +65,8 @@ def run_recipe(
         report = build_report(run.path)
         run.finish()
     for line in budget_lines(load_run(run.path)):
-        display.say(escape(line.text))
-    display.say(f"report: {escape(str(report))}")
+        display.message(escape(line.text))
+    display.message(f"report: {escape(str(report))}")
     return run.path
 
 
@@ -104,7 +104,7 @@ def _run_stage(
     context.made[name] = artifact
     seconds = time.perf_counter() - started
     how = "reused" if artifact.reused else f"{seconds:.0f} s"
-    context.display.say(f"[green]done[/green] {name} ({kind.name}) {how}")
+    context.display.message(f"[green]done[/green] {name} ({kind.name}) {how}")
     return {
         "name": name,
         "kind": kind.name,

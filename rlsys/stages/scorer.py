@@ -66,7 +66,7 @@ def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) ->
     scores = scorer.score_pairs(range(len(records))).result(limits.call)
     scorer.drop().result(limits.call)
     quality = scorer_quality(stage.kind, scores, records)
-    context.display.say("    held out: " + note(quality, *quality))
+    context.display.message("    held out: " + note(quality, *quality))
     return dict(quality)
 
 

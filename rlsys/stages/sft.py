@@ -92,7 +92,7 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> Resul
     if stage.filter:
         flags = load_flags(Path(context.folder(stage.filter)))
         passed = passed_rows(context.data.pairs(stage.split), flags, stage.target)
-        context.display.say(f"    the filter passed {len(passed)} of {len(rows)} rows")
+        context.display.message(f"    the filter passed {len(passed)} of {len(rows)} rows")
         rows = passed
     learner = _Learner(policy, stage)
     last = run_supervised(context, name, stage, folder, policy, learner, rows)
@@ -123,7 +123,7 @@ def _demonstrated(context: Context, stage: SftStage) -> tuple[DataSlice, Rows[De
         leaked = leaked_ids(read, context.data.held_out.values())
         usable = Rows([r for r in read.rows if r.id not in leaked], read.rejected)
         if leaked or read.rejected:
-            context.display.say(
+            context.display.message(
                 f"    {path.name}: {len(usable)} turns; left out: {dict(read.rejected)}, "
                 f"{len(leaked)} with a held-out image"
             )

@@ -44,7 +44,7 @@ class Role:
 class Said:
     lines: list[str] = field(default_factory=list)
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.lines.append(text)
 
 
