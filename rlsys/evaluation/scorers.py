@@ -12,6 +12,7 @@ from rlsys.errors import DataError
 from rlsys.runtime.pending import Metrics
 
 MIN_ANSWERS = 20  # of either label; a mean of fewer says too little
+REMEDY = "mean_cost takes a number instead"
 
 
 def scorer_quality(kind: str, scores: Tensor, records: Rows[PreferencePair]) -> Metrics:
@@ -61,7 +62,7 @@ def cost_calibration(
     if min(counts.values()) < MIN_ANSWERS:
         raise DataError(
             f"lagrange.threshold auto: {MIN_ANSWERS} unsafe and as many safe validation answers "
-            f"are needed, got {counts['unsafe']} and {counts['safe']}; set a number instead"
+            f"are needed, got {counts['unsafe']} and {counts['safe']}; {REMEDY}"
         )
     try:
         threshold = calibrate_threshold(
@@ -69,7 +70,7 @@ def cost_calibration(
         )
         platt = fit_platt(costs, unsafe)
     except ValueError as error:
-        raise DataError(f"lagrange.threshold auto: {error}; set a number instead") from error
+        raise DataError(f"lagrange.threshold auto: {error}; {REMEDY}") from error
     return {
         "threshold": threshold.value,
         "threshold_low": threshold.low,

@@ -79,5 +79,5 @@ def test_too_few_answers_are_counted_in_the_error(
 
 def test_a_cost_model_that_does_not_separate_is_an_error_that_says_what_to_do() -> None:
     scores, records = world(30, 10)
-    with pytest.raises(DataError, match="no threshold; set a number"):
+    with pytest.raises(DataError, match="no threshold; mean_cost takes a number"):
         cost_calibration(-scores, records, target_unsafe_rate=0.1)
