@@ -9,7 +9,7 @@ and mix advantages, 5 update policy and both critics, 6 sync weights, 7 report.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlsys.algorithms.advantages import gae, mix_advantages
 from rlsys.algorithms.kl import k1
@@ -24,7 +24,7 @@ from rlsys.batch import (
 )
 from rlsys.drivers.constrained import ConstrainedState, describe
 from rlsys.drivers.safe_rlhf_state import Report, Roles, SafeRlhfRun
-from rlsys.drivers.sampling import sample_requests, sync_weights
+from rlsys.drivers.sampling import demonstration_rows, sample_requests, sync_weights
 from rlsys.drivers.timing import timed
 from rlsys.runtime.pending import as_completed
 
@@ -108,8 +108,10 @@ def estimate(
     cost_advantages, cost_returns = gae(costs, scores.cost_values, lengths, **discount)
     seed = sample_seed(run.seed, state.iteration, -1, -1)
     mixed = mix_advantages(reward_advantages, cost_advantages, state.multiplier.value)
+    shown = demonstration_rows(ppo, run.demonstrations, seed=run.seed, iteration=state.iteration)
+    policy = PolicyBatch(rollouts, scores.policy_logprobs, mixed, seed)
     return Batches(
-        PolicyBatch(rollouts, scores.policy_logprobs, mixed, seed),
+        replace(policy, demonstrations=shown, ptx_coef=ppo.ptx_coef),
         ValueBatch(rollouts, scores.reward_values, reward_returns, seed),
         ValueBatch(rollouts, scores.cost_values, cost_returns, seed),
     )

@@ -32,7 +32,9 @@ class Roles:
 
 @dataclass(frozen=True)
 class SafeRlhfRun:
-    """Settings of one run; ``threshold`` is d, in the cost model's units."""
+    """Settings of one run; ``threshold`` is d, in the cost model's units; demonstrations: how many
+    rows there are to imitate (``ppo.ptx_coef``).
+    """
 
     iterations: int
     threshold: float
@@ -41,6 +43,7 @@ class SafeRlhfRun:
     lagrange: LagrangeConfig
     gap: GapConfig
     timeouts: TimeoutConfig
+    demonstrations: int = 0
 
 
 Report = Callable[[ConstrainedState, Metrics, Rollouts, Scores], None]

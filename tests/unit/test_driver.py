@@ -20,7 +20,7 @@ from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import estimate, safe_rlhf, sample_and_score
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
-from rlsys.drivers.sampling import sync_weights
+from rlsys.drivers.sampling import demonstration_rows, sync_weights
 from rlsys.drivers.sft import train
 from rlsys.errors import LogprobGapError, RoleTimeout
 from rlsys.runtime.pending import Metrics, Pending
@@ -197,6 +197,24 @@ def test_each_critic_learns_the_signal_it_predicts() -> None:
         expected = torch.tensor(scores)[:, None].expand(values.shape)
         mask = rollouts.mask
         torch.testing.assert_close(batch.returns[mask], expected[mask], rtol=0, atol=1e-5)
+
+
+def test_demonstrations_go_with_the_policy_batch_and_follow_the_iteration() -> None:
+    plain, log = make_roles()
+    go(plain, make_run(iterations=1))
+    assert list(log.batches[0].demonstrations) == []
+    run = make_run(iterations=3)
+    run = replace(run, ppo=replace(run.ppo, ptx_coef=0.3), demonstrations=5)
+    roles, log = make_roles()
+    go(roles, run)
+    expected = [demonstration_rows(run.ppo, 5, seed=run.seed, iteration=i) for i in range(3)]
+    assert [batch.demonstrations for batch in log.batches] == expected
+    assert {batch.ptx_coef for batch in log.batches} == {0.3}
+    resumed, later = make_roles()
+    state = make_state(run)
+    state.iteration = 2
+    go(resumed, run, state)
+    assert [batch.demonstrations for batch in later.batches] == expected[2:]
 
 
 def test_the_state_is_restored_from_json() -> None:
