@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rlsys.batch import Rollouts, Scores
+from rlsys.batch import PolicyBatch, Rollouts, Scores, ValueBatch
 from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
 from rlsys.config.updates import PpoConfig
 from rlsys.drivers.constrained import ConstrainedState
@@ -28,6 +28,16 @@ class Roles:
     cost: Scorer
     reward_critic: Critic
     cost_critic: Critic
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of the three updates, and metrics of what they were estimated from."""
+
+    policy: PolicyBatch
+    reward: ValueBatch
+    cost: ValueBatch
+    metrics: Metrics
 
 
 @dataclass(frozen=True)

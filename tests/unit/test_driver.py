@@ -16,7 +16,7 @@ from rlsys.algorithms.advantages import gae
 from rlsys.batch import PromptCursor, Rollouts, Scores
 from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
 from rlsys.config.updates import PpoConfig
-from rlsys.drivers.constrained import ConstrainedState
+from rlsys.drivers.constrained import ConstrainedState, describe_estimates
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import estimate, safe_rlhf, sample_and_score
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
@@ -24,7 +24,7 @@ from rlsys.drivers.sampling import demonstration_rows, sync_weights
 from rlsys.drivers.sft import train
 from rlsys.errors import LogprobGapError, RoleTimeout
 from rlsys.runtime.pending import Metrics, Pending
-from tests.fakes import FakeRollout, FakeScorer, later, make_roles
+from tests.fakes import FakeRollout, FakeScorer, later, make_roles, make_rollouts
 
 DRIVER = Path(driver.__file__)
 SCORES = {
@@ -215,6 +215,40 @@ def test_demonstrations_go_with_the_policy_batch_and_follow_the_iteration() -> N
     state.iteration = 2
     go(resumed, run, state)
     assert [batch.demonstrations for batch in later.batches] == expected[2:]
+
+
+def test_estimates_are_described_over_response_tokens_alone() -> None:
+    rollouts = make_rollouts([(0, 0), (0, 1)])  # 1 and 2 of 4 tokens
+    per_token = torch.tensor([[1.0, 9.0, 9.0, 9.0], [4.0, 7.0, 9.0, float("nan")]])
+    found = describe_estimates(rollouts, {"a": per_token, "b": torch.tensor([0.0, 3.0])})
+    assert found == pytest.approx(
+        {"a/mean": 4.0, "a/std": 6**0.5, "b/mean": 2.0, "b/std": 2**0.5}
+    )  # b once, then twice
+
+
+def test_every_iteration_describes_what_it_learns_from() -> None:
+    roles, log = make_roles()
+    (metrics,) = go(roles, make_run())
+    mask = log.batches[0].rollouts.mask
+    reward, cost = log.value_batches["reward_critic"], log.value_batches["cost_critic"]
+    expected = {
+        "advantages": log.batches[0].advantages,
+        "reward_returns": reward.returns,
+        "reward_values": reward.old_values,
+        "reward_advantages": reward.returns - reward.old_values,
+        "cost_returns": cost.returns,
+        "cost_values": cost.old_values,
+        "cost_advantages": cost.returns - cost.old_values,
+    }
+    for name, values in expected.items():
+        assert metrics[f"{name}/mean"] == pytest.approx(float(values[mask].mean()), abs=1e-5)
+        deviation = float(values[mask].std(correction=0))
+        assert metrics[f"{name}/std"] == pytest.approx(deviation, abs=1e-5)
+    tokens = int(mask.sum())
+    assert metrics["shaped_cost/mean"] == pytest.approx(8 / tokens)  # 1 at each of the 8 ends
+    lengths = log.batches[0].rollouts.lengths
+    assert metrics["length/min"] == int(lengths.min())
+    assert metrics["length/max"] == int(lengths.max())
 
 
 def test_the_state_is_restored_from_json() -> None:
