@@ -107,7 +107,9 @@ S = TypeVar("S", bound=SampleScores)
 class PolicyBatch:
     """Rollouts with the other inputs of a policy update, [B, T].
 
-    reference_logprobs: needed where ``kl_beta``, the weight of a KL term in the loss, is not 0.
+    reference_logprobs: needed where ``kl_beta``, the weight of a KL term in the loss, is not 0;
+    demonstrations: the rows of every optimiser step that are imitated with the weight ``ptx_coef``
+    (none: no such term).
     """
 
     rollouts: Rollouts
@@ -116,6 +118,8 @@ class PolicyBatch:
     shuffle_seed: int
     reference_logprobs: Tensor | None = None
     kl_beta: float = 0.0
+    demonstrations: Sequence[Sequence[int]] = ()
+    ptx_coef: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kl_beta and self.reference_logprobs is None:

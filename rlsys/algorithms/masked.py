@@ -30,6 +30,14 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(values, mask) / count
 
 
+def masked_std(values: Tensor, mask: Tensor) -> Tensor:
+    """Standard deviation (of the population) over all True positions. Raises ValueError when there
+    is none.
+    """
+    centred = values.masked_fill(~mask, 0.0) - masked_mean(values, mask)
+    return masked_mean(centred.square(), mask).sqrt()
+
+
 def aggregate(
     values: Tensor, mask: Tensor, *, form: str, global_tokens: int, global_sequences: int
 ) -> Tensor:

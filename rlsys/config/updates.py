@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlsys.config.keys import key
+from rlsys.errors import ConfigError
 
 LOSS_FORMS = ("token_mean", "sequence_mean")
 
@@ -47,3 +48,13 @@ class PpoConfig(UpdateConfig):
     gamma: float = key(1.0, "Discount per token.", ge=0, le=1)
     gae_lambda: float = key(0.95, "Decay of generalised advantage estimation.", ge=0, le=1)
     value_clip: float = key(5.0, "Clip of a critic's change of value.", gt=0)
+    ptx_coef: float = key(
+        0.0, "Weight of the loss on demonstrations (PTX, InstructGPT) in every policy step.", ge=0
+    )
+    ptx_split: str = key(
+        "", "With ptx_coef: split of the demonstrations (of pairs, the more helpful answer)."
+    )
+
+    def check(self) -> None:
+        if self.ptx_coef and not self.ptx_split:
+            raise ConfigError("ptx_split: name a split of demonstrations, or set ptx_coef to 0")

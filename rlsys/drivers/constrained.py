@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from rlsys.algorithms.kl import k3
-from rlsys.algorithms.masked import masked_mean
+from rlsys.algorithms.masked import masked_mean, masked_std
 from rlsys.batch import PromptCursor, Rollouts, SampleScores
 from rlsys.config.schema import GapConfig
 from rlsys.drivers.constraint import Constraint
@@ -53,6 +55,21 @@ def describe(
         "entropy_sampled": -float(masked_mean(policy, mask)),
         **engine_gap(rollouts, policy, gap),
         "length": float(rollouts.lengths.float().mean()),
+        "length/min": float(rollouts.lengths.min()),
+        "length/max": float(rollouts.lengths.max()),
         "finished": float(rollouts.finished.float().mean()),
         "weights_version": float(rollouts.version),
     }
+
+
+def describe_estimates(rollouts: Rollouts, estimates: Mapping[str, Tensor]) -> Metrics:
+    """Mean and standard deviation of each over the response tokens.
+
+    Args: estimates: name -> [B, T], or [B] for one number per response, the same at each token.
+    """
+    mask, metrics = rollouts.mask, Metrics()
+    for name, each in estimates.items():
+        values = (each[:, None] if each.dim() == 1 else each).expand(mask.shape)
+        metrics[f"{name}/mean"] = float(masked_mean(values, mask))
+        metrics[f"{name}/std"] = float(masked_std(values, mask))
+    return metrics

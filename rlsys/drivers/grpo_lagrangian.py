@@ -27,7 +27,7 @@ from rlsys.batch import (
 )
 from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
 from rlsys.config.updates import UpdateConfig
-from rlsys.drivers.constrained import ConstrainedState, describe
+from rlsys.drivers.constrained import ConstrainedState, describe, describe_estimates
 from rlsys.drivers.constraint import Constraint
 from rlsys.drivers.sampling import sample_requests, sync_weights
 from rlsys.drivers.timing import timed
@@ -37,13 +37,10 @@ from rlsys.roles.rollout import Rollout
 from rlsys.roles.scorer import Scorer
 from rlsys.runtime.pending import Metrics, Pending, as_completed
 
-CONSTRAINT = (
-    "cost",
-    "cost_window",
-    "threshold",
-    "lambda",
-    "violation",
-)  # metrics that need a cost model
+CONSTRAINT = {  # metrics that need a cost model
+    "cost", "cost_window", "threshold", "lambda", "violation", "cost_advantages/mean",
+    "cost_advantages/std",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def grpo_lagrangian(
         metrics = describe(rollouts, scores, run.constraint, run.gap)
         measured, bound = run.constraint.measure(scores.costs).tolist(), run.constraint.bound
         state.multiplier.step(measured, bound, run.lagrange, state.iteration)  # 3
-        batch = estimate(rollouts, scores, state, run)  # 4
+        batch, described = estimate(rollouts, scores, state, run)  # 4
         with timed(state.timings, "update"):  # 5
             stats = roles.policy.update(batch).result(run.timeouts.call)
         with timed(state.timings, "sync"):  # 6
@@ -97,7 +94,7 @@ def grpo_lagrangian(
         state.timings["time/iteration"] = time.perf_counter() - started
         metrics |= {f"policy/{key}": value for key, value in stats.items()}
         metrics["samples_per_s"] = len(rollouts) / state.timings["time/iteration"]
-        metrics |= state.multiplier.metrics(run.constraint) | state.timings
+        metrics |= described | state.multiplier.metrics(run.constraint) | state.timings
         if roles.cost is None:
             metrics = {key: value for key, value in metrics.items() if key not in CONSTRAINT}
         report(state, metrics)  # 7
@@ -133,14 +130,19 @@ def sample_and_score(
 
 def estimate(
     rollouts: Rollouts, scores: SampleScores, state: ConstrainedState, run: GrpoRun
-) -> PolicyBatch:
-    """One advantage per response, the same at each of its tokens."""
+) -> tuple[PolicyBatch, Metrics]:
+    """One advantage per response, the same at each of its tokens; and metrics of the advantages."""
     clip, groups = run.update.score_clip, rollouts.prompt_index
     rewards, costs = scores.rewards.clamp(-clip, clip), scores.costs.clamp(-clip, clip)
     reward_advantages = group_normalise(rewards, groups, scale=run.scale)
     cost_advantages = group_normalise(costs, groups, scale=run.scale)
     mixed = mix_advantages(reward_advantages, cost_advantages, state.multiplier.value)
-    return PolicyBatch(
+    described = {
+        "reward_advantages": reward_advantages,
+        "cost_advantages": cost_advantages,
+        "advantages": mixed,
+    }
+    batch = PolicyBatch(
         rollouts,
         scores.policy_logprobs,
         mixed[:, None].expand_as(scores.policy_logprobs).contiguous(),
@@ -148,3 +150,4 @@ def estimate(
         scores.reference_logprobs,
         run.kl_beta,
     )
+    return batch, describe_estimates(rollouts, described)

@@ -9,7 +9,7 @@ and mix advantages, 5 update policy and both critics, 6 sync weights, 7 report.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 
 from rlsys.algorithms.advantages import gae, mix_advantages
 from rlsys.algorithms.kl import k1
@@ -22,9 +22,9 @@ from rlsys.batch import (
     gather_scored,
     sample_seed,
 )
-from rlsys.drivers.constrained import ConstrainedState, describe
-from rlsys.drivers.safe_rlhf_state import Report, Roles, SafeRlhfRun
-from rlsys.drivers.sampling import sample_requests, sync_weights
+from rlsys.drivers.constrained import ConstrainedState, describe, describe_estimates
+from rlsys.drivers.safe_rlhf_state import Batches, Report, Roles, SafeRlhfRun
+from rlsys.drivers.sampling import demonstration_rows, sample_requests, sync_weights
 from rlsys.drivers.timing import timed
 from rlsys.runtime.pending import as_completed
 
@@ -38,6 +38,7 @@ def safe_rlhf(roles: Roles, state: ConstrainedState, run: SafeRlhfRun, report: R
         measured, bound = run.constraint.measure(scores.costs).tolist(), run.constraint.bound
         state.multiplier.step(measured, bound, run.lagrange, state.iteration)  # 3
         batches = estimate(rollouts, scores, state, run)  # 4
+        metrics |= batches.metrics
         with timed(state.timings, "update"):  # 5
             updates = {
                 "policy": roles.policy.update(batches.policy),
@@ -86,15 +87,6 @@ def sample_and_score(
     return gather_scored(parts)
 
 
-@dataclass(frozen=True)
-class Batches:
-    """The batches of the three updates."""
-
-    policy: PolicyBatch
-    reward: ValueBatch
-    cost: ValueBatch
-
-
 def estimate(
     rollouts: Rollouts, scores: Scores, state: ConstrainedState, run: SafeRlhfRun
 ) -> Batches:
@@ -109,8 +101,18 @@ def estimate(
     cost_advantages, cost_returns = gae(costs, scores.cost_values, lengths, **discount)
     seed = sample_seed(run.seed, state.iteration, -1, -1)
     mixed = mix_advantages(reward_advantages, cost_advantages, state.multiplier.value)
+    shown = demonstration_rows(ppo, run.demonstrations, seed=run.seed, iteration=state.iteration)
+    policy = PolicyBatch(rollouts, scores.policy_logprobs, mixed, seed)
+    described = {
+        "shaped_reward": rewards, "reward_values": scores.reward_values,
+        "reward_returns": reward_returns, "reward_advantages": reward_advantages,
+        "shaped_cost": costs, "cost_values": scores.cost_values,
+        "cost_returns": cost_returns, "cost_advantages": cost_advantages,
+        "advantages": mixed,
+    }  # fmt: skip
     return Batches(
-        PolicyBatch(rollouts, scores.policy_logprobs, mixed, seed),
+        replace(policy, demonstrations=shown, ptx_coef=ppo.ptx_coef),
         ValueBatch(rollouts, scores.reward_values, reward_returns, seed),
         ValueBatch(rollouts, scores.cost_values, cost_returns, seed),
+        describe_estimates(rollouts, described),
     )

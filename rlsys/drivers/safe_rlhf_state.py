@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rlsys.batch import Rollouts, Scores
+from rlsys.batch import PolicyBatch, Rollouts, Scores, ValueBatch
 from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
 from rlsys.config.updates import PpoConfig
 from rlsys.drivers.constrained import ConstrainedState
@@ -32,8 +32,18 @@ class Roles:
 
 
 @dataclass(frozen=True)
+class Batches:
+    """The batches of the three updates, and metrics of what they were estimated from."""
+
+    policy: PolicyBatch
+    reward: ValueBatch
+    cost: ValueBatch
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
 class SafeRlhfRun:
-    """Settings of one run."""
+    """Settings of one run; demonstrations: number of rows to imitate (``ppo.ptx_coef``)."""
 
     iterations: int
     constraint: Constraint
@@ -42,6 +52,7 @@ class SafeRlhfRun:
     lagrange: LagrangeConfig
     gap: GapConfig
     timeouts: TimeoutConfig
+    demonstrations: int = 0
 
 
 Report = Callable[[ConstrainedState, Metrics, Rollouts, Scores], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rlsys.batch import Rollouts, SampleRequest, sample_seed
+from rlsys.batch import PromptCursor, Rollouts, SampleRequest, sample_seed
 from rlsys.config.updates import UpdateConfig
 from rlsys.roles.policy import Publisher
 from rlsys.roles.rollout import Rollout
@@ -34,6 +34,22 @@ def total_steps(update: UpdateConfig, iterations: int) -> int:
     """Optimiser steps of a stage."""
     samples = update.num_prompts * update.samples_per_prompt
     return iterations * update.epochs * -(-samples // update.minibatch)
+
+
+def demonstration_rows(
+    update: UpdateConfig, count: int, *, seed: int, iteration: int
+) -> list[list[int]]:
+    """Rows of every optimiser step of an iteration, a minibatch each (all, if there are fewer).
+
+    Args: count: demonstrations there are; 0: none. The number of the step determines its rows, so
+    that a resumed run needs no state.
+    """
+    size, steps = min(update.minibatch, count), total_steps(update, 1)
+    first = iteration * steps
+    return [
+        PromptCursor(count, seed, step * size).next(size)
+        for step in (range(first, first + steps) if count else ())
+    ]
 
 
 def generate_in_slices(

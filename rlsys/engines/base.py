@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from rlsys.engines.gradients import Gradients
 from rlsys.runtime.pending import Metrics
 
 
@@ -20,6 +22,10 @@ class TrainEngine(Protocol):
 
     def backward(self, loss: Tensor) -> None:
         """``loss`` is this micro-batch's share: shares of all micro-batches and ranks add up."""
+        ...
+
+    def measured(self) -> AbstractContextManager[Gradients]:
+        """The gradients of the backward passes in the block."""
         ...
 
     def step(self) -> Metrics:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlsys.config.schema import TrainConfig
+from rlsys.engines.gradients import Gradients, measured
 from rlsys.runtime.pending import Metrics
 from rlsys.runtime.process_group import Rank
 
@@ -44,6 +45,9 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor) -> None:
         # DeepSpeed averages gradients over ranks; here they must be summed.
         self.engine.backward(loss * self.rank.world)
+
+    def measured(self) -> AbstractContextManager[Gradients]:
+        return measured(self.module, self.rank, 1 / self.rank.world)
 
     def step(self) -> Metrics:
         lr = float(self.engine.get_lr()[0])

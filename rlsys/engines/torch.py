@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rlsys.engines.gradients import Gradients, measured
 from rlsys.runtime.pending import Metrics
 from rlsys.runtime.process_group import Rank
 
@@ -33,6 +35,9 @@ class TorchEngine:
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
+
+    def measured(self) -> AbstractContextManager[Gradients]:
+        return measured(self.module, self.rank)
 
     def step(self) -> Metrics:
         trained = [p for p in self.module.parameters() if p.requires_grad]

@@ -17,12 +17,13 @@ from rlsys.algorithms.preference import dpo_loss, implicit_rewards
 from rlsys.batch import PolicyBatch, PreferencePairs, Rollouts, step_rows
 from rlsys.config.updates import UpdateConfig
 from rlsys.data.collate import Collated, collate
-from rlsys.data.rows import Demonstration
+from rlsys.data.encoder import PromptEncoder
 from rlsys.engines.weights import WeightUpdate
 from rlsys.models.adapters import add_lora, lora_scaling, merged
 from rlsys.models.heads import PolicyModule, freeze
 from rlsys.roles.factory import RowSource, WorkerContext, WorkerFactory
 from rlsys.roles.forward import collate_rollouts, forward_rollouts, merge_rows
+from rlsys.roles.imitation import imitation
 from rlsys.roles.reference import Reference, sampled_policy
 from rlsys.roles.role import Role
 from rlsys.roles.trained import Stats, TrainedHandle, TrainedWorker, Training, merge_stats
@@ -60,18 +61,22 @@ class PreferenceLearner(Protocol):
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """model: folder of the start policy."""
+    """model: folder of the start policy; demonstrations: imitated beside the rollouts (PTX)."""
 
     model: str
     data: RowSource
     dtype: str
     training: Training
+    demonstrations: RowSource | None = None
 
     def build(self, factory: WorkerFactory) -> PolicyWorker:
         budget = self.training.train.micro_batch_tokens
         context = factory.context(self.model, self.data, budget)
         module = sampled_policy(self.model, self.dtype, context.encoder)
-        return PolicyWorker(module.to(factory.device), context, self.training)
+        shown = None
+        if self.demonstrations is not None:
+            shown = factory.encoder(self.model, self.demonstrations)
+        return PolicyWorker(module.to(factory.device), context, self.training, shown)
 
 
 class PolicyWorker(TrainedWorker):
@@ -82,13 +87,14 @@ class PolicyWorker(TrainedWorker):
         module: PolicyModule,
         context: WorkerContext,
         training: Training,
+        demonstrations: PromptEncoder | None = None,
     ) -> None:
         if training.train.lora_rank:
             add_lora(module.vlm, training.train, training.seed)
         elif training.train.freeze:
             freeze(module, training.train.freeze)
         super().__init__(module, context, training)
-        self.module = module
+        self.module, self.demonstrations = module, demonstrations
         self._scaling = lora_scaling(module.vlm)
 
     def _forward(self, batch: Collated, temperature: float = 1.0) -> Tensor:
@@ -107,7 +113,10 @@ class PolicyWorker(TrainedWorker):
         counts = rollouts.token_counts
         steps = step_rows(len(rollouts), update.minibatch, update.epochs, batch.shuffle_seed)
         stats = Stats()
-        for rows in steps:
+        for number, rows in enumerate(steps):
+            if batch.demonstrations:
+                shown, share = batch.demonstrations[number], 1 / len(steps)
+                self._imitate(shown, batch.ptx_coef, update.loss_form, share, stats)
             tokens = int(rollouts.lengths[rows].sum())
 
             def micro_loss(
@@ -148,29 +157,28 @@ class PolicyWorker(TrainedWorker):
 
     def sft_step(self, rows: Sequence[int], loss_form: str) -> Stats:
         """One supervised step: cross-entropy of the rows' answers, response tokens only."""
-        encoder = self.context.encoder
-        imitated = encoder.records.of_kind(rows, Demonstration)
-        answers = [encoder.response(row.answer) for row in imitated]
-        counts = [n + len(a) for n, a in zip(encoder.lengths(rows), answers, strict=True)]
-        tokens = sum(len(a) for a in answers)
+        counts, loss = imitation(self.context.encoder, rows, loss_form, self._forward)
         stats = Stats()
+        self.train_step(self.plan(range(len(rows)), counts), 0, loss, stats)
+        return stats
+
+    def _imitate(
+        self, rows: Sequence[int], coef: float, loss_form: str, share: float, stats: Stats
+    ) -> None:
+        """Adds PTX's gradient to that of the coming step (InstructGPT, arXiv 2203.02155, eq. 2).
+        Args: share: of this step in the metric.
+        """
+        if self.demonstrations is None:
+            raise ValueError("the policy was built without demonstrations")
+        counts, imitated = imitation(self.demonstrations, rows, loss_form, self._forward)
 
         def micro_loss(micro: list[int], is_real: bool) -> tuple[Tensor, Metrics]:
-            chosen = [answers[i] for i in micro]
-            batch = collate(encoder, [rows[i] for i in micro], None, chosen)
-            lengths = torch.tensor([len(a) for a in chosen])
-            mask = length_mask(lengths, batch.labels.shape[1]) & is_real
-            loss = -aggregate(
-                self._forward(batch),
-                mask,
-                form=loss_form,
-                global_tokens=tokens,
-                global_sequences=len(rows),
-            )
-            return loss, {"loss": float(loss.detach())}
+            loss, shares = imitated(micro, is_real)
+            return coef * loss, {"ptx_loss": share * shares["loss"]}
 
-        self.train_step(self.plan(range(len(rows)), counts), 0, micro_loss, stats)
-        return stats
+        with self.engine.measured() as gradients:
+            self.accumulate(self.plan(range(len(rows)), counts), 0, micro_loss, stats)
+        stats.common["ptx_grad_norm"] = gradients.norm()
 
     @torch.no_grad()
     def pair_logprobs(self, pairs: PreferencePairs) -> tuple[list[int], Tensor]:

@@ -70,7 +70,15 @@ class TrainedWorker:
     def train_step(
         self, plan: list[list[int]], dummy_row: int, micro_loss: MicroLoss, stats: Stats
     ) -> None:
-        """One optimiser step over this rank's micro-batches.
+        """One optimiser step over this rank's micro-batches."""
+        self.accumulate(plan, dummy_row, micro_loss, stats)
+        stats.common |= self.engine.step()
+        self.engine.module.eval()
+
+    def accumulate(
+        self, plan: list[list[int]], dummy_row: int, micro_loss: MicroLoss, stats: Stats
+    ) -> None:
+        """Backward passes over this rank's micro-batches, without a step.
 
         An empty micro-batch runs the row ``dummy_row`` with ``is_real`` False, whose loss must be
         zero: ranks must call collectives equally often, and the vision tower must run in each.
@@ -80,8 +88,6 @@ class TrainedWorker:
             loss, shares = micro_loss(rows or [dummy_row], bool(rows))
             self.engine.backward(loss)
             stats.add(shares)
-        stats.common |= self.engine.step()
-        self.engine.module.eval()
 
     def plan(self, rows: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
         """This rank's micro-batches. Args: counts: tokens by row."""

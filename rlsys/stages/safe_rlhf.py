@@ -78,8 +78,9 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
     gap = gap_for(stage.gap, config.dtype)
+    shown = len(context.data.demonstrations(*_demonstrated(stage))) if stage.ppo.ptx_coef else 0
     run = SafeRlhfRun(
-        stage.iterations, constraint, config.seed, stage.ppo, stage.lagrange, gap, limits
+        stage.iterations, constraint, config.seed, stage.ppo, stage.lagrange, gap, limits, shown
     )
     sync_weights(handles.policy, rollout, state.iteration, limits.sync)
     with context.display.bar(name, stage.iterations) as bar:
@@ -120,13 +121,15 @@ class _Handles:
         check_same_processor({"policy": policy, "reward": reward, "cost": cost})
         ppo, dtype = stage.ppo, config.dtype
         data = context.data.slice(stage.split, RowKind.PROMPTS)
+        split, target = _demonstrated(stage)
+        shown = context.data.slice(split, RowKind.DEMONSTRATIONS, target) if ppo.ptx_coef else None
         steps = total_steps(ppo, stage.iterations)
         trained = context.training(stage.train, stage.optim, steps)
         critic = context.training(stage.critic_train, stage.critic_optim, steps)
         budget = stage.train.micro_batch_tokens
         started: list[Pending[list[None]]] = [
             self.rollout.create(RolloutSpec(policy, data, config.engine, dtype)),
-            self.policy.create(PolicySpec(policy, data, dtype, trained)),
+            self.policy.create(PolicySpec(policy, data, dtype, trained, shown)),
             self.reference.create(ReferenceSpec(policy, data, dtype, budget)),
             self.reward.create(ScorerSpec(reward, data, dtype, budget)),
             self.cost.create(ScorerSpec(cost, data, dtype, budget)),
@@ -153,7 +156,17 @@ def _check(config: RunConfig, name: str, stage: SafeRlhfStage) -> None:
 
 
 def _reads(stage: SafeRlhfStage) -> Sequence[Read]:
-    return [Read(stage.split, RowKind.PROMPTS, learned=True), *calibration_reads(stage.lagrange)]
+    split, target = _demonstrated(stage)
+    shown = (
+        [Read(split, RowKind.DEMONSTRATIONS, target, learned=True)] if stage.ppo.ptx_coef else []
+    )
+    prompts = Read(stage.split, RowKind.PROMPTS, learned=True)
+    return [prompts, *shown, *calibration_reads(stage.lagrange)]
+
+
+def _demonstrated(stage: SafeRlhfStage) -> tuple[str, str]:
+    """The split and the imitated response of PTX's demonstrations."""
+    return stage.ppo.ptx_split, "more_helpful"
 
 
 def _check_data(name: str, stage: SafeRlhfStage, data: Datasets) -> None:

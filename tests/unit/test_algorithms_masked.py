@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlsys.algorithms.masked import aggregate, length_mask, masked_mean, masked_sum
+from rlsys.algorithms.masked import aggregate, length_mask, masked_mean, masked_std, masked_sum
 
 FEW = settings(max_examples=20, deadline=None, derandomize=True)
 GARBAGE = [float("nan"), float("inf"), float("-inf"), 1e9, -1e9]
@@ -157,3 +157,12 @@ def test_sequence_mean_weighs_sequences_alike_and_token_mean_tokens() -> None:
         grads[form] = leaf.grad.sum(-1).tolist()
     assert grads["sequence_mean"] == pytest.approx([0.5, 0.5])
     assert grads["token_mean"] == pytest.approx([0.2, 0.8])  # 1 and 4 tokens of 5
+
+
+def test_the_deviation_is_that_of_the_kept_positions() -> None:
+    values = torch.tensor([[1.0, 3.0, float("nan")], [5.0, 7.0, 1e9]])
+    mask = torch.tensor([[True, True, False], [True, True, False]])
+    assert float(masked_std(values, mask)) == pytest.approx(5**0.5)  # deviations 3, 1, 1, 3
+    assert float(masked_std(torch.full((2, 3), 4.0), mask)) == 0.0
+    with pytest.raises(ValueError, match="empty mask"):
+        masked_std(values, torch.zeros_like(mask))

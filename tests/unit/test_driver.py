@@ -17,16 +17,16 @@ from rlsys.algorithms.calibration import Platt
 from rlsys.batch import PromptCursor, Rollouts, Scores
 from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
 from rlsys.config.updates import PpoConfig
-from rlsys.drivers.constrained import ConstrainedState
+from rlsys.drivers.constrained import ConstrainedState, describe_estimates
 from rlsys.drivers.constraint import Constraint
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import estimate, safe_rlhf, sample_and_score
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
-from rlsys.drivers.sampling import sync_weights
+from rlsys.drivers.sampling import demonstration_rows, sync_weights
 from rlsys.drivers.sft import train
 from rlsys.errors import LogprobGapError, RoleTimeout
 from rlsys.runtime.pending import Metrics, Pending
-from tests.fakes import FakeRollout, FakeScorer, later, make_roles
+from tests.fakes import FakeRollout, FakeScorer, later, make_roles, make_rollouts
 
 DRIVER = Path(driver.__file__)
 SCORES = {
@@ -278,6 +278,58 @@ def test_each_critic_learns_the_signal_it_predicts() -> None:
         expected = torch.tensor(scores)[:, None].expand(values.shape)
         mask = rollouts.mask
         torch.testing.assert_close(batch.returns[mask], expected[mask], rtol=0, atol=1e-5)
+
+
+def test_demonstrations_go_with_the_policy_batch_and_follow_the_iteration() -> None:
+    plain, log = make_roles()
+    go(plain, make_run(iterations=1))
+    assert list(log.batches[0].demonstrations) == []
+    run = make_run(iterations=3)
+    run = replace(run, ppo=replace(run.ppo, ptx_coef=0.3), demonstrations=5)
+    roles, log = make_roles()
+    go(roles, run)
+    expected = [demonstration_rows(run.ppo, 5, seed=run.seed, iteration=i) for i in range(3)]
+    assert [batch.demonstrations for batch in log.batches] == expected
+    assert {batch.ptx_coef for batch in log.batches} == {0.3}
+    resumed, later = make_roles()
+    state = make_state(run)
+    state.iteration = 2
+    go(resumed, run, state)
+    assert [batch.demonstrations for batch in later.batches] == expected[2:]
+
+
+def test_estimates_are_described_over_response_tokens_alone() -> None:
+    rollouts = make_rollouts([(0, 0), (0, 1)])  # 1 and 2 of 4 tokens
+    per_token = torch.tensor([[1.0, 9.0, 9.0, 9.0], [4.0, 7.0, 9.0, float("nan")]])
+    found = describe_estimates(rollouts, {"a": per_token, "b": torch.tensor([0.0, 3.0])})
+    assert found == pytest.approx(
+        {"a/mean": 4.0, "a/std": 6**0.5, "b/mean": 2.0, "b/std": 2**0.5}
+    )  # b once, then twice
+
+
+def test_every_iteration_describes_what_it_learns_from() -> None:
+    roles, log = make_roles()
+    (metrics,) = go(roles, make_run())
+    mask = log.batches[0].rollouts.mask
+    reward, cost = log.value_batches["reward_critic"], log.value_batches["cost_critic"]
+    expected = {
+        "advantages": log.batches[0].advantages,
+        "reward_returns": reward.returns,
+        "reward_values": reward.old_values,
+        "reward_advantages": reward.returns - reward.old_values,
+        "cost_returns": cost.returns,
+        "cost_values": cost.old_values,
+        "cost_advantages": cost.returns - cost.old_values,
+    }
+    for name, values in expected.items():
+        assert metrics[f"{name}/mean"] == pytest.approx(float(values[mask].mean()), abs=1e-5)
+        deviation = float(values[mask].std(correction=0))
+        assert metrics[f"{name}/std"] == pytest.approx(deviation, abs=1e-5)
+    tokens = int(mask.sum())
+    assert metrics["shaped_cost/mean"] == pytest.approx(8 / tokens)  # 1 at each of the 8 ends
+    lengths = log.batches[0].rollouts.lengths
+    assert metrics["length/min"] == int(lengths.min())
+    assert metrics["length/max"] == int(lengths.max())
 
 
 PID = {"rule": "pid", "kp": 0.3, "ki": 0.2, "kd": 0.5, "ema": 0.6, "kd_delay": 2}

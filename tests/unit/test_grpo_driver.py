@@ -98,6 +98,18 @@ def test_a_multiplier_of_zero_is_grpo_on_reward_alone() -> None:
     assert "cost.score" not in alone.calls
 
 
+def test_advantages_are_described_by_token() -> None:
+    rows, log, _ = go(make_run(), cost=lambda prompt, sample: float((prompt + sample) % 3))
+    batch = batch_of(log)
+    kept = batch.advantages[batch.rollouts.mask]
+    assert rows[0]["advantages/mean"] == pytest.approx(float(kept.mean()), abs=1e-6)
+    assert rows[0]["advantages/std"] == pytest.approx(float(kept.std(correction=0)), rel=1e-5)
+    assert {"reward_advantages/std", "cost_advantages/std"} < set(rows[0])
+    alone, _, _ = go(make_run(), with_cost=False)
+    assert "reward_advantages/std" in alone[0]
+    assert not [name for name in alone[0] if name.startswith("cost")]
+
+
 def test_a_fixed_multiplier_stays_and_an_adaptive_one_answers_to_the_cost() -> None:
     rows, _, _ = go(make_run(iterations=3, rule="fixed", init=0.7))
     assert [row["lambda"] for row in rows] == [0.7] * 3
@@ -142,7 +154,8 @@ def test_reward_alone_reports_nothing_of_a_constraint() -> None:
     (with_cost,), _, _ = go(make_run())
     (alone,), _, _ = go(make_run(rule="fixed", init=0.0), with_cost=False)
     assert with_cost.keys() - alone.keys() == {
-        "cost", "cost_window", "threshold", "lambda", "violation",
+        "cost", "cost_window", "threshold", "lambda", "violation", "cost_advantages/mean",
+        "cost_advantages/std",
     }  # fmt: skip
 
 

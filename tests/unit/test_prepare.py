@@ -213,6 +213,14 @@ def test_a_recipe_that_only_imitates_or_asks_a_judge_reads_no_pairs() -> None:
             SafeRlhfStage(iterations=1, split="more"),
             "more: 2 prompts; validation: 2 pairs",
         ),
+        (
+            SafeRlhfStage(
+                iterations=1,
+                ppo=PpoConfig(ptx_coef=0.1, ptx_split="teach"),
+                lagrange=LagrangeConfig(threshold="0"),
+            ),
+            "train: 2 prompts; teach: 3 demonstrations (1 without an image)",
+        ),
         (GrpoStage(iterations=1, split="train+more"), "train+more: 4 prompts"),
         (RlaifStage(judge="x", split="more"), "more: 2 prompts"),
         (ObserveStage(judge="x", split="more"), "more: 2 prompts"),

@@ -1,0 +1,57 @@
+"""The norm of a part of a step's gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlsys.runtime.process_group import Rank
+
+
+class Gradients:
+    """Sums of gradients over backward passes, beside those that an engine keeps. scale: from the
+    gradients of this rank to its share of the sum over ranks.
+    """
+
+    def __init__(self, rank: Rank, scale: float) -> None:
+        self.rank, self.scale = rank, scale
+        self.sums: dict[int, Tensor] = {}
+
+    def add(self, number: int, gradient: Tensor) -> None:
+        """The gradient of one parameter in one backward pass."""
+        if number in self.sums:
+            self.sums[number] += gradient
+        else:
+            self.sums[number] = gradient.detach().to(torch.float32, copy=True)
+
+    def norm(self) -> float:
+        """Over all parameters and ranks; the sums are forgotten. Collective."""
+        total = 0.0
+        for number in sorted(self.sums):
+            whole = self.sums.pop(number)
+            if self.rank.world > 1:
+                dist.all_reduce(whole)
+            total += float((whole * self.scale).double().square().sum())
+        return total**0.5
+
+
+@contextmanager
+def measured(module: nn.Module, rank: Rank, scale: float = 1.0) -> Iterator[Gradients]:
+    """The gradients of all trained parameters in the backward passes of the block. They take the
+    memory of an unsharded copy in float32.
+    """
+    found = Gradients(rank, scale)
+    hooks = [
+        parameter.register_hook(lambda gradient, number=number: found.add(number, gradient))
+        for number, parameter in enumerate(module.parameters())
+        if parameter.requires_grad
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
