@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlsys.algorithms.calibration import calibrate_threshold, fit_platt
 from rlsys.algorithms.scorer_metrics import balanced_accuracy, rank_auc, ranking_accuracy
-from rlsys.data.rows import PreferencePair, Rows
+from rlsys.data.rows import PreferencePair, Rows, preferred
 from rlsys.errors import DataError
 from rlsys.runtime.pending import Metrics
 
@@ -15,16 +15,19 @@ MIN_ANSWERS = 20  # of either label; a mean of fewer says too little
 REMEDY = "mean_cost takes a number instead"
 
 
-def scorer_quality(kind: str, scores: Tensor, records: Rows[PreferencePair]) -> Metrics:
+def scorer_quality(
+    kind: str, scores: Tensor, records: Rows[PreferencePair], target: str = "more_helpful"
+) -> Metrics:
     """Held-out metrics of a reward model (kind reward) or cost model (kind cost).
 
-    Args: scores [N, 2], end scores of both responses of every record. ``accuracy`` is the share of
+    Args: scores [N, 2], end scores of both responses of every record; target: which response is the
+    better one for a reward model (more_helpful or safer). ``accuracy`` is the share of
     pairs ranked as labelled; for costs also how well ``score > 0`` finds unsafe answers, beside the
     share of the larger class (``majority_baseline``), which a constant model reaches.
     """
     rows = torch.arange(len(records))
     if kind == "reward":
-        better = torch.tensor([r.more_helpful for r in records.rows])
+        better = torch.tensor([preferred(r, target) for r in records.rows])
         return {
             "accuracy": ranking_accuracy(scores[rows, better], scores[rows, 1 - better]),
             "pairs": float(len(records)),

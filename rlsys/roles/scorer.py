@@ -13,7 +13,7 @@ from torch import Tensor
 from rlsys.algorithms.scorer_losses import cost_loss, cost_signs, reward_loss
 from rlsys.batch import Rollouts
 from rlsys.data.collate import Collated, collate
-from rlsys.data.rows import PreferencePair
+from rlsys.data.rows import PreferencePair, preferred
 from rlsys.models.adapters import add_lora, lora_scaling, merged
 from rlsys.models.heads import ScorerModule, build_scorer_module, freeze
 from rlsys.models.load import save_head
@@ -76,6 +76,7 @@ class ScorerLoss:
     regularization: float
     sign_scale: float = 1.0
     label_mode: str = "graded"
+    target: str = "more_helpful"
 
 
 class PairScorer:
@@ -190,7 +191,7 @@ class ScorerTrainer(TrainedHead, PairScorer):
         """Losses [N] and whether each pair is ranked correctly [N]."""
         records = self.context.encoder.records.of_kind(rows, PreferencePair)
         if loss.signal == "reward":
-            first = torch.tensor([[r.more_helpful] for r in records])
+            first = torch.tensor([[preferred(r, loss.target)] for r in records])
             better, worse = _ordered(scores, first)
             return reward_loss(better, worse, regularization=loss.regularization), better > worse
         first = torch.tensor([[1 - r.safer] for r in records])

@@ -11,8 +11,10 @@ from omegaconf import MISSING
 
 from rlsys.config.keys import key
 from rlsys.data.prepare import Read
+from rlsys.data.rows import TARGETS
 from rlsys.data.slice import RowKind
 from rlsys.display import note
+from rlsys.errors import ConfigError
 from rlsys.evaluation.scorers import scorer_quality
 from rlsys.roles.scorer import (
     ScorerHandle,
@@ -31,6 +33,12 @@ class ScorerStage(MeasuredConfig):
     """A reward model (kind reward) or a cost model (kind cost) that sees the image."""
 
     kind: str = key(MISSING, "Kind of stage.", choices=("reward", "cost"))
+    target: str = key(
+        "more_helpful",
+        "Reward only: which response of a pair is better; safer: the single-objective baseline.",
+        choices=TARGETS,
+    )
+    max_pairs: int = key(0, "Pairs to train on, the first of the split; 0: all.", ge=0)
     regularization: float = key(0.001, "Weight of the squared scores in the loss.", ge=0)
     sign_scale: float = key(
         1.0, "Cost only: weight of the sign terms against the ranking term.", ge=0
@@ -41,11 +49,17 @@ class ScorerStage(MeasuredConfig):
         choices=("graded", "graded_normalised", "sign"),
     )
 
+    def check(self) -> None:
+        if self.kind == "cost" and self.target != "more_helpful":
+            raise ConfigError("target: a cost model ranks by safety already; it is for kind reward")
+
 
 def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) -> Result:
     """A reward or cost model, measured on its held-out split."""
     config, limits = context.config, context.config.timeouts
-    loss = ScorerLoss(stage.kind, stage.regularization, stage.sign_scale, stage.label_mode)
+    loss = ScorerLoss(
+        stage.kind, stage.regularization, stage.sign_scale, stage.label_mode, stage.target
+    )
     learner = ScorerTrainerHandle(context.group(stage.kind), loss)
     training = context.training(stage.train, stage.optim, stage.steps)
     model = context.folder(stage.init)
@@ -53,7 +67,8 @@ def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) ->
         model, context.data.slice(stage.split, RowKind.PAIRS), config.dtype, training
     )
     learner.create(spec).result(limits.start)
-    rows = range(len(context.data.pairs(stage.split)))
+    count = len(context.data.pairs(stage.split))
+    rows = range(min(stage.max_pairs or count, count))
     run_supervised(context, name, stage, folder, learner, learner, rows)
     learner.save(folder).result(limits.call)
     scorer = ScorerHandle(context.group(stage.kind), stage.kind)
@@ -65,7 +80,7 @@ def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) ->
     records = context.data.pairs(stage.held_out)
     scores = scorer.score_pairs(range(len(records))).result(limits.call)
     scorer.drop().result(limits.call)
-    quality = scorer_quality(stage.kind, scores, records)
+    quality = scorer_quality(stage.kind, scores, records, stage.target)
     context.display.message("    held out: " + note(quality, *quality))
     return dict(quality)
 

@@ -341,14 +341,20 @@ def test_preference_pairs_without_a_reference_teach_nothing(
 
 @pytest.mark.parametrize(
     ("loss", "higher"),
-    [(REWARD, "more_helpful"), (COST, "unsafe"), (replace(COST, sign_scale=0.0), "unsafe")],
+    [
+        (REWARD, "more_helpful"),
+        (replace(REWARD, target="safer"), "safer"),
+        (COST, "unsafe"),
+        (replace(COST, sign_scale=0.0), "unsafe"),
+    ],
 )
 def test_a_trainer_pulls_the_pairs_apart(
     loss: ScorerLoss, higher: str, tiny: str, encoder: PromptEncoder
 ) -> None:
     worker = trainer(tiny, encoder)
     records = [encoder.records[row] for row in PAIRS]
-    up = [r.more_helpful if higher == "more_helpful" else 1 - r.safer for r in records]
+    numbers = {"more_helpful": lambda r: r.more_helpful, "safer": lambda r: r.safer}
+    up = [numbers.get(higher, lambda r: 1 - r.safer)(r) for r in records]
 
     def margins() -> Tensor:
         scores, first = merge_rows([worker.score_pairs(PAIRS)]), torch.tensor(up)[:, None]
