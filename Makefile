@@ -43,7 +43,8 @@ clean:
 
 # What takes longer than the tests: the recipes from nothing with several seeds, held against what
 # they promise; the result is kept in benchmarks/soak.md.
-SOAK := demo-0 demo-1 grpo-1 grpo-2 dream-0 dream-1 dream-2
+SOAK := demo-0 demo-1 demo-2 demo-3 demo-4 grpo-0 grpo-1 grpo-2 tradeoff-0 tradeoff-1 tradeoff-2 \
+  blank-0 dream-0 dream-1 dream-2
 soak: .venv/.ready
 	rm -rf runs/soak
 	for run in $(SOAK); do \
