@@ -42,7 +42,7 @@ def labels(*rows: tuple[Scene, str, str]) -> Labels:
 def drawn(count: int) -> Labels:
     """Rows of the evaluation split's kind, each place of risk as often as the others."""
     rng = Random(0)
-    pools = list(_pools(held_out=True).values())
+    pools = list(_pools("evaluation", unseen=False).values())
     scenes = [rng.choice(rng.choice(list(pools[n % 5].values()))) for n in range(count)]
     given = (rng.sample(judgements.answers(scene, rng), 2) for scene in scenes)
     return labels(*((s, first, second) for s, (first, second) in zip(scenes, given, strict=True)))

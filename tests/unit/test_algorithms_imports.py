@@ -28,6 +28,7 @@ PLAIN = {
     "logprob_gap",
     "macro_f1",
     "masked_mean",
+    "masked_std",
     "masked_sum",
     "rank_auc",
     "recall_by_class",

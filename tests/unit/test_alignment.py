@@ -17,7 +17,7 @@ def make_context(**members: Any) -> Context:
     scores, records = world(30, 10)
     config = SimpleNamespace(timeouts=TimeoutConfig(), dtype="float32")
     data = SimpleNamespace(pairs=lambda _: records, slice=lambda *_: None)
-    display = SimpleNamespace(say=lambda _: None)
+    display = SimpleNamespace(message=lambda _: None)
     made = {"config": config, "data": data, "display": display, "scores": scores}
     return cast(
         "Context",

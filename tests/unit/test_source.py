@@ -388,7 +388,7 @@ def test_a_picture_that_differs_in_one_pixel_is_another(folder: Path) -> None:
     almost.putpixel((2, 2), (red ^ 1, green, blue))
     almost.save(folder / "images" / "almost.png")
     rewrite(folder, [row(5, image="images/almost.png")], "evaluation")
-    assert leaked_ids(split(folder, "train"), split(folder, "evaluation")) == frozenset()
+    assert leaked_ids(split(folder, "train"), [split(folder, "evaluation")]) == frozenset()
 
 
 def test_the_shape_of_a_picture_counts(folder: Path) -> None:
