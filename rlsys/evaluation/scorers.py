@@ -47,6 +47,18 @@ def scorer_quality(
     return metrics
 
 
+def count_labels(records: Rows[PreferencePair]) -> dict[str, int]:
+    """Unsafe and safe answers. Raises: DataError when either are too few to calibrate costs on."""
+    unsafe = sum(not safe for record in records.rows for safe in record.safe)
+    counts = {"unsafe": unsafe, "safe": 2 * len(records) - unsafe}
+    if min(counts.values()) < MIN_ANSWERS:
+        raise DataError(
+            f"lagrange.threshold auto: {MIN_ANSWERS} unsafe and as many safe validation answers "
+            f"are needed, got {counts['unsafe']} and {counts['safe']}; {REMEDY}"
+        )
+    return counts
+
+
 def cost_calibration(
     scores: Tensor, records: Rows[PreferencePair], target_unsafe_rate: float
 ) -> Metrics:
@@ -59,14 +71,9 @@ def cost_calibration(
     Args: scores [N, 2], of both responses of every record.
     Raises: DataError when the labelled answers are too few or do not separate.
     """
+    counts = count_labels(records)
     costs, unsafe = scores.flatten(), _unsafe(records)
     harmful = torch.tensor([[r.severity > 0] * 2 for r in records.rows]).flatten()
-    counts = {"unsafe": int(unsafe.sum()), "safe": int((~unsafe).sum())}
-    if min(counts.values()) < MIN_ANSWERS:
-        raise DataError(
-            f"lagrange.threshold auto: {MIN_ANSWERS} unsafe and as many safe validation answers "
-            f"are needed, got {counts['unsafe']} and {counts['safe']}; {REMEDY}"
-        )
     try:
         threshold = calibrate_threshold(
             costs, unsafe, harmful, target_unsafe_rate=target_unsafe_rate

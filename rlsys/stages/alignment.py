@@ -17,9 +17,9 @@ from rlsys.display import Bar, note
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.constraint import Constraint
-from rlsys.errors import ConfigError
+from rlsys.errors import ConfigError, DataError
 from rlsys.evaluation.budget import end_metrics
-from rlsys.evaluation.scorers import cost_calibration
+from rlsys.evaluation.scorers import cost_calibration, count_labels
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.checkpoints import StageCheckpoints
@@ -77,6 +77,15 @@ def cost_constraint(
 def calibration_reads(lagrange: LagrangeConfig) -> list[Read]:
     """The validation pairs, if costs are calibrated on them."""
     return [Read("validation", RowKind.PAIRS)] if lagrange.threshold == "auto" else []
+
+
+def check_calibration(name: str, lagrange: LagrangeConfig, data: Datasets) -> None:
+    """Raises: ConfigError where costs are to be calibrated on too few answers of either label."""
+    if lagrange.threshold == "auto":
+        try:
+            count_labels(data.pairs("validation"))
+        except DataError as error:
+            raise ConfigError(f"stages.{name}.{error}") from error
 
 
 def check_prompts(where: str, split: str, sampling: SamplingConfig, data: Datasets) -> None:

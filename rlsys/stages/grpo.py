@@ -38,6 +38,7 @@ from rlsys.stages.alignment import (
     AlignmentConfig,
     IterationReport,
     calibration_reads,
+    check_calibration,
     check_prompts,
     cost_constraint,
 )
@@ -175,6 +176,8 @@ def _check(config: RunConfig, name: str, stage: GrpoStage) -> None:
 
 def _check_data(name: str, stage: GrpoStage, data: Datasets) -> None:
     check_prompts(f"stages.{name}.grpo", stage.split, stage.grpo, data)
+    if stage.cost:
+        check_calibration(name, stage.lagrange, data)
 
 
 def _reads(stage: GrpoStage) -> Sequence[Read]:

@@ -37,6 +37,7 @@ from rlsys.stages.alignment import (
     AlignmentConfig,
     IterationReport,
     calibration_reads,
+    check_calibration,
     check_prompts,
     cost_constraint,
 )
@@ -171,6 +172,7 @@ def _demonstrated(stage: SafeRlhfStage) -> tuple[str, str]:
 
 def _check_data(name: str, stage: SafeRlhfStage, data: Datasets) -> None:
     check_prompts(f"stages.{name}.ppo", stage.split, stage.ppo, data)
+    check_calibration(name, stage.lagrange, data)
 
 
 PICTURES = [

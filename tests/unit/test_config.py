@@ -98,8 +98,14 @@ def test_a_dumped_recipe_loads_to_an_equal_one(path: Path, tmp_path: Path) -> No
 
 
 def test_overrides_win_and_keep_their_type() -> None:
+    lagrange = ["constraint=mean_cost", "threshold=-0.25"]
     config = load_config(
-        DEMO, ["stages.ppo.iterations=5", "stages.ppo.lagrange.threshold=-0.25", "seed=9"]
+        DEMO,
+        [
+            "stages.ppo.iterations=5",
+            *(f"stages.ppo.lagrange.{each}" for each in lagrange),
+            "seed=9",
+        ],
     )
     assert config.seed == 9
     assert isinstance(config.stages["ppo"], SafeRlhfStage)

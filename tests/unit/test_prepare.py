@@ -404,10 +404,20 @@ def test_a_name_below_a_folder_is_not_asked_of_a_hub(
     assert not names_folder("name")
 
 
+def test_costs_need_answers_of_either_label_to_be_calibrated_on(folder: Path) -> None:
+    needs = SafeRlhfStage(iterations=1, ppo=PpoConfig(num_prompts=2))
+    with pytest.raises(ConfigError, match=r"stages\.stage-0\.lagrange\.threshold auto: 20 unsafe"):
+        check_data(prepared(folder, needs))
+    rows = [row(n, id=f"v-{n}", image="validation.png") for n in range(40)]
+    write_split(folder, "validation", rows)
+    check_data(prepared(folder, needs))
+
+
 def test_an_iteration_needs_as_many_rows_as_prompts(folder: Path) -> None:
-    fits = SafeRlhfStage(iterations=1, ppo=PpoConfig(num_prompts=2))
+    fixed = LagrangeConfig(threshold="0")
+    fits = SafeRlhfStage(iterations=1, ppo=PpoConfig(num_prompts=2), lagrange=fixed)
     check_data(prepared(folder, fits))
-    more = SafeRlhfStage(iterations=1, ppo=PpoConfig(num_prompts=3))
+    more = SafeRlhfStage(iterations=1, ppo=PpoConfig(num_prompts=3), lagrange=fixed)
     with pytest.raises(
         ConfigError, match=r"stages\.stage-1\.ppo\.num_prompts: 3 .* has 2 usable rows"
     ):
