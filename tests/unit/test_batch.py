@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlsys.batch import (
+    PreferencePairs,
     PromptCursor,
     Rollouts,
     Scores,
@@ -257,3 +258,17 @@ def test_token_counts_add_prompt_and_response() -> None:
     assert rollouts.token_counts == [3, 5]
     assert rollouts.mask.sum(1).tolist() == [1, 2]
     assert len(rollouts) == 2
+
+
+def test_rows_of_pairs_keep_their_sides_and_their_reference() -> None:
+    chosen = [torch.tensor([number, 1]) for number in range(3)]
+    rejected = [torch.tensor([number, 2]) for number in range(3)]
+    reference = torch.tensor([[0.0, -1.0], [-2.0, -3.0], [-4.0, -5.0]])
+    pairs = PreferencePairs(torch.tensor([7, 8, 9]), chosen, rejected, reference)
+    some = pairs.rows([2, 0])
+    assert some.prompt_index.tolist() == [9, 7]
+    assert [ids.tolist() for ids in some.chosen] == [[2, 1], [0, 1]]
+    assert [ids.tolist() for ids in some.rejected] == [[2, 2], [0, 2]]
+    assert some.reference is not None
+    assert some.reference.tolist() == [[-4.0, -5.0], [0.0, -1.0]]
+    assert replace(pairs, reference=None).rows([1]).reference is None

@@ -543,6 +543,16 @@ def test_a_role_in_two_groups_names_both(demo: dict[str, Any], tmp_path: Path) -
         load_plain(tmp_path, demo)
 
 
+def test_bfloat16_needs_a_sharded_optimiser(demo: dict[str, Any], tmp_path: Path) -> None:
+    demo["dtype"] = "bfloat16"
+    load_plain(tmp_path, demo)
+    demo["stages"]["ppo"]["critic_train"] = {"zero_stage": 0}
+    said = refused(tmp_path, demo)
+    assert said.startswith("stages.ppo.critic_train.zero_stage: 0 cannot train in bfloat16")
+    demo["stages"]["ppo"]["critic_train"]["engine"] = "torch"
+    load_plain(tmp_path, demo)
+
+
 @pytest.mark.parametrize("engine", [role.name for role in ROLES.values() if role.exclusive])
 def test_an_engine_shares_its_processes_with_nobody(
     engine: str, demo: dict[str, Any], tmp_path: Path

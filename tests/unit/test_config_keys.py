@@ -19,7 +19,7 @@ import rlsys
 from rlsys.config import judging, schema, updates
 from rlsys.config.check import check
 from rlsys.config.docs import DOCS, kind_table, markdown
-from rlsys.config.keys import KeyInfo, describe, key
+from rlsys.config.keys import KeyInfo, describe, key, key_infos
 from rlsys.config.load import load_config
 from rlsys.config.schema import OptimConfig, RunConfig
 from rlsys.errors import ConfigError
@@ -264,3 +264,58 @@ def test_the_command_prints_all_keys_or_those_of_a_kind() -> None:
     assert "gpu_memory_utilization" not in one
     with pytest.raises(ConfigError, match="'trpo' is no kind of stage; there are sft, dpo"):
         kind_table("trpo")
+
+
+# Where a range ends, not as the keys say it.
+ENDS: list[tuple[type, str, list[float], list[float]]] = [
+    (schema.LagrangeConfig, "target_unsafe_rate", [0.001, 0.999], [0.0, 1.0]),
+    (schema.LagrangeConfig, "ema", [0.0, 0.999], [-0.001, 1.0]),
+    (schema.RunConfig, "seed", [0, 2**32 - 1], [-1, 2**32]),
+    (updates.PpoConfig, "gamma", [0.0, 1.0], [-0.001, 1.001]),
+    (updates.PpoConfig, "gae_lambda", [0.0, 1.0], [-0.001, 1.001]),
+    (updates.PpoConfig, "policy_clip", [0.001, 1.0], [0.0, 1.001]),
+    (updates.PpoConfig, "temperature", [0.001, 2.0], [0.0, 2.001]),
+    (updates.PpoConfig, "kl_beta", [0.0, 9.0], [-0.001]),
+    (updates.PpoConfig, "value_clip", [0.001], [0.0]),
+    (updates.PpoConfig, "score_clip", [0.001], [0.0]),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "inside", "outside"), ENDS)
+def test_a_range_ends_where_the_method_does(
+    owner: type, name: str, inside: list[float], outside: list[float]
+) -> None:
+    info = key_infos(owner)[name]
+    for number in inside:
+        info.check(name, number)
+    for number in outside:
+        with pytest.raises(ConfigError, match=name):
+            info.check(name, number)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"floor": 1.0, "init": 1.0, "cap": 1.0}, ""),
+        ({"floor": 1.1}, "cap: need floor"),
+        ({"cap": 0.9}, "cap: need floor"),
+        ({"floor": 0.0}, "floor: log_sgd"),
+        ({"floor": 0.0, "rule": "projected"}, ""),
+        ({"rule": "pid", "kp": 0.0}, ""),
+        ({"rule": "pid", "ki": 0.0}, ""),
+        ({"rule": "pid", "kp": 0.0, "ki": 0.0, "kd": 1.0}, "ki: pid"),
+        ({"threshold": "-1.5"}, ""),
+        ({"threshold": "inf"}, "threshold: 'inf'"),
+        ({"threshold": "nan"}, "threshold: 'nan'"),
+        ({"threshold": "1", "constraint": "unsafe_probability"}, "threshold: unsafe_probability"),
+        ({"constraint": "unsafe_probability"}, ""),
+    ],
+)
+def test_keys_of_the_multiplier_fit_together(changes: dict[str, Any], said: str) -> None:
+    config = dataclasses.replace(schema.LagrangeConfig(), **changes)
+    if not said:
+        config.check()
+        return
+    with pytest.raises(ConfigError, match=said):
+        config.check()

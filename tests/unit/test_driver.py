@@ -14,19 +14,26 @@ import torch
 import rlsys.drivers.safe_rlhf as driver
 from rlsys.algorithms.advantages import gae
 from rlsys.algorithms.calibration import Platt
-from rlsys.batch import PromptCursor, Rollouts, Scores
+from rlsys.batch import PromptCursor, Rollouts, SampleRequest, SampleScores, Scores
 from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
-from rlsys.config.updates import PpoConfig
-from rlsys.drivers.constrained import ConstrainedState, describe_estimates
+from rlsys.config.updates import PpoConfig, UpdateConfig
+from rlsys.drivers.constrained import ConstrainedState, describe, describe_estimates
 from rlsys.drivers.constraint import Constraint
+from rlsys.drivers.gap import engine_gap, gap_for
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import estimate, safe_rlhf, sample_and_score
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
-from rlsys.drivers.sampling import demonstration_rows, sync_weights
+from rlsys.drivers.sampling import (
+    SLICE,
+    demonstration_rows,
+    generate_in_slices,
+    sync_weights,
+    total_steps,
+)
 from rlsys.drivers.sft import train
 from rlsys.errors import LogprobGapError, RoleTimeout
 from rlsys.runtime.pending import Metrics, Pending
-from tests.fakes import FakeRollout, FakeScorer, later, make_roles, make_rollouts
+from tests.fakes import FakeRollout, FakeScorer, Log, later, make_roles, make_rollouts
 
 DRIVER = Path(driver.__file__)
 SCORES = {
@@ -149,6 +156,14 @@ def test_the_multiplier_can_be_shown_the_probability_of_unsafe() -> None:
     other, other_log = make_roles(cost=lambda p, s: 2.0 * s)
     go(other, make_run(threshold=0.6))
     torch.testing.assert_close(log.batches[0].advantages, other_log.batches[0].advantages)
+
+
+def test_the_probability_is_averaged_and_not_that_of_the_mean_cost() -> None:
+    run = replace(make_run(), constraint=Constraint(0.0, "unsafe_probability", 0.1, LINE))
+    (row,) = go(make_roles(cost=lambda p, s: 4.0 * s)[0], run)
+    # costs 0 and 4: 1 / (1 + e^2) = 0.1192 and 1 / (1 + e^-6) = 0.9975; at their mean 0.8808
+    assert row["unsafe_probability"] == pytest.approx((0.119203 + 0.997527) / 2, abs=1e-6)
+    assert row["unsafe_probability_window"] == pytest.approx(row["unsafe_probability"])
 
 
 def test_a_probability_needs_a_calibration() -> None:
@@ -414,6 +429,74 @@ def test_a_gap_over_the_limit_stops_the_run_before_any_update() -> None:
     with pytest.raises(LogprobGapError, match=r"2\.00e-03 nats.*limit 1\.00e-03.*version 0"):
         go(roles, make_run())
     assert not UPDATES & set(log.calls)
+
+
+def test_a_gap_at_one_token_stops_the_run_and_padding_never_does() -> None:
+    rollouts = make_rollouts([(0, 0), (1, 0)])  # of 1 and 4 tokens
+    engine, gap = rollouts.engine_logprobs, GapConfig(warn=1e-4, stop_factor=10.0)
+    padding = engine + torch.tensor([[0.0, 9.0, 9.0, 9.0], [0.0] * 4])
+    assert engine_gap(rollouts, padding, gap)["gap/max"] == 0.0
+    one = engine + torch.tensor([[0.0] * 4, [0.0, 0.0, 2e-3, 0.0]])
+    with pytest.raises(LogprobGapError):
+        engine_gap(rollouts, one, gap)
+
+
+def test_the_expected_gap_is_that_of_the_dtype() -> None:
+    gap = GapConfig(warn=1e-4, warn_bfloat16=0.2)
+    assert (gap_for(gap, "float32").warn, gap_for(gap, "bfloat16").warn) == (1e-4, 0.2)
+
+
+def test_the_penalty_is_of_the_trainers_log_probabilities() -> None:
+    """Those of the engine may be off by rounding, which is no divergence."""
+    batches = []
+    for gap in (0.0, 5e-4):
+        roles, log = make_roles(gap=gap, reference_gap=gap)
+        go(roles, make_run())
+        batches.append(log.batches[0])
+    assert torch.equal(batches[0].advantages, batches[1].advantages)
+    assert torch.equal(batches[1].old_logprobs, batches[1].rollouts.engine_logprobs + 5e-4)
+
+
+def test_the_ratio_is_to_the_policy_that_sampled_and_not_to_the_reference() -> None:
+    roles, log = make_roles(reference_gap=-0.5)
+    go(roles, make_run())
+    (batch,) = log.batches
+    assert torch.equal(batch.old_logprobs, batch.rollouts.engine_logprobs)
+
+
+def test_divergence_and_entropy_are_means_over_tokens() -> None:
+    rollouts = make_rollouts([(0, 0), (1, 0)])  # of 1 and 4 tokens
+    policy = torch.full((2, 4), -1.0)
+    reference = torch.tensor([[-1.5, 9.0, 9.0, 9.0], [-1.0] * 4])
+    scores = SampleScores(policy, reference, torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0]))
+    gap = GapConfig(warn=100.0)
+    found = describe(rollouts, scores, Constraint(0.5), gap)
+    # exp(-0.5) - 1 + 0.5 nats at one of five tokens
+    assert found["kl"] == pytest.approx(0.1065307 / 5, abs=1e-6)
+    assert found["entropy_sampled"] == 1.0
+    assert (found["reward"], found["cost"], found["length"]) == (1.5, 1.5, 2.5)
+    assert found["finished"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("prompts", "samples", "minibatch", "steps"), [(4, 2, 8, 6), (4, 2, 3, 18), (1, 1, 8, 6)]
+)
+def test_a_last_small_minibatch_is_a_step(
+    prompts: int, samples: int, minibatch: int, steps: int
+) -> None:
+    update = UpdateConfig(
+        num_prompts=prompts, samples_per_prompt=samples, minibatch=minibatch, epochs=2
+    )
+    assert total_steps(update, 3) == steps
+
+
+def test_a_long_list_of_requests_is_sampled_in_slices_once_each() -> None:
+    log = Log()
+    requests = [SampleRequest(prompt, 0, 0) for prompt in range(2 * SLICE + 3)]
+    chunks = list(generate_in_slices(FakeRollout(log, chunk=SLICE), requests, 1.0, greedy=True))
+    assert [len(each) for each in log.requests] == [SLICE, SLICE, 3]
+    assert [r for each in log.requests for r in each] == requests
+    assert sum(len(chunk) for chunk in chunks) == len(requests)
 
 
 def test_a_gap_below_the_limit_is_only_reported() -> None:

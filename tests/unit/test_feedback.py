@@ -225,6 +225,15 @@ def test_the_best_against_the_worst() -> None:
     assert choose_pair(answers, RULE) == (2, 3)
 
 
+def test_the_margin_and_the_least_chosen_score_are_enough() -> None:
+    assert choose_pair([scored(5.0), scored(7.0)], RULE) == (1, 0)
+
+
+def test_of_equals_the_first_is_chosen_and_the_first_rejected() -> None:
+    answers = [scored(9.0, "", "a"), scored(9.0, "", "b"), scored(1.0), scored(1.0, "", "d")]
+    assert choose_pair(answers, RULE) == (0, 2)
+
+
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [

@@ -37,6 +37,7 @@ class FakePolicy:
     log: Log
     steps: list[PreferencePairs] = field(default_factory=list)
     gap: float = 0.0
+    betas: set[float] = field(default_factory=set)
 
     def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
         return Pending.of(rollouts.engine_logprobs + self.gap)
@@ -48,6 +49,7 @@ class FakePolicy:
     def dpo_step(self, pairs: PreferencePairs, beta: float) -> Pending[Metrics]:
         self.log.calls.append("dpo")
         self.steps.append(pairs)
+        self.betas.add(beta)
         return Pending.of({"loss": 0.5})
 
     def publish(self, version: int) -> Pending[WeightUpdate]:
@@ -366,6 +368,14 @@ def test_rounds_draw_other_prompts_and_other_answers() -> None:
         {r.prompt_index for r in requests} for requests in go(graded_judge(), rounds=6)[0].requests
     ]
     assert any(drawn[0] != other for other in drawn[1:])
+
+
+def test_every_round_learns_in_an_order_of_its_own_and_with_the_runs_beta() -> None:
+    _, policy, *_ = go(graded_judge(), rounds=4, num_prompts=6, minibatch=6, beta=0.7)
+    orders = [tuple(step.prompt_index.tolist()) for step in policy.steps]
+    assert [sorted(order) for order in orders] == [list(range(6))] * 4
+    assert len(set(orders)) > 1
+    assert policy.betas == {0.7}
 
 
 def test_the_cost_model_is_one_more_score() -> None:

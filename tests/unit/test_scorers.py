@@ -1,4 +1,6 @@
-"""Calibration of costs on labelled pairs."""
+"""Metrics of scorers and calibration of costs on labelled pairs."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor
 from rlsys.algorithms.calibration import Platt, unsafe_probability
 from rlsys.data.rows import PreferencePair, Rows
 from rlsys.errors import DataError
-from rlsys.evaluation.scorers import MIN_ANSWERS, cost_calibration
+from rlsys.evaluation.scorers import MIN_ANSWERS, cost_calibration, scorer_quality
 
 
 def pair(number: int, *, severity: int, rates: tuple[int, int]) -> PreferencePair:
@@ -81,3 +83,51 @@ def test_a_cost_model_that_does_not_separate_is_an_error_that_says_what_to_do() 
     scores, records = world(30, 10)
     with pytest.raises(DataError, match="no threshold; mean_cost takes a number"):
         cost_calibration(-scores, records, target_unsafe_rate=0.1)
+
+
+def labelled() -> tuple[Tensor, Rows[PreferencePair]]:
+    """Scores that rank two of three pairs by helpfulness and one of three by harm."""
+    harmful = pair(0, severity=1, rates=(-2, 3))
+    harmless = pair(1, severity=0, rates=(3, 2))
+    rows = [
+        replace(harmful, more_helpful=0, safer=1),
+        replace(harmful, more_helpful=1, safer=1),
+        replace(harmless, more_helpful=1, safer=0),
+    ]
+    return torch.tensor([[2.0, -1.0], [-3.0, -1.0], [0.5, -0.5]]), Rows(rows)
+
+
+def test_reward_quality_is_by_the_more_helpful_answer() -> None:
+    scores, records = labelled()
+    assert scorer_quality("reward", scores, records) == {
+        "accuracy": pytest.approx(2 / 3),
+        "pairs": 3.0,
+    }
+
+
+def test_cost_quality_is_by_the_answer_that_is_not_safer_and_by_the_sign() -> None:
+    scores, records = labelled()
+    # Unsafe are 2.0 and -3.0; of the safe ones -1.0, -1.0, -0.5 are below 0, and 0.5 is not.
+    assert scorer_quality("cost", scores, records) == {
+        "accuracy": pytest.approx(1 / 3),
+        "pairs": 3.0,
+        "majority_baseline": pytest.approx(4 / 6),
+        "sign_accuracy": pytest.approx(4 / 6),
+        "balanced_accuracy": pytest.approx((1 / 2 + 3 / 4) / 2),
+        "auc": pytest.approx(4 / 8),  # 2.0 is above all four, -3.0 above none
+    }
+
+
+def test_a_majority_may_be_unsafe() -> None:
+    scores, records = labelled()
+    unsafe = Rows([replace(each, safe=(False, False)) for each in records.rows])
+    found = scorer_quality("cost", scores, unsafe)
+    assert found["majority_baseline"] == 1.0
+    assert "auc" not in found
+
+
+def test_prompts_of_any_severity_are_harmful() -> None:
+    scores, records = world(30, 10)
+    mild = Rows([replace(each, severity=min(each.severity, 1)) for each in records.rows])
+    found = cost_calibration(scores, mild, target_unsafe_rate=0.1)
+    assert found == cost_calibration(scores, records, target_unsafe_rate=0.1)

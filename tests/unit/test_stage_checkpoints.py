@@ -122,3 +122,13 @@ def test_a_checkpoint_is_json_and_hashes(tmp_path: Path) -> None:
     manifest = json.loads((newest / "manifest.json").read_text())
     assert manifest["files"].keys() == {"policy/value"}
     assert manifest["driver"]["ranks"] == {"policy": 2}
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        checkpoints(tmp_path, Role(step)).save(step, {})
+    folder = tmp_path / "progress" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "iteration-000004",
+        "iteration-000006",
+    ]
