@@ -193,7 +193,8 @@ def test_strings_are_among_their_choices(everything: RunConfig) -> None:
         ("stages.ppo.lagrange={constraint: unsafe_probability, threshold: 1}",
          "stages.ppo.lagrange.threshold: unsafe_probability is held to target_unsafe_rate"),
         ("stages.ppo.lagrange={rule: pid, kp: 0, ki: 0}", "stages.ppo.lagrange.ki: pid with"),
-        ("stages.ppo.lagrange.floor=0", "stages.ppo.lagrange.floor: log_sgd needs a floor"),
+        ("stages.ppo.lagrange={rule: log_sgd, constraint: mean_cost, floor: 0}",
+         "stages.ppo.lagrange.floor: log_sgd needs a floor"),
         ("groups.train.roles=[policy,actor]", "groups.train.roles[1]: must be one of rollout,"),
     ],
 )  # fmt: skip
