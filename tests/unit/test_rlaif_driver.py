@@ -1,6 +1,7 @@
 """Iterative AI feedback's loop, on roles that answer at once."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ from rlsys.batch import PreferencePairs, Rollouts, SampleRequest
 from rlsys.config.schema import GapConfig
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
-from rlsys.engines.weights import WeightUpdate
+from rlsys.engines.weights import TensorEntry, WeightUpdate
 from rlsys.errors import JudgeError, LogprobGapError, RoleTimeout
 from rlsys.guard.decision import Moderation
 from rlsys.judging.cache import CachedJudge
@@ -327,6 +328,9 @@ def test_a_run_stopped_while_judging_requests_nothing_twice(tmp_path: Path, afte
         assert [c.tolist() for c in mine.chosen] == [c.tolist() for c in theirs.chosen]
 
 
+ENTRY = TensorEntry("head", "float32", (1,), 0, 4, fingerprint=5)
+
+
 def test_cached_answers_belong_to_their_weights(tmp_path: Path) -> None:
     log = Log()
     cached = CachedRollout(FakeRollout(log, chunk=2), tmp_path)
@@ -339,6 +343,12 @@ def test_cached_answers_belong_to_their_weights(tmp_path: Path) -> None:
     again = [chunk.result(1.0) for chunk in cached.generate(requests)]
     assert len(log.requests) == 2, "a whole set of requests is read"
     assert sum(len(chunk) for chunk in again) == 4
+    # The same number of rounds after another training is another policy.
+    cached.load(WeightUpdate(1, (ENTRY,), "none", None)).result(1.0)
+    for chunk in cached.generate(requests):
+        chunk.result(1.0)
+    assert len(log.requests) == 3
+    shutil.rmtree(cached.folder)
     cached.evict(1)
     (left,) = tmp_path.iterdir()
     assert left.name.startswith("version-1-")
