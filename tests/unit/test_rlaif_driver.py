@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from rlsys.engines.weights import TensorEntry, WeightUpdate
 from rlsys.errors import JudgeError, LogprobGapError, RoleTimeout
 from rlsys.guard.decision import Moderation
 from rlsys.judging.cache import CachedJudge
-from rlsys.judging.judge import Judge, Question
+from rlsys.judging.judge import Disentangled, Judge, Question
 from rlsys.judging.outcomes import ParseReason
 from rlsys.judging.pairs import PairRule
 from rlsys.judging.parse import Observation, ParseFailure
@@ -242,6 +243,19 @@ def test_a_run_that_stopped_after_a_round_goes_on_as_if_it_had_not() -> None:
     rest = go(graded_judge(), state)
     assert [requests for requests in rest[0].requests] == whole[0].requests[1:]
     assert untimed(rest[2]) == untimed(whole[2][1:])
+
+
+def test_what_was_observed_is_saved_and_not_asked_for_again() -> None:
+    risk = Observation("a pill", "image", "Professional advice")
+    known = {
+        row: Disentangled((risk,), 3, Counter({"observe/not_json": row}), True) for row in range(6)
+    }
+    state = RlaifState(1, known)
+    restored = RlaifState.of(json.loads(json.dumps(state.as_dict())))
+    assert restored == state
+    judge = graded_judge(score_observation="yes")
+    go(judge, restored)
+    assert not [q for q in judge.requested if q.name.startswith(("observe", "verify"))]
 
 
 def test_what_has_arrived_is_judged_at_once() -> None:
