@@ -10,7 +10,7 @@ import torch
 
 from rlsys.algorithms.advantages import mix_advantages
 from rlsys.algorithms.calibration import Platt
-from rlsys.algorithms.group_advantages import group_normalise
+from rlsys.algorithms.group_advantages import SCALES, group_normalise
 from rlsys.batch import PolicyBatch, PromptCursor
 from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
 from rlsys.config.updates import UpdateConfig
@@ -64,14 +64,15 @@ def test_an_iteration_scores_every_chunk_and_knows_no_critic() -> None:
     assert log.versions == [1, 2]
 
 
-def test_the_advantage_is_the_mix_of_both_normalised_ones_at_every_token() -> None:
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_advantage_is_the_mix_of_both_normalised_ones_at_every_token(scale: str) -> None:
     def reward(prompt: int, sample: int) -> float:
         return 0.3 * prompt - 0.7 * sample
 
     def cost(prompt: int, sample: int) -> float:
         return float((prompt + sample) % 3)
 
-    _, log, state = go(make_run(), reward=reward, cost=cost)
+    _, log, state = go(replace(make_run(), scale=scale), reward=reward, cost=cost)
     batch = batch_of(log)
     keys = list(
         zip(
@@ -83,8 +84,8 @@ def test_the_advantage_is_the_mix_of_both_normalised_ones_at_every_token() -> No
     assert keys == sorted(keys), "canonical order"
     groups = batch.rollouts.prompt_index
     expected = mix_advantages(
-        group_normalise(torch.tensor([reward(*key) for key in keys]), groups),
-        group_normalise(torch.tensor([cost(*key) for key in keys]), groups),
+        group_normalise(torch.tensor([reward(*key) for key in keys]), groups, scale=scale),
+        group_normalise(torch.tensor([cost(*key) for key in keys]), groups, scale=scale),
         state.multiplier.value,
     )
     assert batch.advantages.shape == batch.old_logprobs.shape

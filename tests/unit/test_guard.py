@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from rlsys.algorithms.moderation import (
     recall_by_class,
     split_logits,
 )
-from rlsys.batch import Rollouts
+from rlsys.batch import Rollouts, SampleRequest
 from rlsys.data.rows import PreferencePair, Rows
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
 from rlsys.errors import DataError
@@ -23,8 +23,9 @@ from rlsys.guard.decision import Moderation, action_for, moderations
 from rlsys.guard.flags import Flags, load_flags, passed_rows, save_flags
 from rlsys.guard.labels import CATEGORIES, OUTPUTS, Label, labelled_answers
 from rlsys.guard.levels import ACTIONS
+from rlsys.guard.quality import guard_quality
 from rlsys.runtime.pending import Pending
-from tests.fakes import FakeRollout, Log
+from tests.fakes import FakeRollout, Log, make_rollouts
 from tests.unit.conftest import make_pair
 
 ALWAYS = {"minor": "regenerate", "moderate": "regenerate", "severe": "regenerate"}
@@ -50,6 +51,8 @@ def test_an_unsafe_answer_rated_zero_is_still_a_minor_one() -> None:
         **{**vars(record), "category": "none", "severity": 0, "harmless_rates": (0, 0)}
     )
     assert [label.severity for _, label in labelled_answers(record)] == [1, 0, 0]
+    mild = record.__class__(**{**vars(record), "severity": 1})
+    assert labelled_answers(mild)[2] == ("", Label(True, 1, 0))
 
 
 def test_an_unknown_category_names_its_row() -> None:
@@ -105,6 +108,20 @@ def test_recall_of_a_class_without_items_is_unknown() -> None:
     assert recall_by_class(predicted, labels, 4) == [0.5, 0.5, None, None]
 
 
+def test_the_quality_of_flags_is_told_apart_for_answers_and_prompts() -> None:
+    unsafe, safe = make_pair(0, "how ?", ("do it", "no")), make_pair(1, "how ?", ("no", "do it"))
+    # unsafe: response 1 and the prompt of the first row, response 2 of the second
+    records = Rows([replace(unsafe, category="none"), replace(safe, category="none", severity=0)])
+    outputs = torch.zeros(6, OUTPUTS)
+    outputs[:, 0] = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, -1.0])
+    quality = guard_quality(outputs, records)
+    assert quality["items"] == 6
+    assert (quality["recall"], quality["false_positives"]) == (1.0, 0.5)
+    assert quality["auc"] == 0.75  # 1 and 1 against 1 and -1
+    assert (quality["prompt_recall"], quality["prompt_false_positives"]) == (0.0, 0.0)
+    assert quality["prompt_auc"] == 0.5
+
+
 # decisions
 
 
@@ -120,6 +137,11 @@ def test_the_flag_decides_and_the_level_follows() -> None:
     assert found[1].unsafe == pytest.approx(1 / (1 + math.exp(-1)))
     assert {m.category for m in found} == {CATEGORIES[7]}
     assert [m.level for m in moderations(logits, threshold=0.2)] == ["severe", "minor", "moderate"]
+
+
+def test_the_threshold_itself_is_unsafe() -> None:
+    (found,) = moderations(torch.zeros(1, OUTPUTS), threshold=0.5)  # a probability of one half
+    assert found.level == "minor"
 
 
 def test_a_broken_guard_passes_nothing() -> None:
@@ -225,7 +247,8 @@ def test_the_first_candidate_that_passes_is_taken_whatever_arrives_first() -> No
         )
         taken.append(final[5].response_ids.tolist())
         guard.calls.clear()
-    assert taken[0] == taken[1]
+    ids = make_rollouts([(5, 1)]).response_ids[0, : int(make_rollouts([(5, 1)]).lengths[0])]
+    assert taken == [ids.tolist()] * 2
 
 
 def test_nothing_flagged_means_one_generation_and_no_hint() -> None:
@@ -236,11 +259,45 @@ def test_nothing_flagged_means_one_generation_and_no_hint() -> None:
     assert rows[0] == rows[5]
 
 
+class HintedRollout(FakeRollout):
+    """A hint is one more prompt token."""
+
+    def generate(
+        self, requests: Sequence[SampleRequest], *, greedy: bool = False
+    ) -> list[Pending[Rollouts]]:
+        more = [torch.tensor([7])] if requests[0].hint else []
+        return [
+            chunk.map(
+                lambda c: replace(c, prompt_ids=[torch.cat([ids, *more]) for ids in c.prompt_ids])
+            )
+            for chunk in super().generate(requests, greedy=greedy)
+        ]
+
+
 def test_a_hint_reaches_only_what_is_drawn_again_and_never_the_guard() -> None:
-    guard = StubGuard(lambda *_: "severe")
-    log, *_ = go(guard, [4], rounds=1)
+    guard, log = StubGuard(lambda *_: "severe"), Log()
+    guarded_generation(HintedRollout(log), guard, [4], make_run(rounds=1), lambda *_: None)
     assert [[r.hint for r in requests] for requests in log.requests] == [[""], ["stay safe"] * 2]
-    assert all(torch.equal(ids, guard.prompt_ids[0]) for ids in guard.prompt_ids)
+    assert len(guard.prompt_ids) == 3
+    assert all(torch.equal(ids, make_rollouts([(4, 0)]).prompt_ids[0]) for ids in guard.prompt_ids)
+
+
+def test_a_candidate_that_is_annotated_passes() -> None:
+    guard = StubGuard(lambda p, s, call: "severe" if call == 1 else "minor")
+    actions = ALWAYS | {"minor": "annotate"}
+    assert go(guard, [4], rounds=1, actions=actions)[3][4].action == "annotate"
+
+
+class MildGuard(StubGuard):
+    """Its prompts are not as bad."""
+
+    def moderate_prompts(self, rows: Sequence[int], threshold: float) -> Pending[list[Moderation]]:
+        return Pending.of([Moderation(0.9, "minor", "none") for _ in rows])
+
+
+def test_a_prompt_of_any_level_above_none_is_refused() -> None:
+    final = go(MildGuard(lambda *_: "none"), [4], prompt_threshold=0.5)[3]
+    assert final[4].prompt_refused
 
 
 def test_levels_act_as_the_table_says() -> None:

@@ -1,7 +1,9 @@
 """Iterative AI feedback's loop, on roles that answer at once."""
 
 import json
+import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -16,11 +18,11 @@ from rlsys.batch import PreferencePairs, Rollouts, SampleRequest
 from rlsys.config.schema import GapConfig
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
-from rlsys.engines.weights import WeightUpdate
+from rlsys.engines.weights import TensorEntry, WeightUpdate
 from rlsys.errors import JudgeError, LogprobGapError, RoleTimeout
 from rlsys.guard.decision import Moderation
 from rlsys.judging.cache import CachedJudge
-from rlsys.judging.judge import Judge, Question
+from rlsys.judging.judge import Disentangled, Judge, Question
 from rlsys.judging.outcomes import ParseReason
 from rlsys.judging.pairs import PairRule
 from rlsys.judging.parse import Observation, ParseFailure
@@ -243,6 +245,19 @@ def test_a_run_that_stopped_after_a_round_goes_on_as_if_it_had_not() -> None:
     assert untimed(rest[2]) == untimed(whole[2][1:])
 
 
+def test_what_was_observed_is_saved_and_not_asked_for_again() -> None:
+    risk = Observation("a pill", "image", "Professional advice")
+    known = {
+        row: Disentangled((risk,), 3, Counter({"observe/not_json": row}), True) for row in range(6)
+    }
+    state = RlaifState(1, known)
+    restored = RlaifState.of(json.loads(json.dumps(state.as_dict())))
+    assert restored == state
+    judge = graded_judge(score_observation="yes")
+    go(judge, restored)
+    assert not [q for q in judge.requested if q.name.startswith(("observe", "verify"))]
+
+
 def test_what_has_arrived_is_judged_at_once() -> None:
     """While the judge replies to the first chunk all the others arrive."""
     chunks = [Future[None]() for _ in range(6)]
@@ -327,6 +342,9 @@ def test_a_run_stopped_while_judging_requests_nothing_twice(tmp_path: Path, afte
         assert [c.tolist() for c in mine.chosen] == [c.tolist() for c in theirs.chosen]
 
 
+ENTRY = TensorEntry("head", "float32", (1,), 0, 4, fingerprint=5)
+
+
 def test_cached_answers_belong_to_their_weights(tmp_path: Path) -> None:
     log = Log()
     cached = CachedRollout(FakeRollout(log, chunk=2), tmp_path)
@@ -339,6 +357,12 @@ def test_cached_answers_belong_to_their_weights(tmp_path: Path) -> None:
     again = [chunk.result(1.0) for chunk in cached.generate(requests)]
     assert len(log.requests) == 2, "a whole set of requests is read"
     assert sum(len(chunk) for chunk in again) == 4
+    # The same number of rounds after another training is another policy.
+    cached.load(WeightUpdate(1, (ENTRY,), "none", None)).result(1.0)
+    for chunk in cached.generate(requests):
+        chunk.result(1.0)
+    assert len(log.requests) == 3
+    shutil.rmtree(cached.folder)
     cached.evict(1)
     (left,) = tmp_path.iterdir()
     assert left.name.startswith("version-1-")
