@@ -285,6 +285,7 @@ def test_labels_of_outcomes(key: str, label: str) -> None:
 
 
 def test_a_source_is_an_identifier() -> None:
+    assert identifier("Text in the Image!") == "text_in_the_image"
     assert [identifier(s) for s in SOURCES] == [
         "text_instruction", "text_content", "image_content", "text_in_the_image",
     ]  # fmt: skip
