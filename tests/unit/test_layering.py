@@ -159,8 +159,7 @@ def test_the_built_in_world_is_known_in_one_place() -> None:
     ]  # fmt: skip
     mentioning = {file.relative_to(ROOT).as_posix() for file in code if "riskworld" in
                   file.read_text().lower()}  # fmt: skip
-    # The list of faults names the files that it changes.
-    assert mentioning == {"rlsys/data/worlds.py", "benchmarks/mutants.yaml"}
+    assert mentioning == {"rlsys/data/worlds.py"}
 
 
 def test_recipes_and_drivers_start_without_ray_or_an_engine() -> None:
