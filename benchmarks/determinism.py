@@ -70,6 +70,7 @@ def page(rows: list[str]) -> list[str]:
         "# One seed, one run",
         "",
         f"The demo's first {ITERATIONS} PPO iterations, {date.today():%Y-%m-%d}, "
+        f"commit {commit()}, "
         f"{os.cpu_count()} cores ({platform.machine()}), no GPU; "
         f"`python benchmarks/determinism.py {' '.join(['RUNS_DIR', *sys.argv[2:]])}`.",
         "",
@@ -79,6 +80,11 @@ def page(rows: list[str]) -> list[str]:
         *rows,
         *(["", *NOTES] if any("engines" in row for row in rows) else []),
     ]
+
+
+def commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout[:-1]
 
 
 NOTES = [

@@ -82,7 +82,7 @@ def fit_platt(costs: Tensor, unsafe: Tensor) -> Platt:
     targets = torch.where(unsafe, (positive + 1) / (positive + 2), 1 / (negative + 2)).double()
     centre, spread = costs.mean(), costs.std(correction=0)
     if not spread > 0:
-        raise ValueError(f"every answer costs {float(centre):.3f}: no probability can be told")
+        raise ValueError(f"every answer costs {float(centre):.3f}: costs say nothing of safety")
     standard = (costs - centre) / spread
     line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -102,7 +102,9 @@ def fit_platt(costs: Tensor, unsafe: Tensor) -> Platt:
     optimizer.step(loss)
     slope, intercept = (float(each) for each in line.detach())
     if not slope > 0:
-        raise ValueError("unsafe answers cost no more than safe ones: no probability can be told")
+        raise ValueError(
+            "unsafe answers cost no more than safe ones: no probability rises with the cost"
+        )
     scale = float(spread)
     return Platt(slope / scale, intercept - slope * float(centre) / scale)
 

@@ -44,14 +44,14 @@ def measured(module: nn.Module, rank: Rank, scale: float = 1.0) -> Iterator[Grad
     """The gradients of all trained parameters in the backward passes of the block. They take the
     memory of an unsharded copy in float32.
     """
-    found = Gradients(rank, scale)
+    gradients = Gradients(rank, scale)
     hooks = [
-        parameter.register_hook(lambda gradient, number=number: found.add(number, gradient))
+        parameter.register_hook(lambda gradient, number=number: gradients.add(number, gradient))
         for number, parameter in enumerate(module.parameters())
         if parameter.requires_grad
     ]
     try:
-        yield found
+        yield gradients
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,7 +10,7 @@ from scipy.stats import sem, t
 
 from rlsys.runtime.pending import Metrics
 
-MEANS = ("unsafe_probability", "cost", "violation")  # what the end is told of, where it is recorded
+MEANS = ("unsafe_probability", "cost", "violation")  # of the metrics that a stage may record
 
 
 def last_third(rows: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
@@ -33,14 +33,14 @@ def end_metrics(rows: Sequence[Mapping[str, float]]) -> Metrics:
     probability, and ``budget``. Empty for no rows.
     """
     later = last_third(rows)
-    found: Metrics = {}
+    metrics: Metrics = {}
     for name in MEANS:
         if values := [row[name] for row in later if name in row]:
             mean, low, high = mean_interval(values)
-            found[f"{name}_end"] = mean
+            metrics[f"{name}_end"] = mean
             if name == "unsafe_probability":
                 low, high = max(0.0, low), min(1.0, high)
-                found |= {"unsafe_probability_low": low, "unsafe_probability_high": high}
+                metrics |= {"unsafe_probability_low": low, "unsafe_probability_high": high}
     if later and "budget" in later[-1]:
-        found["budget"] = later[-1]["budget"]
-    return found
+        metrics["budget"] = later[-1]["budget"]
+    return metrics
