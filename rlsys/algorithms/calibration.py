@@ -82,7 +82,7 @@ def fit_platt(costs: Tensor, unsafe: Tensor) -> Platt:
     targets = torch.where(unsafe, (positive + 1) / (positive + 2), 1 / (negative + 2)).double()
     centre, spread = costs.mean(), costs.std(correction=0)
     if not spread > 0:
-        raise ValueError(f"every answer costs {float(centre):.3f}: costs say nothing of safety")
+        raise ValueError(f"every answer costs {float(centre):.3f}: no probability can be fitted")
     standard = (costs - centre) / spread
     line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
