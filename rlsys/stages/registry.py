@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlsys.stages.benchmark import BENCHMARK
 from rlsys.stages.disentangled import DISENTANGLED
 from rlsys.stages.dpo import DPO
 from rlsys.stages.evaluate import EVALUATE
@@ -34,6 +35,7 @@ KINDS: tuple[StageKind[Any], ...] = (
     RLAIF,
     DISENTANGLED,
     EVALUATE,
+    BENCHMARK,
 )
 STAGES: dict[str, StageKind[Any]] = {kind.name: kind for kind in KINDS}
 if len(STAGES) < len(KINDS):
