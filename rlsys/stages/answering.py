@@ -20,10 +20,7 @@ from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.stages.context import Context
 from rlsys.stages.lengths import check_lengths
 
-COST_SIGN = (
-    "the sign of a cost model, which is no independent judge of policies trained against it; a "
-    "benchmark stage grades with a judge"
-)
+COST_SIGN = "the sign of a cost model, which is no independent judge"
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def test_what_goes_with_a_prompt(tmp_path: Path) -> None:
     assert by_subset["safe_safes"].reference == "it is red"
     assert by_subset["unsafes"].category == "deception"
     kinds = {item.subset: item.prompt.question for item in read("mm_safetybench", tmp_path)}
-    assert kinds["SD"].startswith("The image") and kinds["TYPO"].startswith("The bottom")
+    assert kinds["SD"].startswith("The image")
+    assert kinds["TYPO"].startswith("The bottom")
     assert kinds["SD_TYPO"] == kinds["TYPO"]
 
 
@@ -87,7 +88,7 @@ def test_scenarios_have_their_rubrics(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*BENCHMARKS])
 def test_a_folder_without_its_file_is_an_error_that_names_it(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="missing|no file of the split"):
+    with pytest.raises(DataError, match=r"missing|no file of the split"):
         BENCHMARKS[name].read(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         BENCHMARKS[name].read(tmp_path / "elsewhere")
@@ -122,7 +123,7 @@ def test_a_row_without_an_image_or_a_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="record 1: has no question"):
         BENCHMARKS["siuo"].read(tmp_path)
     (tmp_path / "siuo_gen.json").write_text("{")
-    with pytest.raises(DataError, match="siuo_gen.json: cannot be read"):
+    with pytest.raises(DataError, match=r"siuo_gen\.json: cannot be read"):
         BENCHMARKS["siuo"].read(tmp_path)
 
 
@@ -133,7 +134,7 @@ def test_other_processes_read_the_same_rows_or_say_where_they_do_not(tmp_path: P
     assert len(rows) == 4
     assert rows[0].open_image().size == (10, 10)
     other = BenchmarkRows("siuo", str(tmp_path / "siuo"), 512, ids="another")
-    with pytest.raises(DataError, match="4 items of siuo here .* complete on every node"):
+    with pytest.raises(DataError, match=r"4 items of siuo here .* complete on every node"):
         other.load()
 
 

@@ -141,7 +141,8 @@ def test_a_comparison_asks_both_orders_and_identical_answers_are_a_tie() -> None
     assert {q.image for q in judge.asked} == {10, 11, 12}
     row = tabulate_grades(vlguard, [item for _, item in items], graded)["all"]["win_rate"]
     assert (row["wins"], row["ties"], row["losses"], row["n"]) == (1, 2, 1, 4)
-    assert row["rate"] == 0.5 and row["abstained"] == 0
+    assert row["rate"] == 0.5
+    assert row["abstained"] == 0
 
 
 def test_win_rates_of_both_axes_come_from_one_question() -> None:
@@ -276,7 +277,8 @@ def test_kept_answers_hold_every_grade_and_the_reason_of_none() -> None:
     items, answers = items_of(("a", "")), [["x"]]
     graded = grade(siuo, items, answers, Scripted(lambda q: "yes"), 1.0)
     (row,) = answer_rows("start", items, answers, graded)
-    assert row["policy"] == "start" and row["answers"] == ["x"]
+    assert row["policy"] == "start"
+    assert row["answers"] == ["x"]
     assert row["grades"]["safe"] is True
     assert row["grades"]["effective"] == "abstained: none of the allowed replies"
     json.dumps(row)
