@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import MISSING
 from rich.markup import escape
 
-from rlsys.batch import SampleRequest
 from rlsys.config.keys import key
 from rlsys.config.schema import RunConfig
 from rlsys.data.fit import special_rows, unfit_rows
@@ -183,12 +182,10 @@ def _answers(
 ) -> Answers:
     model = context.folder(stage.policies[policy])
     greedy, limit = stage.temperature == 0, context.config.timeouts.call
-    temperature = 1.0 if greedy else stage.temperature
-    rollout = rollout_on(context, model, version, source, stage.max_new_tokens, temperature)
+    drawn = (stage.max_new_tokens, stage.temperature or 1.0)
+    rollout = rollout_on(context, model, version, source, *drawn)
     numbers = [number for number, _ in items]
-    requests: Sequence[SampleRequest] = sample_requests(
-        numbers, stage.samples, seed=context.config.seed, iteration=0
-    )
+    requests = sample_requests(numbers, stage.samples, seed=context.config.seed, iteration=0)
     tokenizer = load_processor(model).tokenizer
     texts: dict[tuple[int, int], str] = {}
     for chunk in generate_in_slices(rollout, requests, limit, greedy=greedy):
