@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlsys.judging.judge import Feedback
 from rlsys.judging.outcomes import PairOutcome
 from rlsys.judging.parse import ParseFailure
+from rlsys.judging.scoring import Feedback
 
 
 @dataclass(frozen=True)

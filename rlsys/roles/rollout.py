@@ -246,8 +246,12 @@ class RolloutHandle(RoleHandle):
         temperature = 0.0 if greedy else self.temperature
         return [
             self._any(RolloutWorker.draw, chunk, self.version, self.max_new_tokens, temperature)
-            for chunk in _chunks(requests, self.chunk_prompts)
+            for chunk in self.chunks(requests)
         ]
+
+    def chunks(self, requests: Sequence[SampleRequest]) -> list[list[SampleRequest]]:
+        """Requests that are drawn together, and by no other engine."""
+        return _chunks(requests, self.chunk_prompts)
 
     def load(self, update: WeightUpdate) -> Pending[Loaded]:
         method = RolloutWorker.load.__name__

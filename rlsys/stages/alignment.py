@@ -17,6 +17,7 @@ from rlsys.display import Bar, note
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.constraint import Constraint
+from rlsys.drivers.gap import gap_warning
 from rlsys.errors import ConfigError, DataError
 from rlsys.evaluation.budget import end_metrics
 from rlsys.evaluation.scorers import cost_calibration, count_labels
@@ -107,7 +108,6 @@ class IterationReport:
     stage: AlignmentConfig
     checkpoints: StageCheckpoints
     rollout: CachedRollout
-    gap: GapConfig
     bar: Bar
     history: list[Metrics] = field(default_factory=list)
 
@@ -115,11 +115,8 @@ class IterationReport:
         done = state.iteration
         self.context.log(self.name, self.stage.kind, done, metrics)
         self.history.append(metrics)
-        if metrics["gap/max"] > self.gap.warn:
-            self.context.display.message(
-                f"[yellow]warning[/yellow] iteration {done}: engine and trainer differ by "
-                f"{metrics['gap/max']:.1e} nats (expected at most {self.gap.warn:.0e})"
-            )
+        if warning := gap_warning(metrics, f"iteration {done}"):
+            self.context.display.message(warning)
         if checkpoint_due(done, self.stage.iterations, self.stage.checkpoint_every):
             self.checkpoints.save(done, state.as_dict())
         if checkpoint_due(done, self.stage.iterations, self.stage.checkpoint_every or 1):

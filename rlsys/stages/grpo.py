@@ -123,7 +123,7 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
     sync_weights(policy, cached, state.iteration, limits.sync)
     with context.display.bar(name, stage.iterations) as bar:
         bar.advance("", by=state.iteration)
-        report = IterationReport(context, name, stage, checkpoints, cached, gap, bar)
+        report = IterationReport(context, name, stage, checkpoints, cached, bar)
         roles = GrpoRoles(cached, policy, reference, reward, cost)
         grpo_lagrangian(roles, state, run, report)
     policy.save(folder).result(limits.call)

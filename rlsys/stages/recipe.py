@@ -26,6 +26,7 @@ from rlsys.report.budget import budget_lines
 from rlsys.report.build import build_report
 from rlsys.report.load import load_run
 from rlsys.runtime.group import Runtime
+from rlsys.stages.checkpoints import check_ranks
 from rlsys.stages.context import Context
 from rlsys.stages.data_check import check_data
 from rlsys.stages.failure import FailurePage, with_restarts
@@ -98,6 +99,7 @@ def _run_stage(
     named = references(stage)
 
     def make(folder: Path) -> dict[str, Any]:
+        check_ranks(context.runtime, folder)
         metrics = kind.run(context, name, stage, folder)
         (folder / "rows.json").write_text(json.dumps(context.rows))
         return metrics

@@ -22,8 +22,9 @@ from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.drivers.cached_rollout import CachedRollout
-from rlsys.drivers.gap import gap_for
-from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
+from rlsys.drivers.gap import gap_for, gap_warning
+from rlsys.drivers.rlaif import rlaif, sync_policy
+from rlsys.drivers.rlaif_state import RlaifRoles, RlaifRun, RlaifState
 from rlsys.errors import ConfigError
 from rlsys.judging.pairs import PairRule
 from rlsys.models.load import load_processor
@@ -103,15 +104,20 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> R
         state = RlaifState.of(saved) if saved else RlaifState()
         run = _run_of(context, stage, opened)
         last: Metrics = dict(saved["last"]) if saved else {}
+        requested, calls = last.get("questions", 0.0), folder / PROGRESS / "calls"
+        opened.judge.log_calls(calls, state.round)
         bar.advance("", by=state.round)
 
         def report(now: RlaifState, metrics: Metrics) -> None:
             last.clear()
-            last.update(metrics | {"questions": float(opened.judge.requested)})
+            last.update(metrics | {"questions": requested + opened.judge.requested})
             context.log(name, stage.kind, now.round, last)
+            if warning := gap_warning(metrics, f"round {now.round}"):
+                context.display.message(warning)
             policy.save(folder / f"round-{now.round}").result(limits.call)
             checkpoints.save(now.round, {**now.as_dict(), "last": last})
             cached.evict(now.round)
+            opened.judge.log_calls(calls, now.round)
             bar.advance(note(last, "score", "recognised", "pairs/pair", "time/round"))
 
         sync_policy(roles, state.round, run)

@@ -86,7 +86,7 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     sync_weights(handles.policy, rollout, state.iteration, limits.sync)
     with context.display.bar(name, stage.iterations) as bar:
         bar.advance("", by=state.iteration)
-        report = IterationReport(context, name, stage, checkpoints, rollout, gap, bar)
+        report = IterationReport(context, name, stage, checkpoints, rollout, bar)
         safe_rlhf(roles, state, run, report)
     handles.policy.save(folder).result(limits.call)
     handles.drop()

@@ -15,11 +15,12 @@ from rlsys.data.prepare import Datasets
 from rlsys.data.slice import DataSlice
 from rlsys.display import Display
 from rlsys.judging.cache import CachedJudge
-from rlsys.judging.judge import Candidate, JudgedPrompt, Question, disentangle, score
+from rlsys.judging.judge import JudgedPrompt, Question, disentangle
 from rlsys.judging.outcomes import ParseReason
 from rlsys.judging.parse import Observed, ParseFailure, parse_observations
 from rlsys.judging.prompts import FIELDS, RUBRICS, load_prompts
 from rlsys.judging.reply_schemas import SCORES
+from rlsys.judging.scoring import Candidate, score
 from rlsys.metrics import MetricsLog
 from rlsys.report.build import build_report
 from rlsys.roles.judge import JudgeHandle, JudgeSpec
@@ -107,12 +108,12 @@ def test_disentangling_and_scoring_run_on_the_engine_and_are_remembered(
     candidates = [
         Candidate(p, each.observations, "take it") for p, each in zip(prompts, found, strict=True)
     ]
-    feedback = score(kept, candidates, WAIT)
+    feedback = score(kept, candidates).result(WAIT)
     assert all(isinstance(each.overall, float) for each in feedback)
     requested = kept.requested
     again = disentangle(kept, prompts, joint=False, timeout=WAIT)
     assert [each.observations for each in again] == [each.observations for each in found]
-    assert score(kept, candidates, WAIT) == feedback
+    assert score(kept, candidates).result(WAIT) == feedback
     unread = sum(each.outcomes["observe_image/truncated"] for each in found)
     unread += sum(each.outcomes["observe_text/truncated"] for each in found)
     assert kept.requested - requested <= unread, "only what had no reply is asked again"

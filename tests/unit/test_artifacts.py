@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,29 @@ def test_an_artefact_is_made_by_one_run_at_a_time(tmp_path: Path) -> None:
     made = first.get_or_make("sft", {}, {}, make, resumable=True, owner="run one")
     assert made.metrics == {"made": 2}
     assert second.get_or_make("sft", {}, {}, maker(files=2, die_after=0)).reused
+
+
+def test_another_process_cannot_make_what_this_one_makes(tmp_path: Path) -> None:
+    """The lock is the operating system's: a killed holder frees it."""
+    program = (
+        "import sys, pathlib\n"
+        "from rlsys.artifacts import ArtifactStore\n"
+        "make = lambda folder: print('making', flush=True) or sys.stdin.read() or {}\n"
+        "ArtifactStore(pathlib.Path(sys.argv[1])).get_or_make('sft', {}, {}, make, owner='one')\n"
+    )
+    mine = maker(files=1)
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "making\n"
+        with pytest.raises(ArtifactBusy, match=rf"one \(process {other.pid} on .*is making sft-"):
+            ArtifactStore(tmp_path).get_or_make("sft", {}, {}, mine, owner="two")
+        other.kill()
+    assert not ArtifactStore(tmp_path).get_or_make("sft", {}, {}, mine, owner="two").reused
 
 
 def test_who_died_keeps_nobody_waiting(tmp_path: Path) -> None:
