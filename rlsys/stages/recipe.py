@@ -59,7 +59,8 @@ def run_recipe(
             display.message(f"  data: {escape(source)} is not here; from the hub, or its cache")
         data = prepare(config, store, reads)
         check_data(data)
-        display.message(f"  data: {data.summary}")
+        if data.summary:
+            display.message(f"  data: {data.summary}")
         metrics = MetricsLog(
             run.path,
             wandb_mode=config.tracker.wandb,
