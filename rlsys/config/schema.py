@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from rlsys.config.engine_arguments import check_arguments
 from rlsys.config.failure import FailureConfig
 from rlsys.config.keys import key
 from rlsys.errors import ConfigError
@@ -138,7 +139,13 @@ class EngineConfig:
     gpu_memory_utilization: float = key(
         0.5, "Share of a GPU's memory per engine.", gt=0, le=1, affects_result=False
     )
-    extra: dict[str, Any] = key({}, "Passed to vllm.LLM as it stands.")
+    extra: dict[str, Any] = key(
+        {},
+        "More arguments of vllm.LLM, such as tensor_parallel_size; none of those that rlsys sets.",
+    )
+
+    def check(self) -> None:
+        check_arguments(self.extra)
 
 
 @dataclass

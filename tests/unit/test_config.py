@@ -11,12 +11,14 @@ import yaml
 from omegaconf import Container
 
 import rlsys
+from rlsys.config.engine_arguments import REFUSED, check_arguments
 from rlsys.config.judging import EndpointConfig
 from rlsys.config.keys import result_settings
 from rlsys.config.load import dump_config, load_config, to_plain
 from rlsys.config.references import references
-from rlsys.config.schema import RunConfig
+from rlsys.config.schema import EngineConfig, RunConfig
 from rlsys.data.prepare import Datasets
+from rlsys.engines.vllm import engine_settings
 from rlsys.errors import ConfigError
 from rlsys.models.load import HEAD_FILE
 from rlsys.roles.registry import ROLES
@@ -80,9 +82,9 @@ def values(node: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_omegaconf_object_leaves_the_loader(path: Path) -> None:
-    overrides = ["engine.extra={a: {b: [1, {c: 2}]}}"]
+    overrides = ["engine.extra={attention_config: {b: [1, {c: 2}]}}"]
     config = load_config(path, overrides)
-    assert config.engine.extra == {"a": {"b": [1, {"c": 2}]}}
+    assert config.engine.extra == {"attention_config": {"b": [1, {"c": 2}]}}
     found = list(values(config))
     assert len(found) > 100
     assert not [value for value in found if isinstance(value, Container)]
@@ -90,7 +92,7 @@ def test_no_omegaconf_object_leaves_the_loader(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_dumped_recipe_loads_to_an_equal_one(path: Path, tmp_path: Path) -> None:
-    config = load_config(path, ["seed=41", "engine.extra={a: {b: null}}"])
+    config = load_config(path, ["seed=41", "engine.extra={attention_config: {b: null}}"])
     dump_config(config, tmp_path / "config.yaml")
     again = load_config(tmp_path / "config.yaml")
     assert again == config
@@ -117,6 +119,25 @@ def test_overrides_win_and_keep_their_type() -> None:
 def test_stages_keep_their_order() -> None:
     written = list(yaml.safe_load(DEMO.read_text())["stages"])
     assert list(load_config(DEMO).stages) == written
+
+
+def test_arguments_of_vllm_that_rlsys_leaves_alone_may_be_given() -> None:
+    given = {"tensor_parallel_size": 2, "enable_prefix_caching": False, "quantization": "fp8"}
+    overrides = [f"engine.extra.{name}={value}" for name, value in given.items()]
+    assert load_config(DEMO, overrides).engine.extra == given
+
+
+def test_what_rlsys_sets_of_vllm_cannot_be_given_twice() -> None:
+    for name in ("tokenizer", "revision", "hf_overrides", "mm_processor_kwargs"):
+        with pytest.raises(ConfigError, match=rf"^extra\.{name}: cannot be set here: the "):
+            check_arguments([name])
+    config = EngineConfig()
+    for cpu in (False, True):
+        own = engine_settings("folder", config, "float32", cpu=cpu, images=1)
+        for name in own:
+            with pytest.raises(ConfigError, match=rf"^engine\.extra\.{name}: cannot be set here"):
+                check_arguments([name], own, "engine.extra")
+        assert own.keys() - REFUSED.keys() <= {"enforce_eager"}, "known only where the engine is"
 
 
 def test_configs_share_no_state() -> None:
@@ -212,6 +233,11 @@ BAD_OVERRIDES = [
     ("stages.ppo.kind=trpo", "stages.ppo.kind"),
     ("stages.extra.steps=3", "stages.extra.kind"),
     ("stages.ppo=3", "stages.ppo.kind"),
+    # arguments of vLLM that rlsys sets, and those that nobody has
+    ("engine.extra.dtype=float16", "engine.extra.dtype: cannot be set here: set the recipe's"),
+    ("engine.extra.trust_remote_code=true", "engine.extra.trust_remote_code: cannot be set here"),
+    ("engine.extra.tensor_paralel_size=2",
+     "engine.extra.tensor_paralel_size: vLLM's EngineArgs have no such argument"),
     # across sections
     ("engine.max_model_len=100", "engine.max_model_len"),
     ("stages.ppo.ppo.max_new_tokens=64", "engine.max_model_len"),
@@ -232,7 +258,7 @@ BAD_OVERRIDES = [
     # overrides that are none
     ("seed", "seed"),
     ("seed=[1", "not YAML"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("override", "key"), BAD_OVERRIDES, ids=[o for o, _ in BAD_OVERRIDES])
