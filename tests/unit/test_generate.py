@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rlsys.errors import DataError
+from rlsys.errors import DataError, ModelError
 from rlsys.generate import Answer, as_json, prompt, read_prompts
+from rlsys.models.load import checkpoint_dtype
 
 
 @pytest.fixture
@@ -45,6 +46,14 @@ def test_what_cannot_be_asked_is_one_error(folder: Path, text: str, said: str) -
 def test_an_absent_file_is_named(folder: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
         read_prompts(folder / "none.jsonl")
+
+
+@pytest.mark.parametrize("config", ['{"dtype": "float16"}', "{}", "[1]"])
+def test_a_model_of_no_known_dtype_is_named(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ModelError, match=r"config\.json") as error:
+        checkpoint_dtype(str(tmp_path))
+    assert str(tmp_path) in str(error.value)
 
 
 def test_answers_are_lines_without_what_nobody_said(folder: Path) -> None:
