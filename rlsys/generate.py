@@ -16,6 +16,7 @@ from rlsys.config.schema import EngineConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.rows import Prompt, Rows
 from rlsys.data.slice import InMemory
+from rlsys.data.tables import json_rows
 from rlsys.drivers.guarded import GuardedAnswer, GuardedRun, guarded_generation
 from rlsys.errors import DataError
 from rlsys.judging.judge import JudgedPrompt, disentangle, observation_fields, risk_hint
@@ -58,17 +59,11 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            image, question = row["image"], row["question"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"{path}, line {number}: needs an object with image and question"
-            ) from error
-        prompts.append(prompt(str(row.get("id", f"line-{number}")), question, path.parent / image))
+    for where, row in json_rows(path):
+        if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+            raise DataError(f"{where}: needs an object with image, a path, and question")
+        name = str(row.get("id", where.rpartition(", ")[2].replace(" ", "-")))
+        prompts.append(prompt(name, row.get("question"), path.parent / row["image"]))
     if not prompts:
         raise DataError(f"{path}: no prompt in it")
     name, count = Counter(each.id for each in prompts).most_common(1)[0]
@@ -77,12 +72,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def prompt(name: str, question: str, image: Path) -> Prompt:
-    """Raises: DataError for an image that is not there or an empty question."""
+def prompt(name: str, question: object, image: Path) -> Prompt:
+    """Raises: DataError for an image that is not there or a question that is no text."""
     if not image.is_file():
         raise DataError(f"{image}: no such image")
     if not isinstance(question, str) or not question.strip():
-        raise DataError(f"prompt {name}: the question is empty")
+        raise DataError(f"prompt {name}: the question is missing, empty or no text")
     return Prompt(id=name, question=question, image=str(image))
 
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.keys import key_infos
-from rlsys.config.references import references, referred_kind
-from rlsys.config.schema import RunConfig, TrainConfig
+from rlsys.config.references import references, referred_kind, start_model
+from rlsys.config.schema import TINY, RunConfig, TrainConfig
 from rlsys.data.layouts.registry import LAYOUTS
 from rlsys.errors import ConfigError, ModelError
 from rlsys.guard.flags import FILE as FLAGS_FILE
 from rlsys.models.families.registry import family_of_type
 from rlsys.models.hub import is_hub_name, model_config
 from rlsys.models.load import HEAD_FILE
+from rlsys.models.outline import check_trained
 from rlsys.roles.registry import ROLES
 from rlsys.stages.registry import STAGES
 
@@ -112,7 +113,22 @@ def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
             if role not in placed:
                 raise ConfigError(f"groups: stage {name!r} ({stage.kind}) needs the role {role!r}")
         known.check(config, name, stage)
+        _check_trained(name, stage, earlier)
         earlier[name] = stage
+
+
+def _check_trained(name: str, stage: Any, earlier: Mapping[str, Any]) -> None:
+    """Raises: ConfigError for ``freeze`` or ``lora_targets`` that name no part of their model."""
+    infos = key_infos(stage)
+    for key, start in ((key, start) for key, info in infos.items() for start in info.trains):
+        source: str = getattr(stage, start, "")
+        if source:
+            model = stage.tiny if source == TINY else start_model(earlier, source)
+            scorer = STAGES[stage.kind].makes != "policy" or infos[start].ref != "policy"
+            try:
+                check_trained(getattr(stage, key), model, scorer=scorer)
+            except ModelError as error:
+                raise ConfigError(f"stages.{name}.{key}.{error}") from error
 
 
 def _check_reference(where: str, kind: str, source: str, earlier: Mapping[str, Any]) -> None:

@@ -30,7 +30,8 @@ class KeyInfo:
 
     bounds: (name in ``BOUNDS``, number), for each number in the value; choices: for each
     string in it; ref: the kind of artefact that it names; affects_result: whether a stage with
-    another value makes another artefact.
+    another value makes another artefact; trains: of a TrainConfig, the keys that name the models
+    which start what it trains, those of them that the stage has.
     """
 
     doc: str
@@ -38,6 +39,7 @@ class KeyInfo:
     choices: tuple[str, ...] = ()
     ref: str = ""
     affects_result: bool = True
+    trains: tuple[str, ...] = ()
 
     @property
     def range(self) -> str:
@@ -76,16 +78,18 @@ def key(
     choices: tuple[str, ...] = (),
     ref: str = "",
     affects_result: bool = True,
+    trains: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with documentation and allowed values.
 
     Args: default: copied if it is mutable; MISSING where a recipe must give a value;
     ge, gt, le, lt, multiple_of: bounds of each number; choices: allowed values of each string;
-    ref: the kind of artefact it names (policy, reward, cost, guard, filter, judge, conversations).
+    ref: the kind of artefact it names (policy, reward, cost, guard, filter, judge, conversations);
+    affects_result, trains: as in KeyInfo.
     """
     limits = {"ge": ge, "gt": gt, "le": le, "lt": lt, "multiple_of": multiple_of}
     bounds = tuple((name, bound) for name, bound in limits.items() if bound is not None)
-    metadata = {"key": KeyInfo(doc, bounds, choices, ref, affects_result)}
+    metadata = {"key": KeyInfo(doc, bounds, choices, ref, affects_result, trains)}
     if is_dataclass(default) or isinstance(default, list | dict):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -20,6 +20,8 @@ from rlsys.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16")
 MAX_SEED = 2**32 - 1  # NumPy's
+TINY = "tiny"  # as a start model: one that is made from scratch
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass
@@ -329,11 +331,22 @@ class RunConfig:
     stages: dict[str, Any] = key(MISSING, "Name -> stage; run in the order written.")
 
     def check(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ConfigError(f"name: {self.name!r} must be letters, digits, dots and dashes")
-        if self.name in (".", "..", "artifacts", "judgements"):
+        _check_name("name", self.name)
+        if self.name in ("artifacts", "judgements"):
             raise ConfigError(f"name: {self.name!r} is a folder that runs_dir has already")
         if not self.groups:
             raise ConfigError("groups: name at least one group of processes")
         if not self.stages:
             raise ConfigError("stages: name at least one stage")
+        for section in ("groups", "stages"):
+            for name in getattr(self, section):
+                _check_name(section, name)
+
+
+def _check_name(where: str, name: str) -> None:
+    """Names become parts of paths and of dotted keys. Raises: ConfigError."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where}: the name {name!r} must be letters, digits, '-', '_' and '.', and start with "
+            "a letter, a digit or '_'"
+        )

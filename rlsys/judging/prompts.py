@@ -54,13 +54,18 @@ class PromptSet:
 
 
 def load_prompts(folder: Path = FOLDER) -> PromptSet:
-    """Raises: ConfigError naming a file that is missing, lacks a field or has an unknown one."""
+    """Raises: ConfigError naming a file that is missing or no text, lacks a field or has an unknown
+    one.
+    """
     texts = {}
     for name, fields in FIELDS.items():
         path = folder / f"{name}.txt"
         if not path.is_file():
             raise ConfigError(f"{path}: this prompt is missing")
-        texts[name] = path.read_text(encoding="utf-8").strip()
+        try:
+            texts[name] = path.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 ({error})") from error
         used = set(FIELD.findall(texts[name]))
         if used != fields:
             wrong = sorted(used ^ fields)[0]

@@ -42,7 +42,7 @@ class AlignmentConfig:
         GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
     )
     optim: OptimConfig = key(OptimConfig(), "Optimiser of the policy.")
-    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.", trains=("policy",))
     checkpoint_every: int = key(
         10,
         "Iterations between the checkpoints a stopped run resumes from; 0: none.",

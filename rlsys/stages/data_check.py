@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.references import references
+from rlsys.config.schema import TINY
 from rlsys.data.fit import special_rows, unfit_rows
 from rlsys.data.prepare import Datasets
 from rlsys.data.rows import Prompt, Rows
@@ -18,7 +19,6 @@ from rlsys.stages.registry import STAGES
 
 MODEL_KEYS = ("init", "policy", "policies", "reward", "cost", "guard")
 """Keys that name a model whose prompts hold the questions as they stand; a judge's quote them."""
-TINY = "tiny"
 
 
 def check_data(data: Datasets) -> None:

@@ -76,7 +76,7 @@ class RlaifStage(AskingStage):
         GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
     )
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.", trains=("policy",))
 
     def check(self) -> None:
         if bool(self.cost) != bool(self.cost_weight):

@@ -55,7 +55,9 @@ class SafeRlhfStage(AlignmentConfig):
     kind: str = key("safe_rlhf", "Kind of stage.", choices=("safe_rlhf",))
     ppo: PpoConfig = key(PpoConfig(), "One iteration.")
     critic_optim: OptimConfig = key(OptimConfig(), "Optimiser of both critics.")
-    critic_train: TrainConfig = key(TrainConfig(), "How both critics train.")
+    critic_train: TrainConfig = key(
+        TrainConfig(), "How both critics train.", trains=("reward", "cost")
+    )
 
 
 def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Path) -> Result:

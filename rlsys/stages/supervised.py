@@ -39,7 +39,7 @@ class SupervisedConfig:
     )
     batch: int = key(64, "Rows per step; all, if there are fewer.", ge=1)
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the model trains.")
+    train: TrainConfig = key(TrainConfig(), "How the model trains.", trains=("init",))
 
 
 @dataclass

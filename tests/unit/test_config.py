@@ -173,6 +173,24 @@ def test_a_folder_may_stand_for_a_stage(tmp_path: Path) -> None:
     assert config.stages["reward"].init == model
 
 
+def test_what_trains_names_parts_of_its_model(tmp_path: Path) -> None:
+    """Of the model made from scratch, of one on disk, and of a scorer's head."""
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "qwen3", "num_hidden_layers": 1, "vocab_size": 64, "hidden_size": 64}'
+    )
+    config = load_config(
+        DEMO,
+        [
+            "stages.ppo.train.lora_rank=2", "stages.cost.train.freeze=[vision, projector, head]",
+            f"stages.reward={{init: {tmp_path}, train: {{freeze: [embed_tokens]}}}}",
+        ],
+    )  # fmt: skip
+    assert config.stages["cost"].train.freeze[0] == "vision"
+    said = r"stages\.reward\.train\.freeze: no parameter has a component named 'vision'"
+    with pytest.raises(ConfigError, match=said):
+        load_config(DEMO, [f"stages.reward.init={tmp_path}", "stages.reward.train.freeze=[vision]"])
+
+
 @pytest.mark.parametrize(("key", "file"), [("reward.init", "config.json"), ("ppo.cost", HEAD_FILE)])
 def test_a_folder_without_a_model_is_named(key: str, file: str, tmp_path: Path) -> None:
     (Path(model_folder(tmp_path)) / file).unlink()
@@ -238,6 +256,19 @@ BAD_OVERRIDES = [
     ("engine.extra.trust_remote_code=true", "engine.extra.trust_remote_code: cannot be set here"),
     ("engine.extra.tensor_paralel_size=2",
      "engine.extra.tensor_paralel_size: vLLM's EngineArgs have no such argument"),
+    # names that match no part of a model
+    ("stages.ppo.train={lora_rank: 2, lora_targets: [q_proj, query]}",
+     "stages.ppo.train.lora_targets: no module of the language model has the name 'query'"),
+    ("stages.ppo.critic_train={lora_rank: 2, lora_targets: [lm_head]}",
+     "stages.ppo.critic_train.lora_targets: no module"),
+    ("stages.cost.train.freeze=[vision, tower]",
+     "stages.cost.train.freeze: no parameter has a component named 'tower'"),
+    ("stages.pretrain.train.freeze=[head]",
+     "stages.pretrain.train.freeze: no parameter has a component named 'head'"),
+    # names that become paths and dotted keys
+    ("stages={a/b: {kind: sft}}", "stages: the name 'a/b' must be letters, digits"),
+    ("groups={-a: {roles: [guard]}}", "groups: the name '-a' must be letters, digits"),
+    ("name=../x", "name: the name '../x' must be letters, digits"),
     # across sections
     ("engine.max_model_len=100", "engine.max_model_len"),
     ("stages.ppo.ppo.max_new_tokens=64", "engine.max_model_len"),

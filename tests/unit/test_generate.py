@@ -28,17 +28,20 @@ def test_images_lie_beside_the_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "no prompt"),
-        ("{", "line 1: needs an object with image and question"),
-        ("[]", "line 1: needs an object"),
-        ('{"image": "a.png"}', "line 1: needs an object"),
-        ('{"image": "b.png", "question": "w"}', "b.png: no such image"),
-        ('{"image": "a.png", "question": " "}', "line-1: the question is empty"),
-        ('{"image": "a.png", "question": "w", "id": 1}\n' * 2, "2 lines have the id '1'"),
+        (b"", "no prompt"),
+        (b"{", "line 1: not JSON"),
+        (b"\n\xff", "line 2: not UTF-8"),
+        (b"[]", "line 1: needs an object with image, a path, and question"),
+        (b'{"question": "w"}', "line 1: needs an object"),
+        (b'{"image": 3, "question": "w"}', "line 1: needs an object"),
+        (b'{"image": "a.png"}', "line-1: the question is missing"),
+        (b'{"image": "b.png", "question": "w"}', "b.png: no such image"),
+        (b'{"image": "a.png", "question": " "}', "line-1: the question is missing, empty"),
+        (b'{"image": "a.png", "question": "w", "id": 1}\n' * 2, "2 lines have the id '1'"),
     ],
 )
-def test_what_cannot_be_asked_is_one_error(folder: Path, text: str, said: str) -> None:
-    (folder / "p.jsonl").write_text(text)
+def test_what_is_no_prompt_is_one_error(folder: Path, text: bytes, said: str) -> None:
+    (folder / "p.jsonl").write_bytes(text)
     with pytest.raises(DataError, match=said):
         read_prompts(folder / "p.jsonl")
 
