@@ -12,10 +12,11 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from rlsys.engines.fingerprints import Bytes
-from rlsys.engines.transports.base import Fill, Transport
+from rlsys.engines.transports.base import Fill
 from rlsys.engines.transports.registry import TRANSPORTS
 from rlsys.engines.weights import WeightUpdate
 from rlsys.errors import SyncError
+from rlsys.registries import by_name
 
 NAME = "ray"
 
@@ -68,4 +69,4 @@ class ObjectStore:
         return ObjectReader(timeout)
 
 
-CLUSTER_TRANSPORTS: dict[str, Transport] = {**TRANSPORTS, NAME: ObjectStore()}
+CLUSTER_TRANSPORTS = by_name("transport", [*TRANSPORTS.items(), (NAME, ObjectStore())])
