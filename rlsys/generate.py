@@ -24,8 +24,10 @@ from rlsys.judging.parse import Observation
 from rlsys.judging.prompts import PromptSet
 from rlsys.models.load import checkpoint_dtype
 from rlsys.roles.factory import check_same_processor
+from rlsys.roles.guard import ROLE as GUARD
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.roles.judge import JudgeHandle, JudgeSpec
+from rlsys.roles.policy import ROLE as POLICY
 from rlsys.roles.rollout import RolloutHandle, RolloutSpec
 from rlsys.runtime.local import LocalGroup, local_process
 from rlsys.runtime.process import RankProcess
@@ -110,7 +112,7 @@ def generate(
     named = [folder for folder in (model, guard, advisor and advisor.model) if folder]
     dtypes = {folder: dtype or checkpoint_dtype(folder) for folder in named}
     if guard:
-        check_same_processor({"policy": model, "guard": guard})
+        check_same_processor({POLICY.name: model, GUARD.name: guard})
     source = InMemory(Rows(list(prompts), Counter()))
     with local_process(seed=0, collective_timeout=TIMEOUT) as process:
         risks: Sequence[tuple[Observation, ...] | None] = [None] * len(prompts)

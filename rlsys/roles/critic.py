@@ -99,7 +99,7 @@ class CriticWorker(TrainedHead):
         return stats
 
 
-class CriticHandle(TrainedHandle):
+class CriticHandle(TrainedHandle[CriticSpec]):
     """Implements ``Critic``."""
 
     def __init__(self, group: RankGroup, role: Role, ppo: PpoConfig) -> None:

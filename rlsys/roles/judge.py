@@ -113,7 +113,7 @@ def _reply(output: Any) -> str | ParseFailure:
     return str(answer.text).strip() or ParseFailure(ParseReason.EMPTY)
 
 
-class JudgeHandle(RoleHandle):
+class JudgeHandle(RoleHandle[JudgeSpec]):
     """Implements ``rlsys.judging.judge.Judge``; every call is split among the engines."""
 
     def __init__(self, group: RankGroup) -> None:

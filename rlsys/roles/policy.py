@@ -257,7 +257,7 @@ class PolicyWorker(TrainedWorker):
             self.context.encoder.processor.save_pretrained(folder)
 
 
-class PolicyHandle(TrainedHandle):
+class PolicyHandle(TrainedHandle[PolicySpec]):
     """Implements ``Policy`` and ``PreferenceLearner``. transport: how weights reach the engines,
     asked at every publication.
     """

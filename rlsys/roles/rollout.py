@@ -223,7 +223,7 @@ def _rollouts(
     )
 
 
-class RolloutHandle(RoleHandle):
+class RolloutHandle(RoleHandle[RolloutSpec]):
     """Implements ``Rollout``. Requests are queued for the version that all engines have verified.
 
     chunk_prompts: prompts, with all their samples, per chunk.
@@ -250,14 +250,12 @@ class RolloutHandle(RoleHandle):
         ]
 
     def load(self, update: WeightUpdate) -> Pending[Loaded]:
-        method = RolloutWorker.load.__name__
-        loaded = self.group.install(self.role, method, update, whole=False)
+        loaded = self._install(RolloutWorker.load, update)
         return self._acknowledged(loaded, update.version)
 
     def load_checkpoint(self, folder: str, version: int) -> Pending[Loaded]:
         """Every engine loads the weights of a checkpoint."""
-        method = RolloutWorker.load_checkpoint.__name__
-        loaded = self.group.install(self.role, method, folder, version, whole=True)
+        loaded = self._install_whole(RolloutWorker.load_checkpoint, folder, version)
         return self._acknowledged(loaded, version)
 
     def _acknowledged(self, answers: Pending[list[Loaded]], version: int) -> Pending[Loaded]:

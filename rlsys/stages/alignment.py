@@ -20,7 +20,7 @@ from rlsys.drivers.constraint import Constraint
 from rlsys.errors import ConfigError, DataError
 from rlsys.evaluation.budget import end_metrics
 from rlsys.evaluation.scorers import cost_calibration, count_labels
-from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.roles.scorer import COST, ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
@@ -62,7 +62,7 @@ def cost_constraint(
     if lagrange.threshold != "auto":
         return Constraint(float(lagrange.threshold), lagrange.constraint), {}
     limits, records = context.config.timeouts, context.data.pairs("validation")
-    scorer = ScorerHandle(context.group("cost"), "cost")
+    scorer = ScorerHandle(context.group(COST.name), COST.name)
     data = context.data.slice("validation", RowKind.PAIRS)
     spec = ScorerSpec(context.folder(cost), data, context.config.dtype, token_budget)
     scorer.create(spec).result(limits.start)

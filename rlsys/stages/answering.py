@@ -16,7 +16,8 @@ from rlsys.data.slice import RowKind
 from rlsys.errors import ConfigError
 from rlsys.evaluation.answers import Answer, judge_answer, sample_rows
 from rlsys.evaluation.stats import Outcome, Table, save_evaluation, tabulate
-from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.roles.rollout import ROLE as ROLLOUT
+from rlsys.roles.scorer import COST, ScorerHandle, ScorerSpec
 from rlsys.stages.context import Context
 from rlsys.stages.lengths import check_lengths
 
@@ -62,7 +63,7 @@ class Evaluator:
                 f"stages.{name}.cost: {context.config.data.source} has no oracle; "
                 "name the cost model that judges its answers"
             )
-        self.scorer = ScorerHandle(context.group("cost"), "cost")
+        self.scorer = ScorerHandle(context.group(COST.name), COST.name)
         model = context.folder(stage.cost)
         data = context.data.slice(stage.split, RowKind.PROMPTS)
         spec = ScorerSpec(model, data, context.config.dtype, TrainConfig().micro_batch_tokens)
@@ -113,7 +114,7 @@ def decode(tokenizer: Any, chunk: Rollouts) -> dict[int, str]:
 
 def evaluation_roles(stage: AnsweringStage) -> Sequence[str]:
     """The rollout engines, and the cost model if it judges the answers."""
-    return ("rollout", "cost") if stage.cost else ("rollout",)
+    return (ROLLOUT.name, COST.name) if stage.cost else (ROLLOUT.name,)
 
 
 def check_answering(config: RunConfig, name: str, stage: AnsweringStage) -> None:

@@ -28,7 +28,7 @@ class StageCheckpoints:
         context: Context,
         name: str,
         folder: Path,
-        roles: Mapping[str, TrainedHandle],
+        roles: Mapping[str, TrainedHandle[Any]],
         *,
         keep: int = 2,
     ) -> None:

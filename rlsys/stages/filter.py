@@ -18,6 +18,7 @@ from rlsys.data.slice import RowKind
 from rlsys.errors import ConfigError
 from rlsys.guard.decision import moderations
 from rlsys.guard.flags import Flags, save_flags
+from rlsys.roles.guard import ROLE as GUARD
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
@@ -42,7 +43,7 @@ class FilterStage:
 def run_filter(context: Context, name: str, stage: FilterStage, folder: Path) -> Result:
     """Flags of both responses of every row of the split."""
     limits, records = context.config.timeouts, context.data.pairs(stage.split)
-    guard = GuardHandle(context.group("guard"), stage.threshold)
+    guard = GuardHandle(context.group(GUARD.name), stage.threshold)
     model, budget = context.folder(stage.guard), TrainConfig().micro_batch_tokens
     spec = GuardSpec(
         model, context.data.slice(stage.split, RowKind.PAIRS), context.config.dtype, budget
@@ -65,7 +66,7 @@ def run_filter(context: Context, name: str, stage: FilterStage, folder: Path) ->
 
 
 def _roles(stage: FilterStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return ("guard",)
+    return (GUARD.name,)
 
 
 def _reads(stage: FilterStage) -> Sequence[Read]:

@@ -28,11 +28,13 @@ from rlsys.report import training as charts
 from rlsys.report.drawing import SKY
 from rlsys.report.section import KindReport
 from rlsys.roles.factory import check_same_processor
+from rlsys.roles.policy import ROLE as POLICY
 from rlsys.roles.policy import PolicyHandle, PolicySpec
 from rlsys.roles.reference import ROLE as REFERENCE
 from rlsys.roles.reference import ReferenceHandle, ReferenceSpec
+from rlsys.roles.rollout import ROLE as ROLLOUT
 from rlsys.roles.rollout import RolloutHandle, RolloutSpec
-from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.roles.scorer import COST, REWARD, ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.alignment import (
     AlignmentConfig,
@@ -96,10 +98,10 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
     else:  # reward alone
         lagrange, multiplier.value = LagrangeConfig(rule="fixed", init=0.0), 0.0
     rollout = rollout_handle(context, settings.max_new_tokens, settings.temperature)
-    policy = PolicyHandle(context.group("policy"), context.runtime.transport, settings)
-    reference = ReferenceHandle(context.group("reference"), REFERENCE.name)
-    reward = ScorerHandle(context.group("reward"), "reward")
-    cost = ScorerHandle(context.group("cost"), "cost") if stage.cost else None
+    policy = PolicyHandle(context.group(POLICY.name), context.runtime.transport, settings)
+    reference = ReferenceHandle(context.group(REFERENCE.name), REFERENCE.name)
+    reward = ScorerHandle(context.group(REWARD.name), REWARD.name)
+    cost = ScorerHandle(context.group(COST.name), COST.name) if stage.cost else None
     _create(context, stage, rollout, policy, reference, reward, cost)
     cached = CachedRollout(rollout, folder / PROGRESS / "rollouts")
     trained = {policy.role: policy}
@@ -149,25 +151,31 @@ def _create(
     """Build all roles in parallel."""
     config, dtype = context.config, context.config.dtype
     data, budget = context.data.slice(stage.split, RowKind.PROMPTS), stage.train.micro_batch_tokens
-    named = {"policy": stage.policy, "reward": stage.reward, "cost": stage.cost}
+    named = {POLICY.name: stage.policy, REWARD.name: stage.reward, COST.name: stage.cost}
     models = {role: context.folder(source) for role, source in named.items() if source}
     check_same_processor(models)
     steps = total_steps(stage.grpo, stage.iterations)
     training = context.training(stage.train, stage.optim, steps)
     started = [
-        rollout.create(RolloutSpec(models["policy"], data, config.engine, dtype)),
-        policy.create(PolicySpec(models["policy"], data, dtype, training)),
-        reference.create(ReferenceSpec(models["policy"], data, dtype, budget)),
-        reward.create(ScorerSpec(models["reward"], data, dtype, budget)),
+        rollout.create(RolloutSpec(models[POLICY.name], data, config.engine, dtype)),
+        policy.create(PolicySpec(models[POLICY.name], data, dtype, training)),
+        reference.create(ReferenceSpec(models[POLICY.name], data, dtype, budget)),
+        reward.create(ScorerSpec(models[REWARD.name], data, dtype, budget)),
     ]
     if cost is not None:
-        started.append(cost.create(ScorerSpec(models["cost"], data, dtype, budget)))
+        started.append(cost.create(ScorerSpec(models[COST.name], data, dtype, budget)))
     for pending in started:
         pending.result(config.timeouts.start)
 
 
 def _roles(stage: GrpoStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return ("rollout", "policy", "reference", "reward", *(["cost"] if stage.cost else []))
+    return (
+        ROLLOUT.name,
+        POLICY.name,
+        REFERENCE.name,
+        REWARD.name,
+        *([COST.name] if stage.cost else []),
+    )
 
 
 def _check(config: RunConfig, name: str, stage: GrpoStage) -> None:

@@ -20,6 +20,7 @@ from rlsys.models.load import load_processor
 from rlsys.report.drawing import PURPLE
 from rlsys.report.guarded import guarded_section
 from rlsys.report.section import KindReport
+from rlsys.roles.guard import ROLE as GUARD
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.answering import (
@@ -76,7 +77,7 @@ def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) 
     config, model = context.config, context.folder(stage.policy)
     evaluator = Evaluator(context, name, stage)
     rollout = rollout_of(context, model, 0, stage.split, stage.max_new_tokens, stage.temperature)
-    guard = GuardHandle(context.group("guard"), stage.threshold)
+    guard = GuardHandle(context.group(GUARD.name), stage.threshold)
     budget, data = (
         TrainConfig().micro_batch_tokens,
         context.data.slice(stage.split, RowKind.PROMPTS),
@@ -129,7 +130,7 @@ def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) 
 
 
 def _roles(stage: GuardedStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return (*evaluation_roles(stage), "guard")
+    return (*evaluation_roles(stage), GUARD.name)
 
 
 def _inputs(context: Context, name: str, stage: GuardedStage) -> dict[str, str]:

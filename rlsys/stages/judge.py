@@ -31,7 +31,7 @@ from rlsys.judging.judge import CHUNK
 from rlsys.judging.prompts import PromptSet, load_prompts
 from rlsys.report.judge import judge_section
 from rlsys.report.section import KindReport
-from rlsys.roles.judge import JudgeHandle, JudgeSpec
+from rlsys.roles.judge import ROLE, JudgeHandle, JudgeSpec
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
 
@@ -96,7 +96,7 @@ def open_judge(
         )
     else:
         timeout = context.config.timeouts.call
-        source = JudgeHandle(context.group("judge"))
+        source = JudgeHandle(context.group(ROLE.name))
         model, dtype = context.folder(stage.model), context.config.dtype
         data = context.data.slice(split, kind)
         spec = JudgeSpec(model, data, stage.engine, dtype, prompts, stage.max_new_tokens)
@@ -174,11 +174,11 @@ def judge_inputs(context: Context, name: str, stage: AskingStage) -> dict[str, s
 def judge_roles(stage: AskingStage, earlier: Mapping[str, Any]) -> Sequence[str]:
     """Roles of a stage that uses a judge."""
     judge = earlier.get(stage.judge)
-    return ("judge",) if judge is not None and judge.model else ()
+    return (ROLE.name,) if judge is not None and judge.model else ()
 
 
 def _roles(stage: JudgeStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return ("judge",) if stage.model else ()
+    return (ROLE.name,) if stage.model else ()
 
 
 def _check(config: RunConfig, name: str, stage: JudgeStage) -> None:

@@ -33,7 +33,7 @@ from rlsys.report.section import KindReport
 from rlsys.roles.factory import check_same_processor
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.roles.policy import PolicyHandle, PolicySpec
-from rlsys.roles.rollout import RolloutSpec
+from rlsys.roles.rollout import RolloutHandle, RolloutSpec
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.checkpoints import StageCheckpoints
@@ -125,7 +125,7 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> R
 
 
 def _create(
-    context: Context, stage: RlaifStage, rollout: Any, policy: PolicyHandle
+    context: Context, stage: RlaifStage, rollout: RolloutHandle, policy: PolicyHandle
 ) -> tuple[ScorerHandle | None, GuardHandle | None]:
     """Build all roles at once. Returns: cost model and guard, None if not in the stage."""
     config, dtype = context.config, context.config.dtype

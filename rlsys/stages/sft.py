@@ -29,6 +29,7 @@ from rlsys.guard.flags import load_flags, passed_rows
 from rlsys.models.load import load_processor, structure_tokens
 from rlsys.models.tiny import SPECIAL_TOKENS, build_tiny_vlm
 from rlsys.report.supervised import SUPERVISED
+from rlsys.roles.policy import ROLE as POLICY
 from rlsys.roles.policy import PolicyHandle, PolicySpec
 from rlsys.runtime.pending import Metrics, Pending
 from rlsys.stages.context import Context
@@ -89,7 +90,7 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> Resul
     limits = context.config.timeouts
     data, records = _demonstrated(context, stage)
     model = _start(context, stage, records, folder)
-    policy = PolicyHandle(context.group("policy"))
+    policy = PolicyHandle(context.group(POLICY.name))
     training = context.training(stage.train, stage.optim, stage.steps)
     policy.create(PolicySpec(model, data, context.config.dtype, training)).result(limits.start)
     rows: Sequence[int] = range(len(records))
@@ -176,7 +177,7 @@ def _check(config: RunConfig, name: str, stage: SftStage) -> None:
 
 
 def _roles(stage: SftStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return ("policy",)
+    return (POLICY.name,)
 
 
 def _reads(stage: SftStage) -> Sequence[Read]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from omegaconf import MISSING
 
@@ -60,7 +60,7 @@ def run_supervised(
     name: str,
     stage: SupervisedConfig,
     folder: Path,
-    role: TrainedHandle,
+    role: TrainedHandle[Any],
     learner: Learner,
     rows: Sequence[int],
 ) -> Metrics:
