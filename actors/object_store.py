@@ -11,6 +11,7 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
+from rlsys.config.engine import RAY
 from rlsys.engines.fingerprints import Bytes
 from rlsys.engines.transports.base import Fill
 from rlsys.engines.transports.registry import TRANSPORTS
@@ -18,7 +19,7 @@ from rlsys.engines.weights import WeightUpdate
 from rlsys.errors import SyncError
 from rlsys.registries import by_name
 
-NAME = "ray"
+NAME = RAY
 
 
 class ObjectWriter:

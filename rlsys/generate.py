@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.batch import SampleRequest
-from rlsys.config.schema import EngineConfig
+from rlsys.config.engine import EngineConfig
+from rlsys.config.schema import TOKEN_BUDGET
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.rows import Prompt, Rows
 from rlsys.data.slice import InMemory
@@ -34,7 +35,6 @@ from rlsys.runtime.process import RankProcess
 from rlsys.stages.guarded import GuardedStage
 
 TIMEOUT = 600.0  # of one call of a role, seconds
-GUARD_BUDGET = 8192  # padded tokens per forward pass of the guard
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def generate(
         if not guard:
             return _conditioned(rollout, encoder, hints, risks)
         moderator = GuardHandle(LocalGroup(process), settings.threshold)
-        moderator.create(GuardSpec(guard, source, dtypes[guard], GUARD_BUDGET)).result(TIMEOUT)
+        moderator.create(GuardSpec(guard, source, dtypes[guard], TOKEN_BUDGET)).result(TIMEOUT)
         run = GuardedRun(
             settings.rounds,
             settings.candidates,

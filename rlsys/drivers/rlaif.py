@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, sample_seed, step_rows
-from rlsys.config.schema import GapConfig
+from rlsys.config.engine import GapConfig
 from rlsys.drivers.dpo import dpo
 from rlsys.drivers.gap import engine_gap
 from rlsys.drivers.sampling import sample_requests, sync_weights

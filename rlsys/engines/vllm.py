@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rlsys.config.engine import EngineConfig
 from rlsys.config.engine_arguments import check_arguments
-from rlsys.config.schema import EngineConfig
 from rlsys.engines.loading import load_counted, plain_linears
 from rlsys.engines.transports.base import WeightReader
 from rlsys.engines.weights import Phases, WeightUpdate

@@ -72,8 +72,8 @@ class GuardTrainerSpec:
     training: Training
 
     def build(self, factory: WorkerFactory) -> GuardTrainer:
-        budget, seed = self.training.train.micro_batch_tokens, self.training.seed
-        context = factory.context(self.model, self.data, budget)
+        token_budget, seed = self.training.train.micro_batch_tokens, self.training.seed
+        context = factory.context(self.model, self.data, token_budget)
         module = build_scorer_module(
             self.model, self.dtype, new_head=True, seed=seed, outputs=OUTPUTS
         )

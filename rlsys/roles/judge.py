@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlsys.config.schema import EngineConfig
+from rlsys.config.engine import EngineConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.engines.vllm import SteppedEngine, multi_modal
 from rlsys.judging.judge import Question

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from rlsys.batch import Rollouts, SampleRequest
-from rlsys.config.schema import EngineConfig
+from rlsys.config.engine import EngineConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.engines.transports.base import WeightReader
 from rlsys.engines.vllm import SteppedEngine, multi_modal

@@ -62,8 +62,8 @@ class ScorerTrainerSpec:
     training: Training
 
     def build(self, factory: WorkerFactory) -> ScorerTrainer:
-        budget = self.training.train.micro_batch_tokens
-        context = factory.context(self.model, self.data, budget)
+        token_budget = self.training.train.micro_batch_tokens
+        context = factory.context(self.model, self.data, token_budget)
         seed = self.training.seed
         module = build_scorer_module(self.model, self.dtype, new_head=True, seed=seed)
         return ScorerTrainer(module.to(factory.device), context, self.training)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from rlsys.algorithms.calibration import Platt
+from rlsys.config.engine import GapConfig
 from rlsys.config.keys import key
-from rlsys.config.schema import GapConfig, LagrangeConfig, OptimConfig, TrainConfig
+from rlsys.config.lagrange import LagrangeConfig
+from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.config.updates import SamplingConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlsys.batch import Rollouts
 from rlsys.config.keys import key
-from rlsys.config.schema import RunConfig, TrainConfig
+from rlsys.config.schema import TOKEN_BUDGET, RunConfig
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.errors import ConfigError
@@ -66,7 +66,7 @@ class Evaluator:
         self.scorer = ScorerHandle(context.group(COST.name), COST.name)
         model = context.folder(stage.cost)
         data = context.data.slice(stage.split, RowKind.PROMPTS)
-        spec = ScorerSpec(model, data, context.config.dtype, TrainConfig().micro_batch_tokens)
+        spec = ScorerSpec(model, data, context.config.dtype, TOKEN_BUDGET)
         self.scorer.create(spec).result(context.config.timeouts.start)
 
     def evaluate(self, texts: Mapping[int, str]) -> Evaluated:

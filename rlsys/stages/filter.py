@@ -10,9 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    TrainConfig,
-)
+from rlsys.config.schema import TOKEN_BUDGET
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.errors import ConfigError
@@ -44,10 +42,8 @@ def run_filter(context: Context, name: str, stage: FilterStage, folder: Path) ->
     """Flags of both responses of every row of the split."""
     limits, records = context.config.timeouts, context.data.pairs(stage.split)
     guard = GuardHandle(context.group(GUARD.name), stage.threshold)
-    model, budget = context.folder(stage.guard), TrainConfig().micro_batch_tokens
-    spec = GuardSpec(
-        model, context.data.slice(stage.split, RowKind.PAIRS), context.config.dtype, budget
-    )
+    data = context.data.slice(stage.split, RowKind.PAIRS)
+    spec = GuardSpec(context.folder(stage.guard), data, context.config.dtype, TOKEN_BUDGET)
     guard.create(spec).result(limits.start)
     flags: Flags = {}
     with context.display.bar(name, len(records)) as bar:

@@ -12,7 +12,8 @@ from rlsys.algorithms.group_advantages import SCALES
 from rlsys.artifacts import PROGRESS
 from rlsys.batch import PromptCursor
 from rlsys.config.keys import key
-from rlsys.config.schema import LagrangeConfig, RunConfig
+from rlsys.config.lagrange import LagrangeConfig
+from rlsys.config.schema import RunConfig
 from rlsys.config.updates import UpdateConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
@@ -89,12 +90,12 @@ class GrpoStage(AlignmentConfig):
 def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Result:
     """GRPO-Lagrangian, from the start policy to a trained one."""
     config, limits, settings = context.config, context.config.timeouts, stage.grpo
-    lagrange, constraint = stage.lagrange, Constraint(0.0)
-    calibration: Metrics = {}
+    lagrange, calibration = stage.lagrange, Metrics()
+    constraint: Constraint | None = None
     multiplier = Multiplier.start(lagrange)
     if stage.cost:
-        budget = stage.train.micro_batch_tokens
-        constraint, calibration = cost_constraint(context, stage.cost, lagrange, budget)
+        token_budget = stage.train.micro_batch_tokens
+        constraint, calibration = cost_constraint(context, stage.cost, lagrange, token_budget)
     else:  # reward alone
         lagrange, multiplier.value = LagrangeConfig(rule="fixed", init=0.0), 0.0
     rollout = rollout_handle(context, settings.max_new_tokens, settings.temperature)
@@ -133,7 +134,7 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
         if handle is not None:
             handle.drop().result(limits.call)
     end: Metrics = {}
-    if stage.cost:
+    if constraint is not None:
         end = {"threshold": constraint.threshold, "lambda": state.multiplier.value}
         end |= report.end_metrics()
     return {**calibration, **end, **report.steady_state()}
@@ -150,7 +151,8 @@ def _create(
 ) -> None:
     """Build all roles in parallel."""
     config, dtype = context.config, context.config.dtype
-    data, budget = context.data.slice(stage.split, RowKind.PROMPTS), stage.train.micro_batch_tokens
+    data = context.data.slice(stage.split, RowKind.PROMPTS)
+    token_budget = stage.train.micro_batch_tokens
     named = {POLICY.name: stage.policy, REWARD.name: stage.reward, COST.name: stage.cost}
     models = {role: context.folder(source) for role, source in named.items() if source}
     check_same_processor(models)
@@ -159,11 +161,11 @@ def _create(
     started = [
         rollout.create(RolloutSpec(models[POLICY.name], data, config.engine, dtype)),
         policy.create(PolicySpec(models[POLICY.name], data, dtype, training)),
-        reference.create(ReferenceSpec(models[POLICY.name], data, dtype, budget)),
-        reward.create(ScorerSpec(models[REWARD.name], data, dtype, budget)),
+        reference.create(ReferenceSpec(models[POLICY.name], data, dtype, token_budget)),
+        reward.create(ScorerSpec(models[REWARD.name], data, dtype, token_budget)),
     ]
     if cost is not None:
-        started.append(cost.create(ScorerSpec(models[COST.name], data, dtype, budget)))
+        started.append(cost.create(ScorerSpec(models[COST.name], data, dtype, token_budget)))
     for pending in started:
         pending.result(config.timeouts.start)
 

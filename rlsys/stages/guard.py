@@ -40,9 +40,9 @@ def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> R
     run_supervised(context, name, stage, folder, learner, learner, rows)
     learner.save(folder).result(limits.call)
     guard = GuardHandle(context.group(ROLE.name))
-    budget = stage.train.micro_batch_tokens
+    token_budget = stage.train.micro_batch_tokens
     held_out = GuardSpec(
-        str(folder), context.data.slice(stage.held_out, RowKind.PAIRS), config.dtype, budget
+        str(folder), context.data.slice(stage.held_out, RowKind.PAIRS), config.dtype, token_budget
     )
     guard.create(held_out).result(limits.start)
     records = context.data.pairs(stage.held_out)

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.config.keys import key
-from rlsys.config.schema import TrainConfig
+from rlsys.config.schema import TOKEN_BUDGET
 from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
@@ -78,11 +78,8 @@ def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) 
     evaluator = Evaluator(context, name, stage)
     rollout = rollout_of(context, model, 0, stage.split, stage.max_new_tokens, stage.temperature)
     guard = GuardHandle(context.group(GUARD.name), stage.threshold)
-    budget, data = (
-        TrainConfig().micro_batch_tokens,
-        context.data.slice(stage.split, RowKind.PROMPTS),
-    )
-    spec = GuardSpec(context.folder(stage.guard), data, config.dtype, budget)
+    data = context.data.slice(stage.split, RowKind.PROMPTS)
+    spec = GuardSpec(context.folder(stage.guard), data, config.dtype, TOKEN_BUDGET)
     guard.create(spec).result(config.timeouts.start)
     tokenizer = load_processor(model).tokenizer
     rounds: list[Evaluated] = []

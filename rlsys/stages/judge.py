@@ -13,12 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rlsys.config.engine import EngineConfig
 from rlsys.config.judging import AskingStage, EndpointConfig
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    EngineConfig,
-    RunConfig,
-)
+from rlsys.config.schema import RunConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.rows import Prompt, Rows, pixel_hash
 from rlsys.data.slice import RowKind
@@ -41,7 +39,9 @@ class JudgeStage:
     """A judge; its agreement is measured if the data has an oracle. Other stages name it."""
 
     kind: str = key("judge", "Kind of stage.", choices=("judge",))
-    model: str = key("", "The judge's frozen model: a policy stage or a folder.", ref="policy")
+    model: str = key(
+        "", "The judge's frozen model: a policy stage or a folder.", ref="policy", quotes=True
+    )
     endpoint: EndpointConfig = key(EndpointConfig(), "The judge's endpoint, instead of a model.")
     prompts: str = key(
         "", "A folder of prompts, or a built-in world that has its own; empty: those shipped."

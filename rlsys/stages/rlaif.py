@@ -10,14 +10,10 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.artifacts import PROGRESS
+from rlsys.config.engine import GapConfig
 from rlsys.config.judging import AskingStage
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    GapConfig,
-    OptimConfig,
-    RunConfig,
-    TrainConfig,
-)
+from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note

@@ -65,8 +65,8 @@ class SafeRlhfStage(AlignmentConfig):
 def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Path) -> Result:
     """PPO-Lagrangian, from the start policy to a trained one."""
     config, limits = context.config, context.config.timeouts
-    budget = stage.train.micro_batch_tokens
-    constraint, calibration = cost_constraint(context, stage.cost, stage.lagrange, budget)
+    token_budget = stage.train.micro_batch_tokens
+    constraint, calibration = cost_constraint(context, stage.cost, stage.lagrange, token_budget)
     handles = _Handles(context, stage)
     handles.create()
     rollout = CachedRollout(handles.rollout, folder / PROGRESS / "rollouts")
@@ -131,13 +131,13 @@ class _Handles:
         steps = total_steps(ppo, stage.iterations)
         trained = context.training(stage.train, stage.optim, steps)
         critic = context.training(stage.critic_train, stage.critic_optim, steps)
-        budget = stage.train.micro_batch_tokens
+        token_budget = stage.train.micro_batch_tokens
         started: list[Pending[list[None]]] = [
             self.rollout.create(RolloutSpec(policy, data, config.engine, dtype)),
             self.policy.create(PolicySpec(policy, data, dtype, trained, shown)),
-            self.reference.create(ReferenceSpec(policy, data, dtype, budget)),
-            self.reward.create(ScorerSpec(reward, data, dtype, budget)),
-            self.cost.create(ScorerSpec(cost, data, dtype, budget)),
+            self.reference.create(ReferenceSpec(policy, data, dtype, token_budget)),
+            self.reward.create(ScorerSpec(reward, data, dtype, token_budget)),
+            self.cost.create(ScorerSpec(cost, data, dtype, token_budget)),
             self.reward_critic.create(CriticSpec(reward, data, dtype, critic)),
             self.cost_critic.create(CriticSpec(cost, data, dtype, critic)),
         ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.config.schema import EngineConfig
+from rlsys.config.engine import EngineConfig
 from rlsys.data.slice import DataSlice
 from rlsys.judging.cache import CachedJudge
 from rlsys.judging.judge import Candidate, JudgedPrompt, Question, disentangle, score

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest
-from rlsys.config.schema import GapConfig
+from rlsys.config.engine import GapConfig
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
 from rlsys.engines.weights import Loaded, TensorEntry, WeightUpdate

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
+from rlsys.config.engine import BROADCAST
 from rlsys.engines.fingerprints import Bytes
 from rlsys.engines.transports.base import Fill
 from rlsys.engines.transports.broadcast_group import (
@@ -44,7 +45,7 @@ from rlsys.engines.weights import WeightUpdate, bucket_size
 from rlsys.errors import SyncError
 from rlsys.runtime.process_group import open_store
 
-NAME = "broadcast"
+NAME = BROADCAST
 GATHER_SECONDS = 0.5  # a group waits so long for engines that may ask too
 POLL_SECONDS = 0.005
 YEAR = 365 * 86400.0
