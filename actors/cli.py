@@ -225,7 +225,7 @@ def print_config(
 def data(
     source: Annotated[str, typer.Argument(help="A folder, a file, or a dataset's name on a hub.")],
     layout: Annotated[
-        str, typer.Option(help="llava, vlguard, ...; without one told by the columns.")
+        str, typer.Option(help="llava, vlguard, ...; without one recognised by the columns.")
     ] = "",
     config: Annotated[
         list[str] | None, typer.Option(help="A configuration to take; may be repeated.")

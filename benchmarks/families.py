@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def run(model_type: str) -> dict[str, str]:
-    """Step -> what was found, in a process of its own; the last one tells why it stopped."""
+    """Step -> what was found, in a process of its own; the last one says why it stopped."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, __file__, "--one", model_type, folder],

@@ -37,7 +37,7 @@ class DataConfig:
     )
     layout: str = key(
         "",
-        "Layout of the records: llava, vlguard, spa_vl, beavertails_v or questions; empty: told by "
+        "Layout of the records: llava, vlguard, spa_vl, beavertails_v or questions; empty: by "
         "their columns.",
     )
     configs: list[str] = key([], "Configurations of the source to take, in order; none: all.")

@@ -112,7 +112,7 @@ def forbidden_ids(processor: Any, config: Any) -> list[int]:
 def processor_behaviour(processor: Any) -> dict[str, Any]:
     """What decides about ids and pixels, as plain containers: the tokenizer's algorithm,
     vocabulary and special tokens, the chat template, and the image processor's settings. Files do
-    not tell: saving a published checkpoint writes the same settings into other files.
+    not say: saving a published checkpoint writes the same settings into other files.
     """
     tokenizer = processor.tokenizer
     algorithm = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -259,7 +259,7 @@ class PolicyWorker(TrainedWorker):
 
 class PolicyHandle(TrainedHandle[PolicySpec]):
     """Implements ``Policy`` and ``PreferenceLearner``. transport: how weights reach the engines,
-    asked at every publication.
+    called at every publication.
     """
 
     def __init__(

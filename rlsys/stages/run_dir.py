@@ -136,7 +136,7 @@ def _lock(path: Path) -> IO[str] | None:
 
 
 def _new(runs: Path, name: str) -> tuple[Path, IO[str]]:
-    """A directory that nobody had, locked."""
+    """A new directory, locked: ``name``, ``name-2``, ..."""
     for number in count(1):
         folder = runs / (name if number == 1 else f"{name}-{number}")
         try:

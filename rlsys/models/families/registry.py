@@ -30,7 +30,7 @@ FAMILIES: tuple[Family, ...] = (
     Text(),
 )
 
-# Why a model type that is often asked for cannot be run.
+# Why a well-known model type cannot be run.
 REFUSED = {
     "mllama": "its pictures enter through cross attention, which vLLM no longer runs",
     "internvl_chat": "it needs remote code; convert it to transformers' own class (InternVL3-*-hf)",
