@@ -267,7 +267,7 @@ BAD_OVERRIDES = [
     ("stages.pretrain.train.freeze=[head]",
      "stages.pretrain.train.freeze: no parameter has a component named 'head'"),
     # names that become paths and dotted keys
-    ("stages={a/b: {kind: sft}}", "stages: the name 'a/b' must be letters, digits"),
+    ("stages={a/b: {kind: sft, steps: 1, optim: {lr: 1}}}", "stages: the name 'a/b' must be"),
     ("groups={-a: {roles: [guard]}}", "groups: the name '-a' must be letters, digits"),
     ("name=../x", "name: the name '../x' must be letters, digits"),
     # across sections
