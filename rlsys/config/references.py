@@ -35,11 +35,12 @@ def start_model(stages: Mapping[str, Any], source: str) -> str | TinyConfig:
 
 
 def data_paths(config: RunConfig) -> list[str]:
-    """The folder of the data and the files of conversations, which every node has to read; not a
-    built-in world's folder, which lies beside the runs.
+    """The folders of the data and of benchmarks and the files of conversations, which every node
+    has to read; not a built-in world's folder, which lies beside the runs.
     """
     named = [config.data.source]
     for stage in config.stages.values():
+        named += [stage.folder] if stage.kind == "benchmark" else []
         named += [
             source
             for key, source in references(stage).items()

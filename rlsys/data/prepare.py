@@ -87,7 +87,7 @@ class Datasets:
         elif not Path(self.source).is_dir() and names_folder(self.source):
             raise ConfigError(f"data.source: {self.source}: no such folder")
         elif Path(self.source).is_dir():
-            self._source_digest = path_hash(Path(self.source))
+            self._source_digest = path_hash(Path(self.source)) if self.reads else ""
             self.source = str(Path(self.source).resolve())
         elif self.reads:
             placed = hub_splits(self.source, self.reading)

@@ -36,6 +36,12 @@ class ParseReason(Outcome):
     SEVERAL_NUMBERS = "several_numbers", "several numbers"
     OUT_OF_RANGE = "out_of_range", "out of range"
     NEITHER_YES_NOR_NO = "neither_yes_nor_no", "neither yes nor no"
+    NOT_A_CHOICE = "not_a_choice", "none of the allowed replies"
+    MISSING_TAG = "missing_tag", "a tag is missing"
+    REPEATED_TAG = "repeated_tag", "a tag is repeated"
+    UNKNOWN_TAG = "unknown_tag", "an unknown tag"
+    CONTRADICTION = "contradiction", "a preference contradicts the ratings"
+    SPLIT_VOTE = "split_vote", "as many samples say yes as no"
     # The question: the judge is not called.
     TOO_LONG = "too_long", "the question is too long"
     EMPTY_ANSWER = "empty_answer", "the answer to score is empty"

@@ -21,6 +21,8 @@ from rlsys.roles.scorer import COST, ScorerHandle, ScorerSpec
 from rlsys.stages.context import Context
 from rlsys.stages.lengths import check_lengths
 
+COST_SIGN = "the sign of a cost model, which is no independent judge"
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -87,7 +89,7 @@ class Evaluator:
         (folder / "images").mkdir()
         tables = {policy: each.table for policy, each in evaluated.items()}
         save_evaluation(folder / "evaluation.json", tables)
-        judge = "the data's own oracle" if self.oracle else "the cost model's sign"
+        judge = "the data's own oracle" if self.oracle else COST_SIGN
         count = len(next(iter(evaluated.values())).answers)
         meta = {"judged_by": judge, "prompts": count}
         (folder / "evaluation_meta.json").write_text(json.dumps(meta))
@@ -105,10 +107,15 @@ def prompts_of(context: Context, stage: AnsweringStage) -> int:
 
 def decode(tokenizer: Any, chunk: Rollouts) -> dict[int, str]:
     """Dataset row -> its answer's text."""
-    rows = zip(chunk.prompt_index.tolist(), chunk.response_ids, chunk.lengths, strict=True)
+    return {row: text for (row, _), text in decode_samples(tokenizer, chunk).items()}
+
+
+def decode_samples(tokenizer: Any, chunk: Rollouts) -> dict[tuple[int, int], str]:
+    """(dataset row, sample) -> the answer's text."""
+    places = zip(chunk.prompt_index.tolist(), chunk.sample_index.tolist(), strict=True)
     return {
-        index: tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-        for index, ids, length in rows
+        place: tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+        for place, ids, length in zip(places, chunk.response_ids, chunk.lengths, strict=True)
     }
 
 

@@ -124,6 +124,10 @@ def _run_stage(
         context.restart_rows(name, [(kind_name, step, row) for kind_name, step, row in rows])
     if kind.evaluates:
         _show_results(artifact.folder, context.run_dir, first=kind.report.self_evaluated)
+    for file in kind.keeps:
+        kept = context.run_dir / kind.name / name
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.copy(artifact.folder / file, kept)
     context.made[name] = artifact
     seconds = time.perf_counter() - started
     how = "reused" if artifact.reused else f"{seconds:.0f} s"

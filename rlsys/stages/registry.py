@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlsys.registries import by_name
+from rlsys.stages.benchmark import BENCHMARK
 from rlsys.stages.disentangled import DISENTANGLED
 from rlsys.stages.dpo import DPO
 from rlsys.stages.evaluate import EVALUATE
@@ -35,5 +36,6 @@ KINDS: tuple[StageKind[Any], ...] = (
     RLAIF,
     DISENTANGLED,
     EVALUATE,
+    BENCHMARK,
 )
 STAGES = by_name("kind of stage", ((kind.name, kind) for kind in KINDS))

@@ -64,6 +64,14 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         "observe": {"kind": "observe", **ASKS},
         "rlaif": {"kind": "rlaif", "policy": "start", **ASKS, **OPTIM},
         "conditioned": {"kind": "disentangled", "policy": "start", **ASKS},
+        "siuo": {
+            "kind": "benchmark",
+            "benchmark": "siuo",
+            "folder": "siuo",
+            "max_new_tokens": 16,
+            "policies": {"start": "start"},
+            **ASKS,
+        },
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return load_config(folder / "recipe.yaml")
