@@ -104,6 +104,9 @@ def generate(
     prompt_threshold: PromptThreshold = 0.5,
     refusal: Annotated[str, typer.Option(help="Answer where none passed the guard.")] = REFUSAL,
     max_new_tokens: int = 64,
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16, of all models; without it each model's own.")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="Write JSON lines here.")] = None,
 ) -> None:
     """Answers of a policy: plain, given a judge's observations, or behind a guard. Needs no Ray."""
@@ -113,6 +116,7 @@ def generate(
     os.environ.update(OFFLINE)
     import rlsys.generate as generation
     from rlsys.config.check import check_values
+    from rlsys.config.schema import DTYPES
     from rlsys.data.worlds import prompts_folder
     from rlsys.judging.prompts import load_prompts
     from rlsys.stages.guarded import GuardedStage
@@ -134,13 +138,14 @@ def generate(
             "--hint goes with --guard GUARD": bool(hint) and not guard,
             "--moderate-prompts goes with --guard GUARD": moderate_prompts and not guard,
             "give either --guard or --disentangle": bool(guard and disentangle),
+            f"--dtype is {' or '.join(DTYPES)}": dtype not in ("", *DTYPES),
         }
     )
     prompt_set = load_prompts(prompts_folder(judge_prompts))
     advisor = generation.Advisor(str(disentangle), prompt_set, joint) if disentangle else None
     one = [] if prompts else [generation.prompt("prompt", question, image or Path())]
     questions = generation.read_prompts(prompts) if prompts else one
-    answers = generation.generate(str(model), questions, str(guard or ""), settings, advisor)
+    answers = generation.generate(str(model), questions, str(guard or ""), settings, advisor, dtype)
     _write(generation.as_json(answers), out)
 
 
@@ -199,7 +204,7 @@ def print_config(
 def data(
     source: Annotated[str, typer.Argument(help="A folder, a file, or a dataset's name on a hub.")],
     layout: Annotated[
-        str, typer.Option(help="llava, vlguard, ...; without one told by the columns.")
+        str, typer.Option(help="llava, vlguard, ...; without one recognised by the columns.")
     ] = "",
     config: Annotated[
         list[str] | None, typer.Option(help="A configuration to take; may be repeated.")

@@ -33,7 +33,8 @@ def engine_environment() -> None:
     from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
 
     os.environ.update(ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
-    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    deprecated = r"`torch\.distributed\.reduce_op` is deprecated"
+    warnings.filterwarnings("ignore", deprecated, FutureWarning, r"vllm\.triton_utils")
     import torch
 
     gpu = torch.cuda.is_available()

@@ -273,7 +273,7 @@ class Datasets:
 
 
 def _not_judged(rows: Rows[Prompt]) -> dict[str, str]:
-    """Ids of the rows that a judge cannot be asked about, with the reason."""
+    """Ids of the rows about which a judge can be given no question, with the reason."""
     later = {row.id: Reason.LATER_TURN for row in rows.rows if row.history}
     several = {row.id: Reason.SEVERAL_IMAGES for row in rows.rows if len(row.images) > 1}
     reasons = later | several | {row.id: Reason.NO_IMAGE for row in rows.rows if not row.images}

@@ -78,7 +78,10 @@ class PairOutcome(Outcome):
 
     PAIR = "pair", "pair"
     TOO_FEW_SCORES = "too_few_scores", "fewer than two answers with a score"
-    UNREAD_CHECK = "unread_check", "undecided: checks of risks that could not be parsed"
+    CHECK_PARSE_FAILURE = (
+        "check_parse_failure",
+        "undecided: checks of risks that could not be parsed",
+    )
     NONE_ELIGIBLE = "none_eligible", "every answer was flagged or truncated"
     SCORE_TIE = "score_tie", "score difference below the margin"
     SAME_ANSWER = "same_answer", "identical answers"

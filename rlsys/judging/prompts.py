@@ -78,15 +78,18 @@ def load_rubrics(folder: str = "") -> PromptSet:
 def load_prompts(
     folder: Path = FOLDER, prompts: Mapping[str, Collection[str]] = FIELDS
 ) -> PromptSet:
-    """Args: prompts: name -> its fields. Raises: ConfigError naming a file that is missing, lacks
-    a field or has an unknown one.
+    """Args: prompts: name -> its fields. Raises: ConfigError naming a file that is missing or no
+    text, lacks a field or has an unknown one.
     """
     texts = {}
     for name, fields in prompts.items():
         path = folder / f"{name}.txt"
         if not path.is_file():
             raise ConfigError(f"{path}: this prompt is missing")
-        texts[name] = path.read_text(encoding="utf-8").strip()
+        try:
+            texts[name] = path.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 ({error})") from error
         used = set(FIELD.findall(texts[name]))
         if used != set(fields):
             wrong = sorted(used ^ set(fields))[0]

@@ -10,13 +10,14 @@ from typing import Any
 
 from rlsys.batch import Rollouts
 from rlsys.config.keys import key
-from rlsys.config.schema import RunConfig, TrainConfig
+from rlsys.config.schema import TOKEN_BUDGET, RunConfig
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.errors import ConfigError
 from rlsys.evaluation.answers import Answer, judge_answer, sample_rows
 from rlsys.evaluation.stats import Outcome, Table, save_evaluation, tabulate
-from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.roles.rollout import ROLE as ROLLOUT
+from rlsys.roles.scorer import COST, ScorerHandle, ScorerSpec
 from rlsys.stages.context import Context
 from rlsys.stages.lengths import check_lengths
 
@@ -64,10 +65,10 @@ class Evaluator:
                 f"stages.{name}.cost: {context.config.data.source} has no oracle; "
                 "name the cost model that judges its answers"
             )
-        self.scorer = ScorerHandle(context.group("cost"), "cost")
+        self.scorer = ScorerHandle(context.group(COST.name), COST.name)
         model = context.folder(stage.cost)
         data = context.data.slice(stage.split, RowKind.PROMPTS)
-        spec = ScorerSpec(model, data, context.config.dtype, TrainConfig().micro_batch_tokens)
+        spec = ScorerSpec(model, data, context.config.dtype, TOKEN_BUDGET)
         self.scorer.create(spec).result(context.config.timeouts.start)
 
     def evaluate(self, texts: Mapping[int, str]) -> Evaluated:
@@ -120,7 +121,7 @@ def decode_samples(tokenizer: Any, chunk: Rollouts) -> dict[tuple[int, int], str
 
 def evaluation_roles(stage: AnsweringStage) -> Sequence[str]:
     """The rollout engines, and the cost model if it judges the answers."""
-    return ("rollout", "cost") if stage.cost else ("rollout",)
+    return (ROLLOUT.name, COST.name) if stage.cost else (ROLLOUT.name,)
 
 
 def check_answering(config: RunConfig, name: str, stage: AnsweringStage) -> None:

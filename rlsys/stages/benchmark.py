@@ -31,6 +31,7 @@ from rlsys.judging.prompts import load_rubrics
 from rlsys.models.load import load_processor, structure_tokens
 from rlsys.report.benchmark import ANSWERS, TABLE, benchmark_section
 from rlsys.report.section import KindReport
+from rlsys.roles.rollout import ROLE as ROLLOUT
 from rlsys.stages.answering import decode_samples
 from rlsys.stages.context import Context
 from rlsys.stages.judge import (
@@ -257,7 +258,7 @@ def _described(
 
 
 def _roles(stage: BenchmarkStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return ("rollout", *judge_roles(stage, earlier))
+    return (ROLLOUT.name, *judge_roles(stage, earlier))
 
 
 def _check(config: RunConfig, name: str, stage: BenchmarkStage) -> None:

@@ -13,12 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlsys.config.engine import EngineConfig
 from rlsys.config.judging import AskingStage, EndpointConfig
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    EngineConfig,
-    RunConfig,
-)
+from rlsys.config.schema import RunConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.rows import Prompt, Rows, pixel_hash
 from rlsys.data.slice import RowKind
@@ -32,7 +30,7 @@ from rlsys.judging.prompts import PromptSet, load_prompts
 from rlsys.report.judge import judge_section
 from rlsys.report.section import KindReport
 from rlsys.roles.factory import RowSource
-from rlsys.roles.judge import JudgeHandle, JudgeSpec
+from rlsys.roles.judge import ROLE, JudgeHandle, JudgeSpec
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
 
@@ -42,7 +40,9 @@ class JudgeStage:
     """A judge; its agreement is measured if the data has an oracle. Other stages name it."""
 
     kind: str = key("judge", "Kind of stage.", choices=("judge",))
-    model: str = key("", "The judge's frozen model: a policy stage or a folder.", ref="policy")
+    model: str = key(
+        "", "The judge's frozen model: a policy stage or a folder.", ref="policy", quotes=True
+    )
     endpoint: EndpointConfig = key(EndpointConfig(), "The judge's endpoint, instead of a model.")
     prompts: str = key(
         "", "A folder of prompts, or a built-in world that has its own; empty: those shipped."
@@ -111,7 +111,7 @@ def open_judge_on(
         )
     else:
         timeout = context.config.timeouts.call
-        source = JudgeHandle(context.group("judge"))
+        source = JudgeHandle(context.group(ROLE.name))
         model, dtype = context.folder(stage.model), context.config.dtype
         spec = JudgeSpec(model, data, stage.engine, dtype, prompts, stage.max_new_tokens)
         source.create(spec).result(context.config.timeouts.start)
@@ -200,11 +200,11 @@ class Asking(Protocol):
 def judge_roles(stage: Asking, earlier: Mapping[str, Any]) -> Sequence[str]:
     """Roles of a stage that uses a judge."""
     judge = earlier.get(stage.judge)
-    return ("judge",) if judge is not None and judge.model else ()
+    return (ROLE.name,) if judge is not None and judge.model else ()
 
 
 def _roles(stage: JudgeStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return ("judge",) if stage.model else ()
+    return (ROLE.name,) if stage.model else ()
 
 
 def _check(config: RunConfig, name: str, stage: JudgeStage) -> None:

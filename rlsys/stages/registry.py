@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlsys.registries import by_name
 from rlsys.stages.benchmark import BENCHMARK
 from rlsys.stages.disentangled import DISENTANGLED
 from rlsys.stages.dpo import DPO
@@ -37,6 +38,4 @@ KINDS: tuple[StageKind[Any], ...] = (
     EVALUATE,
     BENCHMARK,
 )
-STAGES: dict[str, StageKind[Any]] = {kind.name: kind for kind in KINDS}
-if len(STAGES) < len(KINDS):
-    raise ValueError(f"two stage kinds share a name: {[kind.name for kind in KINDS]}")
+STAGES = by_name("kind of stage", ((kind.name, kind) for kind in KINDS))

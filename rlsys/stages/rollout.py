@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from rlsys.data.slice import RowKind
 from rlsys.roles.factory import RowSource
+from rlsys.roles.rollout import ROLE as ROLLOUT
 from rlsys.roles.rollout import RolloutHandle, RolloutSpec
 from rlsys.stages.context import Context
 
 
 def rollout_handle(context: Context, max_new_tokens: int, temperature: float) -> RolloutHandle:
     return RolloutHandle(
-        context.group("rollout"),
+        context.group(ROLLOUT.name),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         chunk_prompts=context.config.engine.chunk_prompts,

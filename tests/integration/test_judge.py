@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from rlsys.artifacts import ArtifactStore
+from rlsys.config.engine import EngineConfig
 from rlsys.config.load import dump_config
-from rlsys.config.schema import DataConfig, EngineConfig, RunConfig
+from rlsys.config.schema import DataConfig, RunConfig
 from rlsys.data.prepare import Datasets
 from rlsys.data.slice import DataSlice
 from rlsys.display import Display
