@@ -15,7 +15,7 @@ from rlsys.errors import ConfigError, RlsysError
 
 RECIPE = """
 name: small
-data: {source: riskworld, sizes: {train: 12, validation: 4, evaluation: 4}}
+data: {source: riskworld, sizes: {train: 20, validation: 20, evaluation: 20}}
 groups: {train: {roles: [policy]}}
 tracker: {wandb: disabled}
 stages: {start: {kind: sft, init: tiny, steps: 1, optim: {lr: 0.1}}}
