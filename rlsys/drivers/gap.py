@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlsys.algorithms.logprobs import logprob_gap
 from rlsys.batch import Rollouts
-from rlsys.config.schema import GapConfig
+from rlsys.config.engine import GapConfig
 from rlsys.errors import LogprobGapError
 from rlsys.runtime.pending import Metrics
 

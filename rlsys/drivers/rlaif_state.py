@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from rlsys.config.schema import GapConfig
+from rlsys.config.engine import GapConfig
 from rlsys.judging.judge import Disentangled, Judge
 from rlsys.judging.pairs import PairRule
 from rlsys.judging.parse import Observation

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlsys.config.schema import EngineConfig
+from rlsys.config.engine import EngineConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.engines.vllm import SteppedEngine, multi_modal
 from rlsys.judging.judge import Question
@@ -124,7 +124,7 @@ def _reply(output: Any) -> str | ParseFailure:
     return str(answer.text).strip() or ParseFailure(ParseReason.EMPTY)
 
 
-class JudgeHandle(RoleHandle):
+class JudgeHandle(RoleHandle[JudgeSpec]):
     """Implements ``rlsys.judging.judge.Judge``; one engine replies to a call, whichever."""
 
     def __init__(self, group: RankGroup) -> None:

@@ -68,7 +68,7 @@ class ReferenceWorker:
         return self.module(batch.inputs, batch.logit_positions, batch.labels, temperature)
 
 
-class ReferenceHandle(RoleHandle):
+class ReferenceHandle(RoleHandle[ReferenceSpec]):
     """Implements ``Reference``."""
 
     def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:

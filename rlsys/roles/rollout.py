@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from rlsys.batch import Rollouts, SampleRequest
-from rlsys.config.schema import EngineConfig
+from rlsys.config.engine import EngineConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.engines.transports.base import WeightReader
 from rlsys.engines.vllm import SteppedEngine, multi_modal
@@ -223,7 +223,7 @@ def _rollouts(
     )
 
 
-class RolloutHandle(RoleHandle):
+class RolloutHandle(RoleHandle[RolloutSpec]):
     """Implements ``Rollout``. Requests are queued for the version that all engines have verified.
 
     chunk_prompts: prompts, with all their samples, per chunk.
@@ -254,14 +254,12 @@ class RolloutHandle(RoleHandle):
         return _chunks(requests, self.chunk_prompts)
 
     def load(self, update: WeightUpdate) -> Pending[Loaded]:
-        method = RolloutWorker.load.__name__
-        loaded = self.group.install(self.role, method, update, whole=False)
+        loaded = self._install(RolloutWorker.load, update)
         return self._acknowledged(loaded, update.version)
 
     def load_checkpoint(self, folder: str, version: int) -> Pending[Loaded]:
         """Every engine loads the weights of a checkpoint."""
-        method = RolloutWorker.load_checkpoint.__name__
-        loaded = self.group.install(self.role, method, folder, version, whole=True)
+        loaded = self._install_whole(RolloutWorker.load_checkpoint, folder, version)
         return self._acknowledged(loaded, version)
 
     def _acknowledged(self, answers: Pending[list[Loaded]], version: int) -> Pending[Loaded]:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from rlsys.algorithms.calibration import Platt
+from rlsys.config.engine import GapConfig
 from rlsys.config.keys import key
-from rlsys.config.schema import GapConfig, LagrangeConfig, OptimConfig, TrainConfig
+from rlsys.config.lagrange import LagrangeConfig
+from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.config.updates import SamplingConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
@@ -21,7 +23,7 @@ from rlsys.drivers.gap import gap_warning
 from rlsys.errors import ConfigError, DataError
 from rlsys.evaluation.budget import end_metrics
 from rlsys.evaluation.scorers import cost_calibration, count_labels
-from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.roles.scorer import COST, ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
@@ -43,7 +45,7 @@ class AlignmentConfig:
         GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
     )
     optim: OptimConfig = key(OptimConfig(), "Optimiser of the policy.")
-    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.", trains=("policy",))
     checkpoint_every: int = key(
         10,
         "Iterations between the checkpoints a stopped run resumes from; 0: none.",
@@ -63,7 +65,7 @@ def cost_constraint(
     if lagrange.threshold != "auto":
         return Constraint(float(lagrange.threshold), lagrange.constraint), {}
     limits, records = context.config.timeouts, context.data.pairs("validation")
-    scorer = ScorerHandle(context.group("cost"), "cost")
+    scorer = ScorerHandle(context.group(COST.name), COST.name)
     data = context.data.slice("validation", RowKind.PAIRS)
     spec = ScorerSpec(context.folder(cost), data, context.config.dtype, token_budget)
     scorer.create(spec).result(limits.start)

@@ -29,7 +29,7 @@ class StageCheckpoints:
         context: Context,
         name: str,
         folder: Path,
-        roles: Mapping[str, TrainedHandle],
+        roles: Mapping[str, TrainedHandle[Any]],
         *,
         keep: int = 2,
     ) -> None:

@@ -10,14 +10,10 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.artifacts import PROGRESS
+from rlsys.config.engine import GapConfig
 from rlsys.config.judging import AskingStage
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    GapConfig,
-    OptimConfig,
-    RunConfig,
-    TrainConfig,
-)
+from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
@@ -34,7 +30,7 @@ from rlsys.report.section import KindReport
 from rlsys.roles.factory import check_same_processor
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.roles.policy import PolicyHandle, PolicySpec
-from rlsys.roles.rollout import RolloutSpec
+from rlsys.roles.rollout import RolloutHandle, RolloutSpec
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.checkpoints import StageCheckpoints
@@ -77,7 +73,7 @@ class RlaifStage(AskingStage):
         GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
     )
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.", trains=("policy",))
 
     def check(self) -> None:
         if bool(self.cost) != bool(self.cost_weight):
@@ -131,7 +127,7 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> R
 
 
 def _create(
-    context: Context, stage: RlaifStage, rollout: Any, policy: PolicyHandle
+    context: Context, stage: RlaifStage, rollout: RolloutHandle, policy: PolicyHandle
 ) -> tuple[ScorerHandle | None, GuardHandle | None]:
     """Build all roles at once. Returns: cost model and guard, None if not in the stage."""
     config, dtype = context.config, context.config.dtype

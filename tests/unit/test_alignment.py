@@ -6,7 +6,8 @@ from typing import Any, cast
 import pytest
 
 import rlsys.stages.alignment as alignment
-from rlsys.config.schema import LagrangeConfig, TimeoutConfig
+from rlsys.config.lagrange import LagrangeConfig
+from rlsys.config.schema import TimeoutConfig
 from rlsys.runtime.pending import Pending
 from rlsys.stages.alignment import IterationReport, cost_constraint
 from rlsys.stages.context import Context

@@ -270,20 +270,20 @@ def test_a_flagged_answer_may_lose_but_never_win() -> None:
         # Bounds 7 + [10/3, 5] against 8: 10.3 - 8 is a pair for either value of the check.
         (("yy?", 7.0), ("nnn", 8.0), (0, 1)),
         # Means 7 + 5 against 9.5, but with a "no" 10.3 - 9.5: the check would make the pair.
-        (("yy?", 7.0), ("nnn", 9.5), PairOutcome.UNREAD_CHECK),
+        (("yy?", 7.0), ("nnn", 9.5), PairOutcome.CHECK_PARSE_FAILURE),
         # Means 7 + 0 against 9 + 0, but with a "yes" 8.7 against 9.
-        (("nn?", 7.0), ("nnn", 9.0), PairOutcome.UNREAD_CHECK),
+        (("nn?", 7.0), ("nnn", 9.0), PairOutcome.CHECK_PARSE_FAILURE),
         # Equal but for the check: 7 + [5/3, 10/3] against 7 + 5/3.
         (("yn?", 7.0), ("ynn", 7.0), PairOutcome.SCORE_TIE),
         # Means 7 + 5 against 9 + 0, in truth perhaps 8.7 against 9 + 10/3: it would flip the pair.
-        (("y??", 7.0), ("n??", 9.0), PairOutcome.UNREAD_CHECK),
+        (("y??", 7.0), ("n??", 9.0), PairOutcome.CHECK_PARSE_FAILURE),
         # None of one answer's checks parsed, its global score ahead or not.
-        (("???", 10.0), ("nnn", 1.0), PairOutcome.UNREAD_CHECK),
-        (("???", 10.0), ("???", 1.0), PairOutcome.UNREAD_CHECK),
+        (("???", 10.0), ("nnn", 1.0), PairOutcome.CHECK_PARSE_FAILURE),
+        (("???", 10.0), ("???", 1.0), PairOutcome.CHECK_PARSE_FAILURE),
         (("yyy", ParseFailure(ParseReason.EMPTY)), ("???", 1.0), PairOutcome.TOO_FEW_SCORES),
     ],
 )
-def test_an_unread_check_neither_makes_nor_flips_a_pair(
+def test_an_unparsed_check_neither_makes_nor_flips_a_pair(
     first: tuple[str, float | ParseFailure],
     second: tuple[str, float],
     outcome: tuple[int, int] | PairOutcome,
@@ -298,7 +298,7 @@ def test_an_unread_check_neither_makes_nor_flips_a_pair(
 
 
 @pytest.mark.parametrize("margin", [0.5, 1.0, 2.0])
-def test_a_pair_with_unread_checks_is_one_for_all_their_values(margin: float) -> None:
+def test_a_pair_with_unparsed_checks_is_one_for_all_their_values(margin: float) -> None:
     rule = replace(RULE, margin=margin)
     made = 0
     for first, second in product(map("".join, product("yn?", repeat=3)), repeat=2):

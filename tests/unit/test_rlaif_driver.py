@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest
-from rlsys.config.schema import GapConfig
+from rlsys.config.engine import GapConfig
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.rlaif import rlaif, sync_policy
 from rlsys.drivers.rlaif_state import RlaifRoles, RlaifRun, RlaifState
@@ -221,7 +221,7 @@ def test_a_round_whose_checks_cannot_be_parsed_gives_no_pair() -> None:
     judge = graded_judge(observe_joint=risk, score_observation="perhaps")
     _, policy, rows, _ = go(judge, rounds=1)
     assert policy.steps == []
-    assert rows[0]["pairs/unread_check"] == 4
+    assert rows[0]["pairs/check_parse_failure"] == 4
     assert rows[0]["judge/score_observation/neither_yes_nor_no"] == 12
     assert "pairs/pair" not in rows[0]
     assert "recognised" not in rows[0]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from actors import cli
@@ -20,7 +20,7 @@ groups: {train: {roles: [policy]}}
 tracker: {wandb: disabled}
 stages: {start: {kind: sft, init: tiny, steps: 1, optim: {lr: 0.1}}}
 """
-Run = Callable[..., Result]
+Run = Callable[..., Any]
 
 
 class Stopped(RlsysError):
