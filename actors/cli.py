@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from actors.commands import jobs
+from actors.commands import plan as planning
 from actors.ending import end_in_order, exit_code
 from rlsys.errors import ConfigError, RlsysError
 from rlsys.guard.levels import REFUSAL
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(jobs.app)
+app.add_typer(planning.app)
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe, for example configs/demo.yaml.")]
 Overrides = Annotated[

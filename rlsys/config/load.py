@@ -31,9 +31,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"{override!r}: overrides are written key=value")
-    recipe = _with_base(Path(path), ())
+    bases = [each.partition("=")[2] for each in overrides if each.startswith("base=")]
+    recipe = _with_base(Path(path), (), bases[-1] if bases else None)
     for override in overrides:
-        recipe = _override(str(path), recipe, override)
+        if not override.startswith("base="):
+            recipe = _override(str(path), recipe, override)
     merged = _merge(str(path), "", OmegaConf.structured(RunConfig), recipe)
     config = _to_object(str(path), "", merged)
     assert isinstance(config, RunConfig)
@@ -43,13 +45,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def _with_base(path: Path, above: tuple[Path, ...]) -> Any:
+def _with_base(path: Path, above: tuple[Path, ...], given: str | None = None) -> Any:
     """The recipe on top of the one that ``base`` names, relative to its own folder. A stage without
     ``kind`` changes keys of the base's stage, one with it comes after the base's stages, in place
-    of one of the same name, and null removes one.
+    of one of the same name, and null removes one. Args: given: instead of the ``base`` it names.
     """
     recipe, own = _read(str(path)), path.resolve()
     base = recipe.pop("base", None)
+    base = given or base
     if base is None:
         return recipe
     if not isinstance(base, str) or not (own.parent / base).is_file():

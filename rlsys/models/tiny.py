@@ -6,7 +6,7 @@ Qwen2.5-VL checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -83,7 +83,8 @@ def build_tiny_vlm(folder: Path, texts: Iterable[str], sizes: TinyConfig, seed: 
     """Write a randomly initialised checkpoint (weights, tokenizer, processor) to ``folder``."""
     processor = tiny_processor(texts, sizes)
     tokenizer = processor.tokenizer
-    config = _model_config(tokenizer, sizes)
+    token_id = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    config = model_config(sizes, len(tokenizer), token_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
@@ -93,12 +94,12 @@ def build_tiny_vlm(folder: Path, texts: Iterable[str], sizes: TinyConfig, seed: 
     processor.save_pretrained(folder)
 
 
-def _model_config(tokenizer: PreTrainedTokenizerFast, sizes: TinyConfig) -> Qwen2_5_VLConfig:
+def model_config(sizes: TinyConfig, vocab: int, token_id: Mapping[str, int]) -> Qwen2_5_VLConfig:
+    """Args: token_id: of the special tokens."""
     heads = sizes.hidden // 32
-    token_id = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
     return Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tokenizer),
+            "vocab_size": vocab,
             "hidden_size": sizes.hidden,
             "intermediate_size": 2 * sizes.hidden,
             "num_hidden_layers": sizes.layers,

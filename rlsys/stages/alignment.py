@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from rlsys.algorithms.calibration import Platt
 from rlsys.config.keys import key
-from rlsys.config.schema import GapConfig, LagrangeConfig, OptimConfig, TrainConfig
+from rlsys.config.schema import FROZEN, GapConfig, LagrangeConfig, OptimConfig, TrainConfig
 from rlsys.config.updates import SamplingConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
@@ -24,7 +24,7 @@ from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
-from rlsys.stages.supervised import checkpoint_due
+from rlsys.stages.supervised import checkpoint_due, steps_of
 
 
 @dataclass
@@ -36,13 +36,21 @@ class AlignmentConfig:
     policy: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
     reward: str = key(MISSING, "Reward model: a stage or a folder.", ref="reward")
     cost: str = key(MISSING, "Cost model: a stage or a folder.", ref="cost")
-    iterations: int = key(MISSING, "Iterations.", ge=1)
+    iterations: int = key(0, "Iterations; 0: as many as `epochs` need.", ge=0)
+    epochs: float = key(0.0, "Passes over the prompts, instead of iterations.", ge=0)
     lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
     gap: GapConfig = key(
         GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
     )
     optim: OptimConfig = key(OptimConfig(), "Optimiser of the policy.")
     train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+    frozen: str = key(
+        "whole",
+        "Weights of reference, reward and cost model: whole on every rank; sharded over the ranks "
+        "of their group (DeepSpeed ZeRO-3); offload: sharded, in the host's memory.",
+        choices=FROZEN,
+        affects_result=False,
+    )
     checkpoint_every: int = key(
         10,
         "Iterations between the checkpoints a stopped run resumes from; 0: none.",
@@ -50,6 +58,14 @@ class AlignmentConfig:
         affects_result=False,
     )
     keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1, affects_result=False)
+
+    def check(self) -> None:
+        if bool(self.iterations) == bool(self.epochs):
+            raise ConfigError("iterations: give either iterations or epochs")
+
+    def iterations_on(self, prompts: int, sampling: SamplingConfig) -> int:
+        """Iterations on as many prompts."""
+        return self.iterations or steps_of(self.epochs, prompts, sampling.num_prompts)
 
 
 def cost_constraint(
@@ -109,6 +125,7 @@ class IterationReport:
     rollout: CachedRollout
     gap: GapConfig
     bar: Bar
+    iterations: int
     history: list[Metrics] = field(default_factory=list)
 
     def __call__(self, state: ConstrainedState, metrics: Metrics, *_: object) -> None:
@@ -120,9 +137,9 @@ class IterationReport:
                 f"[yellow]warning[/yellow] iteration {done}: engine and trainer differ by "
                 f"{metrics['gap/max']:.1e} nats (expected at most {self.gap.warn:.0e})"
             )
-        if checkpoint_due(done, self.stage.iterations, self.stage.checkpoint_every):
+        if checkpoint_due(done, self.iterations, self.stage.checkpoint_every):
             self.checkpoints.save(done, state.as_dict())
-        if checkpoint_due(done, self.stage.iterations, self.stage.checkpoint_every or 1):
+        if checkpoint_due(done, self.iterations, self.stage.checkpoint_every or 1):
             self.rollout.evict(done)
         self.bar.advance(
             note(metrics, "reward", "cost", "violation", "lambda", "kl", "samples_per_s")

@@ -78,6 +78,7 @@ class GrpoStage(AlignmentConfig):
     grpo: GrpoConfig = key(GrpoConfig(), "One iteration.")
 
     def check(self) -> None:
+        super().check()
         if not self.cost and self.lagrange != LagrangeConfig():
             raise ConfigError(
                 "lagrange: there is no constraint without a cost model; name one in cost"
@@ -95,22 +96,23 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
         constraint, calibration = cost_constraint(context, stage.cost, lagrange, budget)
     else:  # reward alone
         lagrange, multiplier.value = LagrangeConfig(rule="fixed", init=0.0), 0.0
+    count = len(context.data.prompts(stage.split))
+    iterations = stage.iterations_on(count, settings)
     rollout = rollout_handle(context, settings.max_new_tokens, settings.temperature)
     policy = PolicyHandle(context.group("policy"), context.runtime.transport, settings)
     reference = ReferenceHandle(context.group("reference"), REFERENCE.name)
     reward = ScorerHandle(context.group("reward"), "reward")
     cost = ScorerHandle(context.group("cost"), "cost") if stage.cost else None
-    _create(context, stage, rollout, policy, reference, reward, cost)
+    _create(context, stage, iterations, rollout, policy, reference, reward, cost)
     cached = CachedRollout(rollout, folder / PROGRESS / "rollouts")
     trained = {policy.role: policy}
     checkpoints = StageCheckpoints(context, name, folder, trained, keep=stage.keep_checkpoints)
-    count = len(context.data.prompts(stage.split))
     state = ConstrainedState(multiplier, PromptCursor(count, config.seed))
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
     gap = gap_for(stage.gap, config.dtype)
     run = GrpoRun(
-        stage.iterations,
+        iterations,
         constraint,
         config.seed,
         settings,
@@ -121,9 +123,9 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
         limits,
     )
     sync_weights(policy, cached, state.iteration, limits.sync)
-    with context.display.bar(name, stage.iterations) as bar:
+    with context.display.bar(name, iterations) as bar:
         bar.advance("", by=state.iteration)
-        report = IterationReport(context, name, stage, checkpoints, cached, gap, bar)
+        report = IterationReport(context, name, stage, checkpoints, cached, gap, bar, iterations)
         roles = GrpoRoles(cached, policy, reference, reward, cost)
         grpo_lagrangian(roles, state, run, report)
     policy.save(folder).result(limits.call)
@@ -140,6 +142,7 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
 def _create(
     context: Context,
     stage: GrpoStage,
+    iterations: int,
     rollout: RolloutHandle,
     policy: PolicyHandle,
     reference: ReferenceHandle,
@@ -152,16 +155,16 @@ def _create(
     named = {"policy": stage.policy, "reward": stage.reward, "cost": stage.cost}
     models = {role: context.folder(source) for role, source in named.items() if source}
     check_same_processor(models)
-    steps = total_steps(stage.grpo, stage.iterations)
+    steps = total_steps(stage.grpo, iterations)
     training = context.training(stage.train, stage.optim, steps)
     started = [
         rollout.create(RolloutSpec(models["policy"], data, config.engine, dtype)),
         policy.create(PolicySpec(models["policy"], data, dtype, training)),
-        reference.create(ReferenceSpec(models["policy"], data, dtype, budget)),
-        reward.create(ScorerSpec(models["reward"], data, dtype, budget)),
+        reference.create(ReferenceSpec(models["policy"], data, dtype, budget, stage.frozen)),
+        reward.create(ScorerSpec(models["reward"], data, dtype, budget, stage.frozen)),
     ]
     if cost is not None:
-        started.append(cost.create(ScorerSpec(models["cost"], data, dtype, budget)))
+        started.append(cost.create(ScorerSpec(models["cost"], data, dtype, budget, stage.frozen)))
     for pending in started:
         pending.result(config.timeouts.start)
 

@@ -62,5 +62,5 @@ def test_a_number_needs_no_answers() -> None:
 
 def test_the_end_counts_the_iterations_before_a_resume() -> None:
     rows = [("grpo", n, {"cost": float(n), "violation": n - 2.0}) for n in (1, 2, 3, 4)]
-    report = IterationReport(make_context(rows=rows), *cast("Any", [None] * 6))
+    report = IterationReport(make_context(rows=rows), *cast("Any", [None] * 7))
     assert report.end_metrics() == {"cost_end": 3.5, "violation_end": 1.5}
