@@ -723,7 +723,7 @@ def test_the_base_of_a_recipe_may_be_given(tmp_path: Path) -> None:
     second = load_config(tmp_path / "small.yaml", ["base=two.yaml", "seed=5"])
     assert (first.name, first.seed, second.name, second.seed) == ("one", 1, "two", 5)
     assert first.stages["ppo"].iterations == second.stages["ppo"].iterations == 3
-    with pytest.raises(ConfigError, match="base: 'three.yaml': no such recipe"):
+    with pytest.raises(ConfigError, match=r"base: 'three\.yaml': no such recipe"):
         load_config(tmp_path / "small.yaml", ["base=three.yaml"])
 
 

@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from typer.testing import CliRunner
 
 import rlsys
-from actors.cli import app
 from rlsys.config.load import load_config
 from rlsys.config.schema import RunConfig, TinyConfig, TrainConfig
 from rlsys.models.adapters import add_lora
@@ -246,34 +243,3 @@ def test_the_time_of_an_iteration_falls_with_a_faster_device_and_more_ranks() ->
     assert seconds("h100") < seconds("a100") < seconds("a100", "groups.train.ranks=4")
     measured = compute.measured_cpu("float32", size=64)
     assert measured.flops > 0 < measured.bandwidth
-
-
-# the command
-
-
-def test_the_command_prints_a_table_of_every_stage_and_says_what_is_missing() -> None:
-    path = str(ROOT / "configs" / "safe_rlhf_v_qwen2vl_7b.yaml")
-    done = CliRunner().invoke(app, ["plan", path, "--gpu-memory", "80"], env={"COLUMNS": "200"})
-    assert done.exit_code == 0, done.output
-    for word in ("sft (sft)", "ppo (safe_rlhf)", "cost_critic", "8.29B", "an estimate", "fits"):
-        assert word in done.output
-    assert "does not fit" not in done.output
-    small = CliRunner().invoke(app, ["plan", path, "--gpu-memory", "24"], env={"COLUMNS": "200"})
-    assert small.exit_code == 1
-    assert "does not fit" in small.output
-    assert "stages.sft.train.offload=" in small.output
-
-
-def test_the_plan_of_a_cpu_recipe_reads_this_machine() -> None:
-    path = str(ROOT / "configs" / "demo.yaml")
-    done = CliRunner().invoke(app, ["plan", path], env={"COLUMNS": "200"})
-    assert done.exit_code == 0, done.output
-    assert "this CPU" in done.output
-    assert "2 x CPU" in done.output
-
-
-def test_nothing_is_allocated_for_a_model_of_seven_billion() -> None:
-    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-    model = describe(read_config("llava-hf/llava-1.5-7b-hf"), scorer=False, train=TrainConfig())
-    assert model.trained < model.total, "layers of the tower that nothing reads are not trained"
-    assert before == (torch.cuda.memory_allocated() if torch.cuda.is_available() else 0)
