@@ -66,22 +66,22 @@ class Case:
     dtype: str
     train: dict[str, Any] = field(default_factory=dict)
     large: bool = True
-    rows: int = 4
+    rows: int = 2
     answer: int = 64
 
 
 CASES = (
     Case("135M policy, torch", "policy", "float32", PLAIN),
     Case("135M policy, torch, checkpointing", "policy", "float32",
-         PLAIN | {"gradient_checkpointing": True}, rows=16),
+         PLAIN | {"gradient_checkpointing": True}, rows=6),
     Case("135M policy, ZeRO-1", "policy", "float32", ZERO | {"zero_stage": 1}),
     Case("135M policy, ZeRO-2", "policy", "bfloat16", ZERO | {"zero_stage": 2}),
     Case("135M policy, ZeRO-3", "policy", "bfloat16", ZERO | {"zero_stage": 3}),
     Case("135M policy, LoRA", "policy", "bfloat16", ZERO | {"zero_stage": 1, "lora_rank": 8},
-         rows=8),
+         rows=4),
     Case("135M critic, ZeRO-2", "critic", "bfloat16", ZERO | {"zero_stage": 2}),
-    Case("135M critic, torch", "critic", "float32", PLAIN, rows=16),
-    Case("135M reference", "reference", "bfloat16", rows=8),
+    Case("135M critic, torch", "critic", "float32", PLAIN, rows=4),
+    Case("135M reference", "reference", "bfloat16", rows=6),
     Case("demo's policy, torch", "policy", "float32", PLAIN, large=False, rows=64),
     Case("demo's critic, ZeRO-1", "critic", "float32", ZERO | {"zero_stage": 1}, large=False,
          rows=64),
