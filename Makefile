@@ -43,14 +43,17 @@ clean:
 	rm -rf .venv
 
 # What takes longer than the tests: the recipes from nothing with several seeds, held against what
-# they promise; the result is kept in benchmarks/soak.md. It takes about five hours and continues
-# where it was stopped; remove runs/soak to start again.
+# they promise. What each run showed is kept in benchmarks/soak.json and shown in benchmarks/soak.md.
+# All take about five hours; `make soak` continues where it was stopped, `make soak SOAK="demo-0"`
+# runs some of them; remove runs/soak to start again.
 SOAK := demo-0 demo-1 demo-2 demo-3 demo-4 grpo-0 grpo-1 grpo-2 tradeoff-0 tradeoff-1 tradeoff-2 \
   blank-0 dream-0 dream-1 dream-2
 soak: .venv/.ready
 	for run in $(SOAK); do \
 	  [ -f runs/soak/$$run/commit ] || { \
 	    $(BIN)/rlsys run configs/$${run%-*}.yaml runs_dir=runs/soak name=$$run seed=$${run#*-} && \
-	    git describe --always --dirty > runs/soak/$$run/commit; } || exit 1; \
+	    { git rev-parse --short HEAD; git diff --quiet HEAD -- rlsys actors configs || echo dirty; } \
+	      | paste -sd- > runs/soak/$$run/commit && \
+	    { $(BIN)/python benchmarks/soak.py runs/soak/$$run || true; }; } || exit 1; \
 	done
 	$(BIN)/python benchmarks/soak.py $(addprefix runs/soak/,$(SOAK))

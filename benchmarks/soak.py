@@ -2,8 +2,9 @@
 
 python benchmarks/soak.py runs/soak/demo-0 runs/soak/dream-0 ...
 
-A run's name up to the first dash says which promises are its own. The answer is kept in
-benchmarks/soak.md, with machine, and date and commit of each run.
+A run's name up to the first dash says which promises are its own. What each run showed is kept in
+benchmarks/soak.json, with its commit, date and machine, until the same run is checked again;
+benchmarks/soak.md shows all of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.box import MARKDOWN
@@ -20,8 +22,8 @@ from rich.table import Table
 
 from rlsys.runtime.pending import Metrics
 
-RECORD = Path(__file__).with_name("soak.md")
-
+RECORD = Path(__file__).with_name("soak.json")
+TABLE = Path(__file__).with_name("soak.md")
 
 Check = tuple[str, float, str, bool]
 """(what, measured, promised, whether it holds)."""
@@ -151,27 +153,44 @@ def machine() -> str:
     return f"{', '.join(sorted(names))}, {psutil.cpu_count()} cores, {memory:.0f} GiB, no GPU"
 
 
-def when(run: Path) -> str:
-    """Commit and date of a run; `make soak` writes the file ``commit``."""
-    ended = datetime.fromtimestamp((run / "report.html").stat().st_mtime, UTC)
-    return f"{(run / 'commit').read_text().strip()}, {ended:%Y-%m-%d %H:%M} UTC"
+def checked(folder: Path) -> dict[str, Any]:
+    """The record of a run; `make soak` writes the file ``commit``."""
+    ended = datetime.fromtimestamp((folder / "report.html").stat().st_mtime, UTC)
+    return {
+        "commit": (folder / "commit").read_text().strip(),
+        "date": f"{ended:%Y-%m-%d %H:%M} UTC",
+        "machine": machine(),
+        "checks": PROMISES[folder.name.partition("-")[0]](Run(folder)),
+    }
+
+
+def write_table(record: dict[str, Any]) -> None:
+    table = Table("run", "check", "measured", "promised", "holds", box=MARKDOWN)
+    for name, run in record.items():
+        for what, measured, promised, holds in run["checks"]:
+            table.add_row(name, what, f"{measured:.4g}", promised, "yes" if holds else "NO")
+    with TABLE.open("w") as stream:
+        page = Console(file=stream, width=100)
+        page.print("# Last result of each run of `make soak`\n")
+        for name, run in record.items():
+            page.print(f"- {name}: commit {run['commit']}, {run['date']}, {run['machine']}")
+        page.print("", table, sep="\n")
 
 
 def main(runs: list[Path]) -> int:
-    table = Table("run", "check", "measured", "promised", "holds", box=MARKDOWN)
-    passed = True
-    for run in runs:
-        checks = PROMISES[run.name.partition("-")[0]]
-        for what, measured, promised, holds in checks(Run(run)):
-            table.add_row(run.name, what, f"{measured:.4g}", promised, "yes" if holds else "NO")
-            passed &= holds
-    Console().print(table)
-    with RECORD.open("w") as stream:
-        record = Console(file=stream, width=100)
-        record.print("# Last `make soak`", f"\n{machine()}.\n", sep="\n")
-        record.print(*(f"- {run.name}: commit {when(run)}" for run in runs), "", sep="\n")
-        record.print(table)
-    return 0 if passed else 1
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record |= {folder.name: checked(folder) for folder in runs}
+    record = dict(sorted(record.items()))
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    write_table(record)
+    failed = [
+        f"{folder.name}: {what} is {measured:.4g}, promised {promised}"
+        for folder in runs
+        for what, measured, promised, holds in record[folder.name]["checks"]
+        if not holds
+    ]
+    print("\n".join(failed) or "every promise holds")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
+from rlsys.data.encoded import EncodedCache, EncodedPrompt
 from rlsys.data.rows import Prompt, Rows, with_hint
 from rlsys.errors import DataError
 from rlsys.models.families.registry import family_of_processor
@@ -22,30 +22,27 @@ from rlsys.models.load import structure_tokens
 _Key = tuple[int, str]
 """Dataset row and hint."""
 
+_NUMBERS = itertools.count()
+"""Of encoders: each has prompts of its own in a shared cache."""
+
 # What image processors raise for a picture that they cannot cut or scale.
 _UNFIT = (ValueError, TypeError, IndexError, RuntimeError, ZeroDivisionError, OverflowError)
 
 
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """expanded [P] holds one id per visual token, collapsed one placeholder per image; pixels: as
-    ``Family.pixels``, empty without an image.
-    """
-
-    expanded: Tensor
-    collapsed: list[int]
-    pixels: dict[str, Tensor]
-
-
 class PromptEncoder:
-    """Renders the chat template, expands placeholders and processes pixels; keeps a bounded cache.
+    """Renders the chat template, expands placeholders and processes pixels; keeps what it encoded.
 
-    Args: processor of the model; records of one split; max_prompt_tokens after expansion.
+    Args: processor of the model; records of one split; max_prompt_tokens after expansion; cache:
+    shared with other encoders (default: one of its own).
     """
 
-    CACHE_BYTES = 1 << 30
-
-    def __init__(self, processor: Any, records: Rows[Prompt], max_prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        records: Rows[Prompt],
+        max_prompt_tokens: int,
+        cache: EncodedCache | None = None,
+    ) -> None:
         self.processor, self.records = processor, records
         self.tokenizer = processor.tokenizer
         self.max_prompt_tokens = max_prompt_tokens
@@ -56,8 +53,7 @@ class PromptEncoder:
         self.image_token_id: int = vocabulary.get(self.family.visual_token(processor), -1)
         self._placeholder_id: int = vocabulary.get(self.family.placeholder(processor), -1)
         self._bos = _leading_token(self.tokenizer)
-        self._cache: OrderedDict[_Key, EncodedPrompt] = OrderedDict()
-        self._bytes = 0
+        self._cache, self._number = cache or EncodedCache(), next(_NUMBERS)
         self._blank: dict[str, Tensor] = {}
         # Tokens by which images make a prompt grow: by their sizes, and by row.
         self._growth: dict[tuple[tuple[int, int], ...], int] = {(): 0}
@@ -94,12 +90,13 @@ class PromptEncoder:
             return [self._lengths[row] for row in indices]
 
     def _prompts(self, keys: list[_Key]) -> list[EncodedPrompt]:
-        missing = sorted(set(keys) - self._cache.keys())
-        fresh = {key: self._encode(key) for key in missing}
-        found = [fresh.get(key) or self._cache[key] for key in keys]
-        for key, prompt in fresh.items():
-            self._remember(key, prompt)
-        return found
+        found: dict[_Key, EncodedPrompt] = {}
+        for key in sorted(set(keys)):
+            kept = self._cache.get((self._number, key))
+            found[key] = kept or self._encode(key)
+            if kept is None:
+                self._cache.put((self._number, key), found[key])
+        return [found[key] for key in keys]
 
     def render(self, record: Prompt, hint: str = "") -> str:
         """The conversation as text, with one placeholder per image, and with the token that the
@@ -217,13 +214,6 @@ class PromptEncoder:
         shown = {"images": [list(images)]} if images else {}
         return self.processor(text=[text], **shown, add_special_tokens=False, return_tensors="pt")
 
-    def _remember(self, key: _Key, prompt: EncodedPrompt) -> None:
-        self._cache[key] = prompt
-        self._bytes += _size(prompt)
-        while self._bytes > self.CACHE_BYTES:
-            _, dropped = self._cache.popitem(last=False)
-            self._bytes -= _size(dropped)
-
 
 def _leading_token(tokenizer: Any) -> str:
     """What the tokenizer puts before any text unless it is told not to, empty for nothing."""
@@ -272,8 +262,3 @@ def _check_text(record: Prompt, question: str, special_tokens: Iterable[str]) ->
     found = forged_part(record, question, special_tokens)
     if found:
         raise DataError(f"row {record.id}: {found[0]} contains the special token {found[1]!r}")
-
-
-def _size(prompt: EncodedPrompt) -> int:
-    tensors = [prompt.expanded, *prompt.pixels.values()]
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from rlsys.data.encoded import EncodedCache
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.rows import Prompt, Rows
 from rlsys.engines.fingerprints import Bytes
@@ -75,6 +76,7 @@ class WorkerFactory:
         self.device = "cpu" if cpu else "cuda"
         self._rows: dict[RowSource, Rows[Prompt]] = {}
         self._encoders: dict[tuple[str, RowSource], PromptEncoder] = {}
+        self._encoded = EncodedCache()
         self._engines: dict[str, tuple[Hashable, Any]] = {}
         self._writers: dict[str, WeightWriter] = {}
 
@@ -93,7 +95,7 @@ class WorkerFactory:
         key = (processor_hash(model), data)
         if key not in self._encoders:
             self._encoders[key] = PromptEncoder(
-                load_processor(model), self._rows[data], data.max_prompt_tokens
+                load_processor(model), self._rows[data], data.max_prompt_tokens, self._encoded
             )
         return self._encoders[key]
 

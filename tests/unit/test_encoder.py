@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rlsys.data.collate import collate
-from rlsys.data.encoder import EncodedPrompt, PromptEncoder, forged_token
+from rlsys.data.encoded import EncodedCache, EncodedPrompt
+from rlsys.data.encoder import PromptEncoder, forged_token
 from rlsys.data.fit import special_rows
 from rlsys.data.rejections import Reason
 from rlsys.data.rows import Prompt, Rows
@@ -117,13 +118,34 @@ def test_a_hint_follows_the_question_and_no_hint_changes_nothing(encoder: Prompt
         mine.prompts([0], [f"see {token}"])
 
 
-def test_a_full_cache_drops_the_oldest_and_still_answers(encoder: PromptEncoder) -> None:
-    mine = fresh(encoder)
-    mine.CACHE_BYTES = 1  # type: ignore[misc]
+def sharing(encoder: PromptEncoder, cache: EncodedCache) -> PromptEncoder:
+    return PromptEncoder(encoder.processor, encoder.records, 128, cache)
+
+
+def test_a_full_cache_drops_what_was_used_longest_ago(encoder: PromptEncoder) -> None:
     reference = fresh(encoder).prompts(ROWS)
-    for _ in range(2):
-        assert all(map(equal, mine.prompts(ROWS), reference))
-        assert equal(mine.prompts([2])[0], reference[2])
+    for limit in (1, reference[1].nbytes + reference[2].nbytes):
+        cache = EncodedCache(limit)
+        mine = sharing(encoder, cache)
+        for _ in range(2):
+            assert all(map(equal, mine.prompts(ROWS), reference))
+            assert equal(mine.prompts([2])[0], reference[2])
+            assert cache.nbytes <= limit
+    kept = mine.prompts([1, 2])
+    mine.prompts([1])
+    mine.prompts([0])  # 2 goes, as 1 was used after it
+    assert mine.prompts([1])[0] is kept[0]
+    assert mine.prompts([2])[0] is not kept[1]
+
+
+def test_encoders_that_share_a_cache_share_its_bound_and_no_prompts(encoder: PromptEncoder) -> None:
+    cache = EncodedCache(2 * max(prompt.nbytes for prompt in fresh(encoder).prompts(ROWS)))
+    one, other = sharing(encoder, cache), sharing(encoder, cache)
+    first = one.prompts([0])[0]
+    assert other.prompts([0])[0] is not first
+    other.prompts([1, 2, 3])
+    assert cache.nbytes <= cache.limit
+    assert one.prompts([0])[0] is not first
 
 
 def test_an_over_long_prompt_names_its_row(encoder: PromptEncoder) -> None:
