@@ -215,8 +215,10 @@ class Rows(Generic[R_co]):
         """The same rows with these settings; ``system`` where a row has no system prompt."""
         if not (blank or max_pixels or system):
             return self
-        change = {"blank": blank, "max_pixels": max_pixels}
-        rows = [replace(row, system=row.system or system, **change) for row in self.rows]
+        rows = [
+            replace(row, blank=blank, max_pixels=max_pixels, system=row.system or system)
+            for row in self.rows
+        ]
         return Rows(rows, self.rejected)
 
     @property

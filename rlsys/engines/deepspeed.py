@@ -87,8 +87,8 @@ def sharded(module: nn.Module, where: str) -> nn.Module:
     config = deepspeed_config(train, 1.0, next(module.parameters()).dtype)
     config["zero_optimization"].pop("offload_optimizer", None)
     module.requires_grad_(False)
-    engine, *_ = deepspeed.initialize(model=module, config=config)
-    return engine  # type: ignore[no-any-return]
+    engine: nn.Module = deepspeed.initialize(model=module, config=config)[0]
+    return engine
 
 
 def deepspeed_config(train: TrainConfig, grad_clip: float, dtype: torch.dtype) -> dict[str, Any]:

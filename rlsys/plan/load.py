@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlsys.config.schema import GroupConfig, RunConfig
-from rlsys.data.encoder import PromptEncoder
+from rlsys.data.encoded import EncodedCache
 from rlsys.engines.weights import BUCKET_BYTES
 from rlsys.micro_batches import Tokens, micro_batches, packed_rows
 from rlsys.models.load import DTYPES
@@ -170,7 +170,7 @@ class ProcessMemory:
     @property
     def host(self) -> float:
         """In the host's memory, of this rank: what is offloaded, and encoded prompts."""
-        return sum(each.held.host for each in self.roles) + PromptEncoder.CACHE_BYTES
+        return sum(each.held.host for each in self.roles) + EncodedCache().limit
 
 
 def stage_memory(config: RunConfig, name: str, lengths: Lengths) -> list[ProcessMemory]:
