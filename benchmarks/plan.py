@@ -1,6 +1,8 @@
 """What ``rlsys plan`` says a process needs, beside what update steps of real roles take.
 
-python benchmarks/plan.py    writes benchmarks/plan.md
+python benchmarks/plan.py [FIRST]    writes benchmarks/plan.md, after every case
+
+FIRST continues with this case; the lines of those before it are kept.
 
 Every case is a process of its own with one thread: a random model of SmolLM2-135M's shape, or the
 demo's, as policy, critic or reference on rollouts of equal lengths. Measured is the largest
@@ -89,8 +91,12 @@ CASES = (
 
 
 def main() -> None:
-    lines = []
-    for number, case in enumerate(CASES):
+    first, page = int(sys.argv[1]) if len(sys.argv) > 1 else 0, ROOT / "benchmarks" / "plan.md"
+    kept = page.read_text().splitlines() if first else []
+    lines = [
+        line for line in kept if line.startswith(tuple(f"| {c.name} |" for c in CASES[:first]))
+    ]
+    for number, case in enumerate(CASES[first:], first):
         with tempfile.NamedTemporaryFile() as result:
             command = [sys.executable, __file__, str(number), result.name]
             limits = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
@@ -103,7 +109,7 @@ def main() -> None:
         )
         print(line, flush=True)
         lines.append(line)
-    (ROOT / "benchmarks" / "plan.md").write_text("\n".join([*_page(), *lines]) + "\n")
+        page.write_text("\n".join([*_page(), *lines]) + "\n")
 
 
 def _page() -> list[str]:
