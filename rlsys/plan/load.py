@@ -93,7 +93,9 @@ class RoleMemory:
 
     @property
     def transient(self) -> float:
-        """Largest of what is never there together: backward pass, optimiser step, sync."""
+        """Largest of what is never there together: backward pass, optimiser step, sync. From the
+        second micro-batch of a step on all gradients are there beside all activations.
+        """
         backward = self.held.gradients + self.activations + self.logits + self.ptx
         step = self.held.update if self.role.train else 0
         return max(self.held.gathered + max(backward, step), self.sync)
