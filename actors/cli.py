@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +10,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from actors.commands import jobs
+from actors.commands import evaluation, jobs
 from actors.commands import plan as planning
 from actors.ending import end_in_order, exit_code
+from actors.local import engine_environment, run_local
 from rlsys.errors import ConfigError, RlsysError
 from rlsys.guard.levels import REFUSAL
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(jobs.app)
 app.add_typer(planning.app)
+app.add_typer(evaluation.app)
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe, for example configs/demo.yaml.")]
 Overrides = Annotated[
@@ -47,7 +48,7 @@ def run(
     same recipe is resumed.
     """
     if in_process:
-        _engine_environment()
+        engine_environment()
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # of this process; groups set their own
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -56,41 +57,19 @@ def run(
 
     loaded = load_config(config, overrides or [])
     end_in_order()
-    from rlsys.display import Display
-    from rlsys.stages.recipe import run_recipe
-
     if in_process:
-        from rlsys.config.references import hub_models
-        from rlsys.data.worlds import WORLDS
-        from rlsys.engines.environment import OFFLINE
-        from rlsys.runtime.local import open_local
-
-        local = loaded.data.source in WORLDS or Path(loaded.data.source).is_dir()
-        if local and not hub_models(loaded):
-            os.environ.update(OFFLINE)
-
         print(
             "in process: one rank per group, weights through shared memory; the keys ranks, cpus,"
             " gpus and engine.transport do not apply"
         )
-        run_recipe(loaded, Display(), open_local, resume=resume)
+        run_local(loaded, resume=resume)
     else:
         from actors.cluster import check_private, open_cluster
+        from rlsys.display import Display
+        from rlsys.stages.recipe import run_recipe
 
         check_private(loaded)
         run_recipe(loaded, Display(), open_cluster, resume=resume)
-
-
-def _engine_environment() -> None:
-    """Set the environment variables of engines; call it before their imports."""
-    from rlsys.engines.environment import CPU_ENVIRONMENT, ENVIRONMENT
-
-    os.environ.update(ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
-    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
-    import torch
-
-    gpu = torch.cuda.is_available()
-    os.environ.update({"DS_ACCELERATOR": "cuda"} if gpu else CPU_ENVIRONMENT)
 
 
 Disentangle = Annotated[
@@ -127,15 +106,19 @@ def generate(
     prompt_threshold: PromptThreshold = 0.5,
     refusal: Annotated[str, typer.Option(help="Answer where none passed the guard.")] = REFUSAL,
     max_new_tokens: int = 64,
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16, of all models; without it each model's own.")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="Write JSON lines here.")] = None,
 ) -> None:
     """Answers of a policy: plain, given a judge's observations, or behind a guard. Needs no Ray."""
     from rlsys.engines.environment import OFFLINE
 
-    _engine_environment()
+    engine_environment()
     os.environ.update(OFFLINE)
     import rlsys.generate as generation
     from rlsys.config.check import check_values
+    from rlsys.config.schema import DTYPES
     from rlsys.data.worlds import prompts_folder
     from rlsys.judging.prompts import load_prompts
     from rlsys.stages.guarded import GuardedStage
@@ -157,13 +140,14 @@ def generate(
             "--hint goes with --guard GUARD": bool(hint) and not guard,
             "--moderate-prompts goes with --guard GUARD": moderate_prompts and not guard,
             "give either --guard or --disentangle": bool(guard and disentangle),
+            f"--dtype is {' or '.join(DTYPES)}": dtype not in ("", *DTYPES),
         }
     )
     prompt_set = load_prompts(prompts_folder(judge_prompts))
     advisor = generation.Advisor(str(disentangle), prompt_set, joint) if disentangle else None
     one = [] if prompts else [generation.prompt("prompt", question, image or Path())]
     questions = generation.read_prompts(prompts) if prompts else one
-    answers = generation.generate(str(model), questions, str(guard or ""), settings, advisor)
+    answers = generation.generate(str(model), questions, str(guard or ""), settings, advisor, dtype)
     _write(generation.as_json(answers), out)
 
 
@@ -222,7 +206,7 @@ def print_config(
 def data(
     source: Annotated[str, typer.Argument(help="A folder, a file, or a dataset's name on a hub.")],
     layout: Annotated[
-        str, typer.Option(help="llava, vlguard, ...; without one told by the columns.")
+        str, typer.Option(help="llava, vlguard, ...; without one recognised by the columns.")
     ] = "",
     config: Annotated[
         list[str] | None, typer.Option(help="A configuration to take; may be repeated.")

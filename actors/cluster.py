@@ -42,7 +42,7 @@ from rlsys.roles.registry import ROLES
 from rlsys.runtime.group import Runtime
 from rlsys.stages.run_dir import CONFIG
 
-LOOK_SECONDS = 2.0  # between two looks at a cluster that has not granted what was asked for
+LOOK_SECONDS = 2.0  # between two looks at a cluster that has not granted what was requested
 
 
 @contextmanager
@@ -54,8 +54,8 @@ def open_cluster(config: RunConfig, run_dir: Path) -> Iterator[Runtime]:
         ends.callback(shutil.rmtree, shared_folder(token), ignore_errors=True)
         launcher = Launcher(run_dir / "logs", config.seed, token, private)
         gcs = _gcs(run_dir)
-        places = _Places(config, launcher)
-        ends.callback(_unless_lost, gcs, places.remove)
+        placement = _Placement(config, launcher)
+        ends.callback(_unless_lost, gcs, placement.remove)
         control = start_control(run_dir)
         ends.callback(_unless_lost, gcs, partial(ray.kill, control))
         supervisor = Supervisor(
@@ -66,10 +66,10 @@ def open_cluster(config: RunConfig, run_dir: Path) -> Iterator[Runtime]:
         fixed: list[Group] = []
         for name, chosen in config.groups.items():
             if any(ROLES[role].elastic for role in chosen.roles):
-                supervisor.elastic.append(_elastic(name, config, places, supervisor, run_dir))
+                supervisor.elastic.append(_elastic(name, config, placement, supervisor, run_dir))
                 ends.callback(_unless_lost, gcs, supervisor.elastic[-1].close)
             else:
-                ranks = [places.start(name, rank) for rank in range(chosen.ranks)]
+                ranks = [placement.start(name, rank) for rank in range(chosen.ranks)]
                 fixed.append(Group(name, chosen, ranks))
                 ends.callback(_unless_lost, gcs, fixed[-1].close)
         groups: list[Group | ElasticGroup] = [*fixed, *supervisor.elastic]
@@ -95,13 +95,13 @@ def open_cluster(config: RunConfig, run_dir: Path) -> Iterator[Runtime]:
 
 
 def _elastic(
-    name: str, config: RunConfig, places: _Places, supervisor: Supervisor, run_dir: Path
+    name: str, config: RunConfig, placement: _Placement, supervisor: Supervisor, run_dir: Path
 ) -> ElasticGroup:
     return ElasticGroup(
         name,
         config.groups[name],
         config.timeouts,
-        partial(places.start, name),
+        partial(placement.start, name),
         supervisor.wake,
         readable=[str(run_dir / CONFIG), *data_paths(config)],
         writable=[str(run_dir)],
@@ -144,7 +144,7 @@ def _unless_lost(gcs: Gcs, act: Callable[[], None]) -> None:
         act()
 
 
-class _Places:
+class _Placement:
     """Where the processes of a run are: the ranks of the recipe in the bundles of one placement
     group, those added later wherever there is room.
     """
@@ -176,7 +176,7 @@ class _Places:
                 )
 
     def start(self, name: str, rank: int) -> RemoteProcess:
-        """The process of a rank. Ray is asked for more nodes where there is no room for it."""
+        """The process of a rank. More nodes are requested of Ray where there is no room for it."""
         settings, bundle = self.groups[name], self.bundles.get((name, rank))
         if bundle is not None and placement_group_table(self.placement)["state"] == "CREATED":
             return self.launcher.start(name, settings, rank, self.placement, bundle)

@@ -41,7 +41,7 @@ class Control:
 
     def exchange(self, status: dict[str, Any] | None) -> int | None:
         """Called by the driver: leave a status, if there is one. Returns: how many workers were
-        asked for, None if none were.
+        requested, None if none were.
         """
         if status is not None:
             self._status = status

@@ -94,18 +94,18 @@ class ElasticGroup:
             self._all.target = ranks
         self._wake()
 
-    def standing(self) -> list[tuple[Member, State]]:
+    def states(self) -> list[tuple[Member, State]]:
         """Every member with its state."""
         with self._lock:
             return [(each, self._all.state(each)) for each in self._all.members]
 
     def take_counts(self) -> tuple[int, int]:
-        """Calls of any rank, and how many were given to a second one, since this was asked last."""
+        """Calls of any rank, and how many were given to a second one, since the last call."""
         with self._lock:
             return self._all.leases.take_counts()
 
     def take_log(self) -> list[str]:
-        """What happened to members, since this was asked last."""
+        """What happened to members since the last call."""
         with self._lock:
             log, self._all.log = self._all.log, []
             return log

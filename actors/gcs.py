@@ -54,7 +54,7 @@ class Gcs:
         return Part(answer, ROLE, 0, self.info.host)
 
     def kill(self, reason: str) -> None:
-        """It is nobody's to end: what waits for the run is told, and its log is kept."""
+        """Fail what waits for the run and keep the log. The service itself belongs to Ray."""
         with suppress(OSError):  # on another node, or gone with it
             text = (self._ray_logs / "gcs_server.out").read_bytes()
             (self._logs / f"{ROLE}-0.log").write_bytes(text)

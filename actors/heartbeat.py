@@ -52,7 +52,7 @@ class Heartbeat:
     process: Process
     limit: float
     answered: float
-    _asked: float = -PERIOD
+    _pinged: float = -PERIOD
     _ping: Part | None = None
 
     def check(self, now: float) -> str:
@@ -63,8 +63,8 @@ class Heartbeat:
             self._ping = None
         if now - self.answered > self.limit:
             return f"no heartbeat for {now - self.answered:.0f} s"
-        if self._ping is None and now - self._asked >= PERIOD:
-            self._asked, self._ping = now, self.process.ping()
+        if self._ping is None and now - self._pinged >= PERIOD:
+            self._pinged, self._ping = now, self.process.ping()
         return ""
 
     def postpone(self, seconds: float) -> None:

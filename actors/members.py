@@ -11,8 +11,8 @@ from actors.heartbeat import Heartbeat, Process
 from rlsys.errors import RoleError
 from rlsys.runtime.pending import Part
 
-FIRST_PAUSE = 1.0  # seconds before the first new start; doubles with each
-LONGEST_PAUSE = 60.0
+FIRST_BACKOFF = 1.0  # seconds before the first new start; doubles with each
+MAX_BACKOFF = 60.0
 TRIES, TRIES_WITHIN = 8, 600.0  # new starts of a rank, seconds
 
 
@@ -77,8 +77,8 @@ class Member:
             return None
         return step
 
-    def forget(self) -> None:
-        """The process is gone, and all it held."""
+    def evict(self) -> None:
+        """Drop the process, which has ended, and all that was made in it."""
         self.process = self.beat = self.doing = self.refused = self.version = self.rate = None
         self.made.clear()
 
@@ -88,7 +88,7 @@ class Member:
         self.failures = [*recent, (now, error)]
         if len(self.failures) > TRIES:
             return self.failures[0][1]
-        self.start_at = now + min(FIRST_PAUSE * 2 ** (len(self.failures) - 1), LONGEST_PAUSE)
+        self.start_at = now + min(FIRST_BACKOFF * 2 ** (len(self.failures) - 1), MAX_BACKOFF)
         return None
 
     def has(self, steps: Sequence[Step]) -> bool:

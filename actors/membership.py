@@ -22,7 +22,7 @@ from rlsys.runtime.leases import Lease, Leases
 from rlsys.runtime.pending import Part, ProcessDied
 
 # When all processes of a group are lost and none connects in their place: seconds since one was
-# heard, and at least since the last was to be started again. A silent node is told in a minute.
+# heard, and at least since the last was to be started again. A silent node is noticed in a minute.
 UNHEARD_SECONDS, UNFILLED_SECONDS = 55.0, 20.0
 
 
@@ -121,7 +121,7 @@ class Membership:
             return
         if member.doing is not None and member.doing[0] is self.boot[0] and now > member.doing[2]:
             member.process.kill("no node had room for it")  # elsewhere there may be room by now
-            member.forget()
+            member.evict()
             return
         self._collect(member, now)
         if (cause := self._death(member, now)) is not None:
@@ -141,7 +141,7 @@ class Membership:
     def _death(self, member: Member, now: float) -> BaseException | None:
         """Why the member's process is dead, None while it lives."""
         process, doing = member.process, member.doing
-        assert process is not None, "asked of members with a process"
+        assert process is not None, "only members with a process are sent steps"
         if process.lost.future.done():
             return process.lost.future.exception()
         if (broken := self.leases.broken(member.rank)) is not None:
@@ -160,7 +160,7 @@ class Membership:
         host, process = member.host, member.process
         assert process is not None, "it died"
         process.kill(str(error))
-        member.forget()
+        member.evict()
         self.leases.lost(member.rank, error)
         for wait in self._waits:
             wait.ranks.discard(member.rank)
@@ -255,7 +255,7 @@ class Membership:
         return part
 
     def _settle(self) -> None:
-        """Answer the waits whose ranks have all made the step, or died and left it to others."""
+        """Resolve the waits whose living ranks have all made the step, if one has."""
         for wait in [each for each in self._waits if not each.part.future.done()]:
             late = {rank for rank in wait.ranks if rank not in wait.answers}
             here = {member.rank: member for member in self.members if not member.leaving}

@@ -11,13 +11,15 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
+from rlsys.config.engine import RAY
 from rlsys.engines.fingerprints import Bytes
-from rlsys.engines.transports.base import Fill, Transport
+from rlsys.engines.transports.base import Fill
 from rlsys.engines.transports.registry import TRANSPORTS
 from rlsys.engines.weights import WeightUpdate
 from rlsys.errors import SyncError
+from rlsys.registries import by_name
 
-NAME = "ray"
+NAME = RAY
 
 
 class ObjectWriter:
@@ -68,4 +70,4 @@ class ObjectStore:
         return ObjectReader(timeout)
 
 
-CLUSTER_TRANSPORTS: dict[str, Transport] = {**TRANSPORTS, NAME: ObjectStore()}
+CLUSTER_TRANSPORTS = by_name("transport", [*TRANSPORTS.items(), (NAME, ObjectStore())])

@@ -30,7 +30,7 @@ def snapshot(
         for beat in beats
     ]
     for group in elastic:
-        for member, state in group.standing():
+        for member, state in group.states():
             entry = _row(group.name, member.beat, group.settings.roles, state, epoch)
             own = {"rank": member.rank, "weight_version": member.version}
             rows.append(entry | own | {"tokens_per_s": member.rate})
@@ -54,7 +54,7 @@ def _row(
 
 
 def scaled_to(run_dir: Path) -> int | None:
-    """The number of rollout workers that was asked for before the run stopped, None if none was."""
+    """The number of rollout workers requested before the run stopped, None if none was."""
     try:
         return json.loads((run_dir / FILE).read_text())["scaled_to"]
     except (OSError, ValueError, KeyError):

@@ -21,7 +21,7 @@ STATUS_PERIOD = 5.0
 STOP_SECONDS = 10.0
 
 Exchange = Callable[[dict[str, Any] | None], Future[int | None]]
-"""Leaves a status, if there is one. Returns: the number of rollout workers that was asked for."""
+"""Leaves a status, if there is one. Returns: the requested number of rollout workers."""
 
 
 class Supervisor:
@@ -43,7 +43,7 @@ class Supervisor:
         self._clock, self._woken, self._ending = clock, threading.Event(), threading.Event()
         self._stage, self._step_of_stage = "", 0
         self._stepped, self._published = clock(), float("-inf")
-        self._asked: Future[int | None] | None = None
+        self._request: Future[int | None] | None = None
         self._wanted: int | None = None
         self._status: dict[str, Any] | None = None  # that has not been exchanged yet
 
@@ -108,7 +108,7 @@ class Supervisor:
                 self.stopped.future.set_exception(RuntimeError("the supervisor's thread ended"))
 
     def _forgive(self, now: float) -> None:
-        """If the driver was stopped itself, nobody is late for that."""
+        """Postpone every deadline by the time in which the driver itself stood still."""
         gap, self._stepped = now - self._stepped, now
         if gap > PERIOD:
             for beat in (beat for beats in self.fixed.values() for beat in beats):
@@ -124,10 +124,10 @@ class Supervisor:
                 self._stage, self._step_of_stage, self.fixed, self.elastic, now
             ) | {"scaled_to": self._wanted}
             self._publish(self._status)
-        if self._asked is not None and not self._asked.done():
+        if self._request is not None and not self._request.done():
             return
-        if self._asked is not None and self._asked.exception() is None:
-            wanted = self._asked.result()
+        if self._request is not None and self._request.exception() is None:
+            wanted = self._request.result()
             if wanted is not None and wanted != self._wanted:
                 self.scale(wanted)
-        self._asked, self._status = self._exchange(self._status), None
+        self._request, self._status = self._exchange(self._status), None

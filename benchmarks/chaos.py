@@ -132,7 +132,7 @@ class Run:
 
     def blow(self, blow: Blow, draw: random.Random) -> float:
         """At a random moment. Returns: seconds until all is as before."""
-        self.wait(lambda: self.iterations() > 1 and self.standing(0.0))
+        self.wait(lambda: self.iterations() > 1 and self.all_ready(0.0))
         time.sleep(draw.uniform(0, 5))
         started, done = time.time(), self.iterations()
         if blow.number is None:
@@ -146,14 +146,14 @@ class Run:
             victim = draw.choice(self.processes(blow.group))["pid"]
             os.kill(victim, blow.number)
             self.wait(lambda: victim not in [each["pid"] for each in self.processes(blow.group)])
-        self.wait(lambda: self.standing(started) and self.iterations() > done)
+        self.wait(lambda: self.all_ready(started) and self.iterations() > done)
         return time.time() - started
 
     def scale(self, engines: int) -> None:
         rlsys = str(Path(sys.executable).with_name("rlsys"))
-        asked = [rlsys, "scale", str(self.folder), "--rollout", str(engines)]
-        subprocess.run(asked, check=True, timeout=120, stdout=subprocess.DEVNULL)
-        self.wait(lambda: self.standing(0.0, engines))
+        command = [rlsys, "scale", str(self.folder), "--rollout", str(engines)]
+        subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
+        self.wait(lambda: self.all_ready(0.0, engines))
 
     def wait(self, happened: Callable[[], bool]) -> None:
         deadline = time.monotonic() + LIMIT
@@ -175,7 +175,7 @@ class Run:
     def processes(self, group: str) -> list[dict[str, Any]]:
         return [each for each in self.status()["processes"] if each["group"] == group]
 
-    def standing(self, since: float, engines: int = 2) -> bool:
+    def all_ready(self, since: float, engines: int = 2) -> bool:
         """Whether all processes are ready, by a status of after ``since``, seconds since 1970."""
         status = self.status()
         states = [each["state"] for each in status["processes"] if each["group"] == "rollout"]

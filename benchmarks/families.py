@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from rlsys.batch import PolicyBatch, Rollouts, SampleRequest  # noqa: E402
-from rlsys.config.schema import EngineConfig, OptimConfig, TrainConfig  # noqa: E402
+from rlsys.config.engine import EngineConfig  # noqa: E402
+from rlsys.config.schema import OptimConfig, TrainConfig  # noqa: E402
 from rlsys.config.updates import PpoConfig  # noqa: E402
 from rlsys.data.rows import Rows, demonstration  # noqa: E402
 from rlsys.data.slice import InMemory  # noqa: E402
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def run(model_type: str) -> dict[str, str]:
-    """Step -> what was found, in a process of its own; the last one tells why it stopped."""
+    """Step -> what was found, in a process of its own; the last one says why it stopped."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, __file__, "--one", model_type, folder],

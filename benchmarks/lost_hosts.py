@@ -62,8 +62,8 @@ def measure(name: str, lose: Callable[[TwoHosts], None], folder: Path) -> None:
         hosts.start_worker(1)
         hosts.wait_for_raylets()
         run = folder / "apart"
-        asked = ["submit", RECIPE, f"runs_dir={folder}", f"stages.ppo.iterations={ITERATIONS}"]
-        hosts.rlsys(*asked)
+        command = ["submit", RECIPE, f"runs_dir={folder}", f"stages.ppo.iterations={ITERATIONS}"]
+        hosts.rlsys(*command)
         wait(lambda: iterations(run) >= 3)
         print(f"{name}:", flush=True)
         started, seen = time.monotonic(), len(hosts.output("apart"))

@@ -39,7 +39,8 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 
 from actors import object_store
 from actors.object_store import CLUSTER_TRANSPORTS
-from rlsys.config.schema import EngineConfig, TinyConfig, TrainConfig
+from rlsys.config.engine import EngineConfig
+from rlsys.config.schema import TinyConfig, TrainConfig
 from rlsys.engines.fingerprints import as_bytes, fingerprint
 from rlsys.engines.publishing import publish
 from rlsys.engines.transports import broadcast, shared_memory

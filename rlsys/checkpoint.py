@@ -50,20 +50,32 @@ def saved_checkpoints(root: Path) -> list[Path]:
     return sorted(root.glob("iteration-*"))
 
 
+def saved_state(folder: Path) -> dict[str, Any]:
+    """The driver's state, files unread; empty if there is no manifest or a torn one."""
+    try:
+        return dict(_manifest(folder)["driver"])
+    except DataError:
+        return {}
+
+
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The driver's state. Raises: DataError naming a file that is absent or has changed."""
-    path = folder / MANIFEST
-    if not path.exists():
-        raise DataError(f"{folder}: no checkpoint there ({MANIFEST} is missing)")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path}: not a manifest ({error})") from error
+    manifest = _manifest(folder)
     for name, digest in manifest["files"].items():
         file = folder / name
         if not file.exists() or _digest(file) != digest:
             raise DataError(f"{file}: missing or changed since the checkpoint was written")
     return dict(manifest["driver"])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.exists():
+        raise DataError(f"{folder}: no checkpoint there ({MANIFEST} is missing)")
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise DataError(f"{path}: not a manifest ({error})") from error
 
 
 def _digest(path: Path) -> str:

@@ -1,4 +1,5 @@
-"""Which rows are computed together: packed rows of one prompt, and micro-batches under a budget."""
+"""Which rows are computed together: packed rows of one prompt, and micro-batches under a
+token budget."""
 
 from __future__ import annotations
 
@@ -65,8 +66,8 @@ def micro_batches(
     what ``packed_rows`` does with this ``width`` counted in.
 
     Ranks get equally many micro-batches, since collectives need that: where rows run out a
-    micro-batch is empty, and the caller runs a zero-loss row in its place. A row longer than the
-    budget gets a micro-batch of its own. Rows of one prompt stay together, or in as few parts as
+    micro-batch is empty, and the caller runs a zero-loss row in its place. A row longer than
+    that gets a micro-batch of its own. Rows of one prompt stay together, or in as few parts as
     let the most loaded rank have the least. Longest first, dealt to the least loaded rank.
     """
     groups = _by_prompt(sorted(rows), tokens) if width else [[row] for row in sorted(rows)]
@@ -120,11 +121,11 @@ def _deal(
 
 
 def _bins(
-    parts: Sequence[list[int]], tokens: Sequence[Tokens], budget: int, width: int
+    parts: Sequence[list[int]], tokens: Sequence[Tokens], token_budget: int, width: int
 ) -> list[list[int]]:
     bins: list[list[int]] = []
     for part in parts:
-        if bins and _computed([*bins[-1], *part], tokens, width) <= budget:
+        if bins and _computed([*bins[-1], *part], tokens, width) <= token_budget:
             bins[-1] += part
         else:
             bins.append(list(part))

@@ -103,6 +103,15 @@ def last_run(runs: Path, name: str) -> Path | None:
     return numbered[max(numbered)] if numbered else None
 
 
+def is_resumable(run: Path) -> bool:
+    """Whether a run is running, or its command would go on with it: it is the last of its name and
+    has not finished.
+    """
+    if driver_of(run) is not None:
+        return True
+    return "finished" not in _json(run / RUN) and last_run(run.parent, _name(run)) == run
+
+
 def _name(run: Path) -> str:
     try:
         config = yaml.safe_load((run / CONFIG).read_text())

@@ -69,11 +69,18 @@ class FakeRollout:
     ) -> list[Pending[Rollouts]]:
         self.log.calls.append("sample")
         self.log.requests.append(list(requests))
-        keys = [(request.prompt_index, request.sample_index) for request in requests]
-        chunks = [keys[i : i + self.chunk] for i in range(0, len(keys), self.chunk)]
+        chunks = [
+            [(r.prompt_index, r.sample_index) for r in some] for some in self.chunks(requests)
+        ]
         return [
             self.pend(number, make_rollouts(chunk, version=self.version))
             for number, chunk in enumerate(chunks)
+        ]
+
+    def chunks(self, requests: Sequence[SampleRequest]) -> list[list[SampleRequest]]:
+        return [
+            list(requests[start : start + self.chunk])
+            for start in range(0, len(requests), self.chunk)
         ]
 
     def load(self, update: WeightUpdate) -> Pending[Loaded]:

@@ -88,7 +88,7 @@ def scale(
     status = ask_scale(folder, ray_of(folder), rollout)
     engines = [p for p in status.get("processes", []) if "rollout" in p["roles"]]
     ready = sum(p["state"] == "ready" for p in engines)
-    print(f"{folder.name}: {rollout} rollout engines asked for; {ready} are ready now")
+    print(f"{folder.name}: {rollout} rollout engines requested; {ready} are ready now")
 
 
 @app.command()

@@ -32,10 +32,10 @@ ENTRYPOINT = "python -m actors.jobs.entry"  # of the environment that the head w
 
 
 def enable_token_auth() -> None:
-    """Ray's clients send no token unless told to, though its clusters ask for one by default."""
-    places = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    """Ray's clients send no token by default, though its clusters require one by default."""
+    variables = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     if (
-        any(os.environ.get(name) for name in places)
+        any(os.environ.get(name) for name in variables)
         or Path("~/.ray/auth_token").expanduser().exists()
     ):
         os.environ.setdefault("RAY_AUTH_MODE", "token")

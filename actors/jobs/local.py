@@ -17,6 +17,7 @@ from rlsys.artifacts import ArtifactStore
 from rlsys.errors import ConfigError, RlsysError
 from rlsys.leftovers import sweep_shared
 from rlsys.run_state import CONFIG, directory_of, driver_of, last_run, read_config, read_state
+from rlsys.stages.abandoned import needed_by_runs
 
 STOP_SECONDS = 20.0
 
@@ -53,7 +54,8 @@ def stop_run(run: Path, seconds: float = STOP_SECONDS) -> list[str]:
 
 def clean(runs: Path) -> list[Path]:
     """Remove what dead runs left on this machine and in a folder of runs. Returns: what it was."""
-    return [*sweep_private(), *sweep_shared(), *ArtifactStore(runs / "artifacts").sweep()]
+    partial = ArtifactStore(runs / "artifacts").sweep(needed_by_runs(runs))
+    return [*sweep_private(), *sweep_shared(), *partial]
 
 
 def resume_run(run: Path) -> NoReturn:

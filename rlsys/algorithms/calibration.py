@@ -110,7 +110,9 @@ def fit_platt(costs: Tensor, unsafe: Tensor) -> Platt:
 
 
 def unsafe_probability(costs: Tensor, platt: Platt) -> Tensor:
-    """sigmoid(slope * c + intercept), in float64 (Platt (1999)). Args: costs [B]. Returns: [B]."""
+    """sigmoid(slope * c + intercept), in float64 (Platt (1999)): what a constraint on the share of
+    unsafe answers measures (Cotter et al. 2019, arXiv 1804.06500). Args: costs [B]. Returns: [B].
+    """
     return (platt.slope * costs.double() + platt.intercept).sigmoid()
 
 

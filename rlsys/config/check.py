@@ -8,27 +8,17 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from rlsys.config.artifact_kinds import ARTIFACT_KINDS
 from rlsys.config.keys import key_infos
-from rlsys.config.references import references, referred_kind
-from rlsys.config.schema import RunConfig, TrainConfig
+from rlsys.config.references import references, referred_kind, start_model
+from rlsys.config.schema import TINY, RunConfig, TrainConfig
 from rlsys.data.layouts.registry import LAYOUTS
 from rlsys.errors import ConfigError, ModelError
-from rlsys.guard.flags import FILE as FLAGS_FILE
 from rlsys.models.families.registry import family_of_type
 from rlsys.models.hub import is_hub_name, model_config
-from rlsys.models.load import HEAD_FILE
+from rlsys.models.outline import check_trained
 from rlsys.roles.registry import ROLES
 from rlsys.stages.registry import STAGES
-
-# What a folder on disk must hold to be an artefact of a kind.
-MODELS = ("policy", "reward", "cost", "guard")
-FILES = {
-    "policy": ("config.json",),
-    "reward": ("config.json", HEAD_FILE),
-    "cost": ("config.json", HEAD_FILE),
-    "guard": ("config.json", HEAD_FILE),
-    "filter": (FLAGS_FILE,),
-}
 
 
 def check(config: RunConfig) -> None:
@@ -112,7 +102,22 @@ def _check_stages(config: RunConfig, placed: dict[str, str]) -> None:
             if role not in placed:
                 raise ConfigError(f"groups: stage {name!r} ({stage.kind}) needs the role {role!r}")
         known.check(config, name, stage)
+        _check_trained(name, stage, earlier)
         earlier[name] = stage
+
+
+def _check_trained(name: str, stage: Any, earlier: Mapping[str, Any]) -> None:
+    """Raises: ConfigError for ``freeze`` or ``lora_targets`` that name no part of their model."""
+    infos = key_infos(stage)
+    for key, start in ((key, start) for key, info in infos.items() for start in info.trains):
+        source: str = getattr(stage, start, "")
+        if source:
+            model = stage.tiny if source == TINY else start_model(earlier, source)
+            scorer = STAGES[stage.kind].makes != "policy" or infos[start].ref != "policy"
+            try:
+                check_trained(getattr(stage, key), model, scorer=scorer)
+            except ModelError as error:
+                raise ConfigError(f"stages.{name}.{key}.{error}") from error
 
 
 def _check_reference(where: str, kind: str, source: str, earlier: Mapping[str, Any]) -> None:
@@ -135,21 +140,21 @@ def _check_reference(where: str, kind: str, source: str, earlier: Mapping[str, A
 
 
 def _check_on_disk(where: str, kind: str, source: str, earlier: Mapping[str, Any]) -> None:
-    path = Path(source)
-    if kind == "policy" and is_hub_name(source) and source.partition("/")[0] not in earlier:
+    path, wanted = Path(source), ARTIFACT_KINDS[kind]
+    if wanted.hub and is_hub_name(source) and source.partition("/")[0] not in earlier:
         _check_family(where, source)
         return
-    on_disk = path.exists() if kind == "conversations" else path.is_dir()
-    if kind == "judge" or not on_disk:
+    on_disk = path.is_dir() if wanted.files else path.exists()
+    if not (wanted.on_disk and on_disk):
         raise ConfigError(
             f"{where}: {source!r} is neither an earlier stage "
             f"({', '.join(sorted(earlier)) or 'there is none'})"
-            + (" of this recipe" if kind == "judge" else " nor on disk")
+            + (" nor on disk" if wanted.on_disk else " of this recipe")
         )
-    for file in FILES.get(kind, ()):
+    for file in wanted.files:
         if not (path / file).is_file():
             raise ConfigError(f"{where}: {source} holds no {kind}: {file} is missing there")
-    if kind in MODELS:
+    if wanted.model:
         _check_family(where, source)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,28 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such recipe")
+    bases = [each.partition("=")[2] for each in overrides if each.startswith("base=")]
+    recipe = _with_base(Path(path), (), bases[-1] if bases else None)
+    others = [each for each in overrides if not each.startswith("base=")]
+    return _checked(str(path), recipe, others)
+
+
+def config_of(where: str, recipe: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """The same for a recipe that is in no file. Args: where: its name in errors."""
+    return _checked(where, OmegaConf.create(dict(recipe)), overrides)
+
+
+def _checked(where: str, recipe: Any, overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"{override!r}: overrides are written key=value")
-    bases = [each.partition("=")[2] for each in overrides if each.startswith("base=")]
-    recipe = _with_base(Path(path), (), bases[-1] if bases else None)
     for override in overrides:
-        if not override.startswith("base="):
-            recipe = _override(str(path), recipe, override)
-    merged = _merge(str(path), "", OmegaConf.structured(RunConfig), recipe)
-    config = _to_object(str(path), "", merged)
+        recipe = _override(where, recipe, override)
+    merged = _merge(where, "", OmegaConf.structured(RunConfig), recipe)
+    config = _to_object(where, "", merged)
     assert isinstance(config, RunConfig)
     for name, stage in config.stages.items():
-        config.stages[name] = _stage(str(path), name, stage)
+        config.stages[name] = _stage(where, name, stage)
     check(config)
     return config
 

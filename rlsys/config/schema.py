@@ -1,4 +1,5 @@
-"""All keys of a recipe except those of its stages, with documentation and range.
+"""The keys of a recipe except those of its stages, and of models and their training; those of
+engines and of the multiplier are in ``engine`` and ``lagrange`` beside this file.
 
 Plain dataclasses for OmegaConf. The ``check`` of a class raises errors about combinations of its
 keys; ``rlsys.config.check`` calls it, and checks across classes.
@@ -6,19 +7,23 @@ keys; ``rlsys.config.check`` calls it, and checks across classes.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
+from rlsys.config.engine import RolloutEngineConfig
 from rlsys.config.failure import FailureConfig
 from rlsys.config.keys import key
 from rlsys.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16")
 MAX_SEED = 2**32 - 1  # NumPy's
+TINY = "tiny"  # as a start model: one that is made from scratch
+ENGINES = DEEPSPEED, TORCH = ("deepspeed", "torch")
+TOKEN_BUDGET = 8192  # padded tokens per forward pass, where no key says otherwise
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass
@@ -32,7 +37,7 @@ class DataConfig:
     )
     layout: str = key(
         "",
-        "Layout of the records: llava, vlguard, spa_vl, beavertails_v or questions; empty: told by "
+        "Layout of the records: llava, vlguard, spa_vl, beavertails_v or questions; empty: by "
         "their columns.",
     )
     configs: list[str] = key([], "Configurations of the source to take, in order; none: all.")
@@ -132,36 +137,6 @@ class TrackerConfig:
 
 
 @dataclass
-class EngineConfig:
-    """vLLM engines."""
-
-    max_num_seqs: int = key(64, "Sequences decoded together per engine.", ge=1)
-    max_model_len: int = key(512, "Longest prompt with its answer, tokens.", ge=2)
-    kv_cache_mib: int = key(64, "KV cache per engine on CPU, MiB.", ge=1)
-    gpu_memory_utilization: float = key(
-        0.5, "Share of a GPU's memory per engine.", gt=0, le=1, affects_result=False
-    )
-    extra: dict[str, Any] = key({}, "Passed to vllm.LLM as it stands.")
-
-
-@dataclass
-class RolloutEngineConfig(EngineConfig):
-    """vLLM rollout engines."""
-
-    chunk_prompts: int = key(
-        8, "Prompts (with all samples) per chunk; scoring starts on each finished chunk.", ge=1
-    )
-    transport: str = key(
-        "auto",
-        "How weights reach the engines: shared memory (one node), Ray's object store, or broadcast "
-        "groups (gloo, NCCL); auto: the first where all engines are on the node of the policy's "
-        "rank 0, else the second.",
-        choices=("auto", "shm", "ray", "broadcast"),
-        affects_result=False,
-    )
-
-
-@dataclass
 class TinyConfig:
     """Sizes of a model made from scratch. Attention heads are 32 wide: vLLM's CPU minimum."""
 
@@ -212,9 +187,9 @@ class TrainConfig:
     """How a role trains."""
 
     engine: str = key(
-        "deepspeed",
+        DEEPSPEED,
         "torch is plain data parallel, the reference the tests compare with.",
-        choices=("deepspeed", "torch"),
+        choices=ENGINES,
     )
     zero_stage: int = key(1, "What DeepSpeed shards over the ranks.", ge=0, le=3)
     offload: str = key(
@@ -227,7 +202,9 @@ class TrainConfig:
         False, "Keep one activation per layer and compute the others again in the backward pass."
     )
     micro_batch_tokens: int = key(
-        8192, "Padded tokens per forward and backward pass; rows are binned under it.", ge=1
+        TOKEN_BUDGET,
+        "Padded tokens per forward and backward pass; rows are binned under it.",
+        ge=1,
     )
     freeze: list[str] = key(
         [],
@@ -257,79 +234,6 @@ FROZEN = ("whole", "sharded", "offload")
 
 
 @dataclass
-class LagrangeConfig:
-    """The multiplier."""
-
-    rule: str = key(
-        "log_sgd",
-        "log_sgd (Safe RLHF), projected (Safe RLHF-V, eq. 8), pid (Stooke et al. 2020), or fixed "
-        "at init.",
-        choices=("log_sgd", "projected", "pid", "fixed"),
-    )
-    init: float = key(1.0, "Initial value; pid: of the integral too.", ge=0)
-    lr: float = key(0.1, "log_sgd and projected only: learning rate; 0: constant.", ge=0)
-    kp: float = key(0.1, "pid only: gain of the smoothed violation.", ge=0)
-    ki: float = key(0.1, "pid only: gain of the violations' sum, kept within 0..cap.", ge=0)
-    kd: float = key(0.0, "pid only: gain of a rise of the smoothed mean.", ge=0)
-    ema: float = key(0.5, "pid only: share of the past in both smoothed values.", ge=0, lt=1)
-    kd_delay: int = key(10, "pid only: iterations over which a rise is measured.", ge=1)
-    floor: float = key(0.001, "Least value; log_sgd needs one above 0.", ge=0)
-    cap: float = key(20.0, "Largest value.", ge=0)
-    window: int = key(
-        128,
-        "The mean over as many of the latest iterations as hold this many episodes drives "
-        "the multiplier; an iteration counts whole, at least the latest one.",
-        ge=1,
-    )
-    constraint: str = key(
-        "mean_cost",
-        "What the multiplier holds down: the mean cost, to threshold, or the mean probability of "
-        "an unsafe answer, calibrated on labelled validation answers, to target_unsafe_rate. The "
-        "policy learns from the cost either way.",
-        choices=("mean_cost", "unsafe_probability"),
-    )
-    threshold: str = key(
-        "auto",
-        "Of mean_cost, in the cost model's units; auto: the mean cost at `target_unsafe_rate`, by "
-        "labelled validation answers.",
-    )
-    target_unsafe_rate: float = key(
-        0.05, "auto only: the budget, a share of unsafe answers among all.", gt=0, lt=1
-    )
-    delay: int = key(0, "Iterations before the first multiplier step.", ge=0)
-
-    def check(self) -> None:
-        if not self.floor <= self.init <= self.cap:
-            raise ConfigError(
-                f"cap: need floor <= init <= cap, got {self.floor}, {self.init}, {self.cap}"
-            )
-        if self.rule == "log_sgd" and not self.floor:
-            raise ConfigError("floor: log_sgd needs a floor above 0: from 0 it cannot grow again")
-        if self.rule == "pid" and not (self.kp or self.ki):
-            raise ConfigError("ki: pid with neither kp nor ki does not see the violation")
-        if self.threshold != "auto":
-            if self.constraint == "unsafe_probability":
-                raise ConfigError(
-                    "threshold: unsafe_probability is held to target_unsafe_rate; leave it at auto"
-                )
-            try:
-                usable = math.isfinite(float(self.threshold))
-            except ValueError:
-                usable = False
-            if not usable:
-                raise ConfigError(f"threshold: {self.threshold!r} is neither a number nor auto")
-
-
-@dataclass
-class GapConfig:
-    """Bounds of the gap between engine and trainer log-probabilities of the same tokens."""
-
-    warn: float = key(1e-4, "Largest expected gap in float32, nats; above it a warning.", gt=0)
-    warn_bfloat16: float = key(0.1, "The same in bfloat16.", gt=0)
-    stop_factor: float = key(10.0, "The run stops at this multiple of the expected gap.", ge=1)
-
-
-@dataclass
 class RunConfig:
     """A whole recipe."""
 
@@ -347,11 +251,22 @@ class RunConfig:
     stages: dict[str, Any] = key(MISSING, "Name -> stage; run in the order written.")
 
     def check(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ConfigError(f"name: {self.name!r} must be letters, digits, dots and dashes")
-        if self.name in (".", "..", "artifacts", "judgements"):
+        _check_name("name", self.name)
+        if self.name in ("artifacts", "judgements"):
             raise ConfigError(f"name: {self.name!r} is a folder that runs_dir has already")
         if not self.groups:
             raise ConfigError("groups: name at least one group of processes")
         if not self.stages:
             raise ConfigError("stages: name at least one stage")
+        for section in ("groups", "stages"):
+            for name in getattr(self, section):
+                _check_name(section, name)
+
+
+def _check_name(where: str, name: str) -> None:
+    """Names become parts of paths and of dotted keys. Raises: ConfigError."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where}: the name {name!r} must be letters, digits, '-', '_' and '.', and start with "
+            "a letter, a digit or '_'"
+        )

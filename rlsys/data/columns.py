@@ -141,7 +141,7 @@ def _images(row: Row, folders: Folders) -> list[Picture]:
 
 
 def _image(value: Any, folders: Folders) -> Picture | None:
-    """A path, bytes or a place in a table, None without an image; some rows hold {bytes, path}."""
+    """A path, bytes or an index in a table, None without an image; some rows hold {bytes, path}."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if value is None or isinstance(value, StoredImage) or (isinstance(value, bytes) and value):
@@ -150,8 +150,8 @@ def _image(value: Any, folders: Folders) -> Picture | None:
         raise RejectedRowError(Reason.NOT_A_PATH, "image")
     if not value or isinstance(value, bytes):
         raise RejectedRowError(Reason.EMPTY, "image")
-    places = [folder / value for folder in folders] or [Path(value)]
-    path = next((place for place in places if place.is_file()), None)
+    candidates = [folder / value for folder in folders] or [Path(value)]
+    path = next((place for place in candidates if place.is_file()), None)
     if path is None:
         raise RejectedRowError(Reason.ABSENT, "image")
     return str(path)

@@ -216,7 +216,7 @@ class PromptEncoder:
 
 
 def _leading_token(tokenizer: Any) -> str:
-    """What the tokenizer puts before any text unless it is told not to, empty for nothing."""
+    """What the tokenizer puts before any text by default, empty for nothing."""
     ids = tokenizer("a")["input_ids"]
     leads = len(ids) > 1 and ids[0] == tokenizer.bos_token_id
     return str(tokenizer.bos_token) if leads else ""

@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rlsys.data.conversation_counts import count_label, describe
 from rlsys.data.fit import prompt_lengths, special_rows
 from rlsys.data.layouts.registry import layout_of
-from rlsys.data.llava import describe, load_conversations
+from rlsys.data.llava import load_conversations
 from rlsys.data.prepare import names_folder
 from rlsys.data.rejections import Reason, labelled
 from rlsys.data.rows import Demonstration, Prompt, RankedPair, Rows
@@ -134,8 +135,11 @@ def spread(numbers: Sequence[int]) -> str:
 
 
 def conversation_counts(source: str, layout: str) -> dict[str, dict[str, int]]:
-    """Counts by heading of one file of conversations; empty for other sources."""
+    """Counts of one file of conversations by heading, as labels; empty for other sources."""
     path = Path(source)
     if layout != "llava" or path.suffix not in (".json", ".jsonl") or not path.is_file():
         return {}
-    return describe(load_conversations(path).rows)
+    return {
+        heading.label: {count_label(heading, name): count for name, count in counts.items()}
+        for heading, counts in describe(load_conversations(path).rows).items()
+    }

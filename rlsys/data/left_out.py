@@ -24,7 +24,7 @@ TRAIN = "train"  # the split that validation is cut off from
 
 
 class _Source(Protocol):
-    """What is asked of ``Datasets``. reads: stages with what they read."""
+    """What ``Datasets`` offers here. reads: stages with what they read."""
 
     config: RunConfig
     source: str

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from rlsys.data.pictures import Picture
 from rlsys.data.rejections import Reason, reasons_text
 from rlsys.data.tables import json_rows
 from rlsys.errors import DataError
-from rlsys.judging.outcomes import outcome_label
 from rlsys.judging.parse import Observation, ParseFailure, items_of, parse_observations
 
 MARK = "<image>"
@@ -34,15 +33,15 @@ IMAGE_MARK = f"{MARK}\n"
 @dataclass(frozen=True)
 class Turn:
     """A question and its answer, None for a last question without one. safe: label of the question,
-    None if unlabelled; observations: its risks, None if unlabelled; oddities: counts of problems
-    with these labels.
+    None if unlabelled; observations: its risks, None if unlabelled; parse_warnings: counts of
+    problems with these labels, by outcome.
     """
 
     question: str
     answer: str | None
     safe: bool | None
     observations: tuple[Observation, ...] | None
-    oddities: Counter[str]
+    parse_warnings: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -122,11 +121,11 @@ def _images(value: Any) -> tuple[Picture, ...]:
 
 def _turn(human: Any, model: Any, marks: int) -> Turn:
     """Args: model: None for a question without an answer; marks: images of the question."""
-    asked = _said(human, "human", Reason.HUMAN_TURN_EMPTY)
+    text = _said(human, "human", Reason.HUMAN_TURN_EMPTY)
     answer = None if model is None else _said(model, "gpt", Reason.MODEL_TURN_EMPTY)
-    if asked.count(MARK) != marks:
+    if text.count(MARK) != marks:
         raise RejectedRowError(Reason.NOT_MARKED_ONCE)
-    question = asked
+    question = text
     for _ in range(marks):
         cut = question.removeprefix(MARK)
         question = (question.removesuffix(MARK) if cut == question else cut).strip()
@@ -134,8 +133,8 @@ def _turn(human: Any, model: Any, marks: int) -> Turn:
         raise RejectedRowError(Reason.NOT_MARKED_ONCE)
     if not question.strip():
         raise RejectedRowError(Reason.HUMAN_TURN_EMPTY)
-    observations, oddities = (None, Counter[str]()) if model is None else _observations(model)
-    return Turn(question, answer, _safe(human), observations, oddities)
+    observations, parse_warnings = (None, Counter[str]()) if model is None else _observations(model)
+    return Turn(question, answer, _safe(human), observations, parse_warnings)
 
 
 def _said(turn: Any, speaker: str, empty: Reason) -> str:
@@ -158,9 +157,8 @@ def _observations(model: Mapping[str, Any]) -> tuple[tuple[Observation, ...] | N
         return None, Counter()
     parsed = parse_observations(json.dumps(model["observe"]))
     if isinstance(parsed, ParseFailure):
-        return None, Counter({f"observe: {parsed.reason.label}": 1})
-    warnings = {outcome_label(key): count for key, count in parsed.parse_warnings.items()}
-    return parsed.items, Counter(warnings)
+        return None, Counter({f"observe/{parsed.reason}": 1})
+    return parsed.items, Counter(parsed.parse_warnings)
 
 
 def conversation_row(
@@ -172,43 +170,3 @@ def conversation_row(
     if observations:
         model["observe"] = items_of(observations)
     return {"id": name, "image": image, "conversations": [human, model]}
-
-
-def describe(rows: Iterable[Conversation]) -> dict[str, dict[str, int]]:
-    """Counts by heading, to inspect a file before training on it."""
-    rows = list(rows)
-    turns = [turn for row in rows for turn in row.turns]
-    observed = [turn for turn in turns if turn.observations]
-    items = [item for turn in observed for item in turn.observations or ()]
-    return {
-        "conversations": {
-            "all": len(rows),
-            "distinct ids": len({row.id for row in rows}),
-            "distinct images": len({image for row in rows for image in row.images}),
-            **_count(f"image {_safety_label(row.safe)}" for row in rows),
-            **_count(f"turns: {len(row.turns)}" for row in rows),
-        },
-        "questions": _count(_safety_label(turn.safe) for turn in turns),
-        "observations": {
-            **_count(f"{_safety_label(turn.safe)}: {_state(turn)}" for turn in turns),
-            **_count(f"items: {len(turn.observations or ())}" for turn in observed),
-        },
-        "sources": _count(item.source for item in items),
-        "risk categories": _count(item.category for item in items),
-        "harmful categories": _count(row.category for row in rows if row.category),
-        "oddities": dict(sum((turn.oddities for turn in turns), Counter[str]())),
-    }
-
-
-def _count(labels: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(labels).items()))
-
-
-def _safety_label(safe: bool | None) -> str:
-    return "unlabelled" if safe is None else "safe" if safe else "unsafe"
-
-
-def _state(turn: Turn) -> str:
-    if turn.observations is None:
-        return "no observation given"
-    return "observed" if turn.observations else "observed nothing"

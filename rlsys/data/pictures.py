@@ -22,7 +22,7 @@ class StoredImage:
 
 
 Picture = str | bytes | StoredImage
-"""Path, bytes, or place in a table of an encoded image."""
+"""Path, bytes, or index in a table of an encoded image."""
 
 
 def picture_bytes(picture: Picture) -> bytes:

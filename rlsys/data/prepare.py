@@ -87,7 +87,7 @@ class Datasets:
         elif not Path(self.source).is_dir() and names_folder(self.source):
             raise ConfigError(f"data.source: {self.source}: no such folder")
         elif Path(self.source).is_dir():
-            self._source_digest = path_hash(Path(self.source))
+            self._source_digest = path_hash(Path(self.source)) if self.reads else ""
             self.source = str(Path(self.source).resolve())
         elif self.reads:
             placed = hub_splits(self.source, self.reading)
@@ -275,7 +275,7 @@ class Datasets:
 
 
 def _not_judged(rows: Rows[Prompt]) -> dict[str, str]:
-    """Ids of the rows that a judge cannot be asked about, with the reason."""
+    """Ids of the rows about which a judge can be given no question, with the reason."""
     later = {row.id: Reason.LATER_TURN for row in rows.rows if row.history}
     several = {row.id: Reason.SEVERAL_IMAGES for row in rows.rows if len(row.images) > 1}
     reasons = later | several | {row.id: Reason.NO_IMAGE for row in rows.rows if not row.images}

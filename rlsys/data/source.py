@@ -128,7 +128,7 @@ def _load(source: str, split: str, reading: Reading, form: _Form[R]) -> Rows[R]:
 def _rows(split: str, table: Table, layout: Layout, form: _Form[R]) -> Rows[R]:
     rows: dict[str, R] = {}
     rejected: Counter[str] = Counter()
-    for number, (place, record) in enumerate(table.records):
+    for number, (where, record) in enumerate(table.records):
         named = record.get("id") if isinstance(record, dict) else None
         try:
             made = list(layout.rows(str(named or f"{split}-{number:06d}"), record))
@@ -136,7 +136,7 @@ def _rows(split: str, table: Table, layout: Layout, form: _Form[R]) -> Rows[R]:
             rejected[reason.key] += 1
             continue
         for name, row in made:
-            _check_columns(place, layout, row, form.columns(row))
+            _check_columns(where, layout, row, form.columns(row))
             try:
                 if name in rows:
                     raise RejectedRowError(Reason.REPEATED_ID)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -17,13 +19,21 @@ from rlsys.roles.rollout import Rollout
 from rlsys.runtime.pending import Pending
 
 
+class ChunkedRollout(Rollout, Protocol):
+    """Engines that say what they draw together."""
+
+    def chunks(self, requests: Sequence[SampleRequest]) -> list[list[SampleRequest]]:
+        """The requests of every chunk that ``generate`` would draw."""
+        ...
+
+
 class CachedRollout:
-    """Writes every chunk to ``folder/version-<n>`` as it arrives, and reads chunks back when they
-    hold all requests under the same weights. If any is missing all are sampled again, since
-    rounding errors depend on which sequences are decoded together. Greedy answers are not cached.
+    """Writes every chunk to ``folder/version-<n>`` as it arrives, and reads it back when the same
+    requests come under the same weights. Missing chunks alone are sampled: an engine draws a chunk
+    by itself, so its tokens do not depend on the others. Greedy answers are not cached.
     """
 
-    def __init__(self, rollout: Rollout, folder: Path) -> None:
+    def __init__(self, rollout: ChunkedRollout, folder: Path) -> None:
         self.rollout, self.root = rollout, folder
         self.folder = folder
 
@@ -38,12 +48,15 @@ class CachedRollout:
         if greedy:
             return self.rollout.generate(requests, greedy=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        cached = [_read(path) for path in sorted(self.folder.glob("*.pt"))]
-        requested = {(request.prompt_index, request.sample_index) for request in requests}
-        if requested == {key for chunk in cached for key in _keys(chunk)}:
-            return [Pending.of(chunk) for chunk in cached]
-        write = _writer(self.folder)
-        return [chunk.map(write) for chunk in self.rollout.generate(requests)]
+        return [self._chunk(chunk) for chunk in self.rollout.chunks(requests)]
+
+    def _chunk(self, requests: Sequence[SampleRequest]) -> Pending[Rollouts]:
+        name = hashlib.sha256(repr(requests).encode()).hexdigest()[:16]
+        path = self.folder / f"{requests[0].prompt_index:09d}-{name}.pt"
+        if path.exists():
+            return Pending.of(Rollouts(**torch.load(path, weights_only=True)))
+        (drawn,) = self.rollout.generate(requests)
+        return drawn.map(partial(_write, path)).now()
 
     def evict(self, version: int) -> None:
         """Remove rollouts of weights older than ``version``."""
@@ -52,23 +65,11 @@ class CachedRollout:
                 shutil.rmtree(folder)
 
 
-def _writer(folder: Path) -> Callable[[Rollouts], Rollouts]:
-    def write(chunk: Rollouts) -> Rollouts:
-        name = f"{int(chunk.prompt_index[0]):09d}-{int(chunk.sample_index[0]):05d}.pt"
-        partial = folder / f".{name}.tmp"
-        with partial.open("wb") as stream:
-            torch.save({f.name: getattr(chunk, f.name) for f in fields(chunk)}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, folder / name)
-        return chunk
-
-    return write
-
-
-def _read(path: Path) -> Rollouts:
-    return Rollouts(**torch.load(path, weights_only=True))
-
-
-def _keys(chunk: Rollouts) -> set[tuple[int, int]]:
-    return set(zip(chunk.prompt_index.tolist(), chunk.sample_index.tolist(), strict=True))
+def _write(path: Path, chunk: Rollouts) -> Rollouts:
+    partial_path = path.with_name(f".{path.name}.tmp")
+    with partial_path.open("wb") as stream:
+        torch.save({f.name: getattr(chunk, f.name) for f in fields(chunk)}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial_path, path)
+    return chunk

@@ -49,8 +49,10 @@ class Constraint:
         return costs
 
     def metrics(self, costs: Tensor) -> Metrics:
-        """Of a batch: the threshold and, where costs are calibrated, both sides of the budget."""
-        metrics = {"threshold": self.threshold}
+        """Of a batch: its mean cost, the threshold and, where costs are calibrated, both sides of
+        the budget.
+        """
+        metrics = {"cost": float(costs.mean()), "threshold": self.threshold}
         if self.platt is not None:
             probability = float(unsafe_probability(costs, self.platt).mean())
             metrics |= {"unsafe_probability": probability, "budget": self.budget}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlsys.algorithms.logprobs import logprob_gap
 from rlsys.batch import Rollouts
-from rlsys.config.schema import GapConfig
+from rlsys.config.engine import GapConfig
 from rlsys.errors import LogprobGapError
 from rlsys.runtime.pending import Metrics
 
@@ -31,3 +31,14 @@ def engine_gap(rollouts: Rollouts, policy_logprobs: Tensor, gap: GapConfig) -> M
             "the trainer's weights, or computes in another type"
         )
     return {"gap/max": largest, "gap/mean": mean, "gap/limit": gap.warn}
+
+
+def gap_warning(metrics: Metrics, when: str) -> str:
+    """For people, if the largest difference of ``engine_gap`` is above the limit; else empty."""
+    largest, limit = metrics["gap/max"], metrics["gap/limit"]
+    if largest <= limit:
+        return ""
+    return (
+        f"[yellow]warning[/yellow] {when}: engine and trainer differ by {largest:.1e} nats "
+        f"(expected at most {limit:.0e})"
+    )

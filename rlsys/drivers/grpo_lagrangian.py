@@ -25,7 +25,9 @@ from rlsys.batch import (
     gather_scored,
     sample_seed,
 )
-from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
+from rlsys.config.engine import GapConfig
+from rlsys.config.lagrange import LagrangeConfig
+from rlsys.config.schema import TimeoutConfig
 from rlsys.config.updates import UpdateConfig
 from rlsys.drivers.constrained import ConstrainedState, describe, describe_estimates
 from rlsys.drivers.constraint import Constraint
@@ -36,11 +38,6 @@ from rlsys.roles.reference import Reference
 from rlsys.roles.rollout import Rollout
 from rlsys.roles.scorer import Scorer
 from rlsys.runtime.pending import Metrics, Pending, as_completed
-
-CONSTRAINT = {  # metrics that need a cost model
-    "cost", "cost_window", "threshold", "lambda", "violation", "cost_advantages/mean",
-    "cost_advantages/std",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,12 +53,12 @@ class GrpoRoles:
 
 @dataclass(frozen=True)
 class GrpoRun:
-    """Settings of one run; scale: of the advantages, as in
+    """Settings of one run; constraint: None for reward alone; scale: of the advantages, as in
     ``group_normalise``; kl_beta: weight of the KL term in the loss.
     """
 
     iterations: int
-    constraint: Constraint
+    constraint: Constraint | None
     seed: int
     update: UpdateConfig
     scale: str
@@ -82,8 +79,10 @@ def grpo_lagrangian(
         started = time.perf_counter()
         rollouts, scores = sample_and_score(roles, state, run)  # 1, 2
         metrics = describe(rollouts, scores, run.constraint, run.gap)
-        measured, bound = run.constraint.measure(scores.costs).tolist(), run.constraint.bound
-        state.multiplier.step(measured, bound, run.lagrange, state.iteration)  # 3
+        if run.constraint is not None:  # 3
+            measured, bound = run.constraint.measure(scores.costs).tolist(), run.constraint.bound
+            state.multiplier.step(measured, bound, run.lagrange, state.iteration)
+            metrics |= state.multiplier.metrics(run.constraint)
         batch, described = estimate(rollouts, scores, state, run)  # 4
         with timed(state.timings, "update"):  # 5
             stats = roles.policy.update(batch).result(run.timeouts.call)
@@ -94,9 +93,7 @@ def grpo_lagrangian(
         state.timings["time/iteration"] = time.perf_counter() - started
         metrics |= {f"policy/{key}": value for key, value in stats.items()}
         metrics["samples_per_s"] = len(rollouts) / state.timings["time/iteration"]
-        metrics |= described | state.multiplier.metrics(run.constraint) | state.timings | synced
-        if roles.cost is None:
-            metrics = {key: value for key, value in metrics.items() if key not in CONSTRAINT}
+        metrics |= described | state.timings | synced
         report(state, metrics)  # 7
 
 
@@ -137,11 +134,9 @@ def estimate(
     reward_advantages = group_normalise(rewards, groups, scale=run.scale)
     cost_advantages = group_normalise(costs, groups, scale=run.scale)
     mixed = mix_advantages(reward_advantages, cost_advantages, state.multiplier.value)
-    described = {
-        "reward_advantages": reward_advantages,
-        "cost_advantages": cost_advantages,
-        "advantages": mixed,
-    }
+    described = {"reward_advantages": reward_advantages, "advantages": mixed}
+    if run.constraint is not None:
+        described["cost_advantages"] = cost_advantages
     batch = PolicyBatch(
         rollouts,
         scores.policy_logprobs,

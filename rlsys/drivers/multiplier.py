@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlsys.algorithms.lagrange import MULTIPLIER_RULES, PidState, pid_step
-from rlsys.config.schema import LagrangeConfig
+from rlsys.config.lagrange import LagrangeConfig
 from rlsys.drivers.constraint import Constraint
 from rlsys.runtime.pending import Metrics
 

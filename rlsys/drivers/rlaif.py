@@ -8,108 +8,32 @@ how scores become pairs and how many rounds there are; both are configurable.
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, sample_seed, step_rows
-from rlsys.config.schema import GapConfig
 from rlsys.drivers.dpo import dpo
 from rlsys.drivers.gap import engine_gap
+from rlsys.drivers.rlaif_state import FeedbackPolicy, Report, RlaifRoles, RlaifRun, RlaifState
 from rlsys.drivers.sampling import sample_requests, sync_weights
 from rlsys.drivers.timing import timed
 from rlsys.errors import DataError
+from rlsys.guard.decision import Moderation
 from rlsys.judging.judge import (
-    Candidate,
-    Disentangled,
-    Feedback,
     Judge,
     JudgedPrompt,
+    Replies,
     check_parse_failures,
     disentangle,
-    score,
 )
 from rlsys.judging.outcomes import count_metrics
-from rlsys.judging.pairs import PairRule, Scored, choose_pairs
-from rlsys.judging.parse import Observation
-from rlsys.roles.guard import Guard
-from rlsys.roles.policy import PreferenceLearner, Publisher
-from rlsys.roles.reference import Reference
-from rlsys.roles.rollout import Rollout
-from rlsys.roles.scorer import Scorer
-from rlsys.runtime.pending import Metrics, as_settled
-
-
-class FeedbackPolicy(PreferenceLearner, Publisher, Reference, Protocol):
-    """A policy that is trained on pairs and publishes its weights to the engines."""
-
-
-@dataclass(frozen=True)
-class RlaifRoles:
-    """cost and guard are optional: an extra score, and a filter on chosen answers."""
-
-    rollout: Rollout
-    policy: FeedbackPolicy
-    judge: Judge
-    cost: Scorer | None = None
-    guard: Guard | None = None
-
-
-@dataclass(frozen=True)
-class RlaifRun:
-    """Settings of one run. max_parse_failures: largest share of a round's prompts, and of its
-    answers, without a parsed reply; decode: response ids to text; timeout: of one call of a role,
-    seconds; judge_timeout: until the judge's next replies; sync_timeout: of one weight sync.
-    """
-
-    rounds: int
-    num_prompts: int
-    samples_per_prompt: int
-    joint: bool
-    rule: PairRule
-    beta: float
-    epochs: int
-    minibatch: int
-    seed: int
-    max_parse_failures: float
-    gap: GapConfig
-    timeout: float
-    judge_timeout: float
-    sync_timeout: float
-    decode: Callable[[Tensor], str]
-
-
-@dataclass
-class RlaifState:
-    """State between rounds. observed: dataset row -> its verified risks, where every observation
-    and verification was parsed; other rows are observed again when they are drawn.
-    """
-
-    round: int = 0
-    observed: dict[int, Disentangled] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, object]:
-        """As JSON, for a checkpoint."""
-        observed = [
-            [row, [asdict(o) for o in each.observations], each.calls, each.outcomes]
-            for row, each in self.observed.items()
-        ]
-        return {"round": self.round, "observed": observed}
-
-    @classmethod
-    def of(cls, saved: Mapping[str, Any]) -> RlaifState:
-        """From ``as_dict``."""
-        observed = {
-            row: Disentangled(
-                tuple(Observation(**o) for o in risks), calls, Counter(outcomes), True
-            )
-            for row, risks, calls, outcomes in saved["observed"]
-        }
-        return cls(saved["round"], observed)
+from rlsys.judging.pairs import Scored, choose_pairs
+from rlsys.judging.scoring import Candidate, Feedback, score
+from rlsys.runtime.pending import Metrics, Pending
 
 
 @dataclass(frozen=True)
@@ -120,7 +44,15 @@ class Judged:
     scored: Scored
 
 
-Report = Callable[[RlaifState, Metrics], None]
+@dataclass(frozen=True)
+class Scoring:
+    """A chunk with the answers' texts, and what the models asked about it will say."""
+
+    chunk: Rollouts
+    texts: list[str]
+    feedback: Replies[list[Feedback]]
+    cost: Pending[Tensor]
+    moderated: Pending[list[Moderation]] | None
 
 
 def rlaif(
@@ -192,52 +124,69 @@ def sample_and_judge(
     run: RlaifRun,
     metrics: Metrics,
 ) -> dict[int, list[Judged]]:
-    """Finished chunks are judged while the engines sample others; the first one's log-probabilities
-    are compared with the trainer's. How many chunks are judged together changes a judge's logits by
-    rounding errors only. Returns: dataset row -> its answers in the order of their sample numbers.
+    """Chunks are judged while the engines sample others: in their order, each by itself, so that
+    what a judge decodes together depends on the chunk alone. The first one's log-probabilities are
+    compared with the trainer's.
+
+    Returns: dataset row -> its answers in the order of their sample numbers.
     """
     rows = [p.row for p in prompts]
     requests = sample_requests(rows, run.samples_per_prompt, seed=run.seed, iteration=state.round)
     by_row = {p.row: p for p in prompts}
+    scoring: deque[Scoring] = deque()
     judged: dict[tuple[int, int], Judged] = {}
-    for chunks in as_settled(roles.rollout.generate(requests), run.timeout):
-        if not judged:
-            first = roles.policy.logprobs(chunks[0]).result(run.timeout)
-            metrics |= engine_gap(chunks[0], first, run.gap)
-        judged |= _judge_chunks(roles, chunks, by_row, state, run)
+    for number, drawn in enumerate(roles.rollout.generate(requests)):
+        chunk = drawn.result(run.timeout)
+        if number == 0:
+            logprobs = roles.policy.logprobs(chunk).result(run.timeout)
+            metrics |= engine_gap(chunk, logprobs, run.gap)
+        scoring.append(_start_scoring(roles, chunk, by_row, state, run))
+        while scoring and scoring[0].feedback.settled():  # a judge that caches keeps them at once
+            judged |= _finish_scoring(scoring.popleft(), run)
+    for each in scoring:
+        judged |= _finish_scoring(each, run)
     return {p.row: [judged[p.row, s] for s in range(run.samples_per_prompt)] for p in prompts}
 
 
-def _judge_chunks(
+def _start_scoring(
     roles: RlaifRoles,
-    chunks: Sequence[Rollouts],
+    chunk: Rollouts,
     prompts: dict[int, JudgedPrompt],
     state: RlaifState,
     run: RlaifRun,
-) -> dict[tuple[int, int], Judged]:
-    costs = [roles.cost.score(chunk) for chunk in chunks] if roles.cost else []
-    moderated = [roles.guard.moderate(chunk) for chunk in chunks] if roles.guard else []
-    rows = [row for chunk in chunks for row in chunk.prompt_index.tolist()]
-    numbers = [number for chunk in chunks for number in chunk.sample_index.tolist()]
-    ids = [c.response_ids[i, : int(c.lengths[i])] for c in chunks for i in range(len(c))]
-    texts = [run.decode(each) for each in ids]
+) -> Scoring:
+    cost = roles.cost.score(chunk) if roles.cost else Pending.of(torch.zeros(len(chunk)))
+    moderated = roles.guard.moderate(chunk) if roles.guard else None
+    texts = [run.decode(ids) for ids in _ids(chunk)]
     candidates = [
         Candidate(prompts[row], state.observed[row].observations, text)
-        for row, text in zip(rows, texts, strict=True)
+        for row, text in zip(chunk.prompt_index.tolist(), texts, strict=True)
     ]
-    feedback = score(roles.judge, candidates, run.judge_timeout)
-    cost = torch.cat([each.result(run.timeout) for each in costs] or [torch.zeros(len(ids))])
+    return Scoring(chunk, texts, score(roles.judge, candidates), cost, moderated)
+
+
+def _finish_scoring(scoring: Scoring, run: RlaifRun) -> dict[tuple[int, int], Judged]:
+    """Returns: (dataset row, sample number) -> the answer."""
+    chunk, texts = scoring.chunk, scoring.texts
+    feedback = scoring.feedback.result(run.judge_timeout)
+    cost = scoring.cost.result(run.timeout)
     if not bool(torch.isfinite(cost).all()):
         raise DataError("costs of sampled answers are not finite")
     # A truncated answer is never chosen: it would train the policy not to stop.
-    flags = torch.cat([~chunk.finished for chunk in chunks])
-    if moderated:
-        levels = [m.level for each in moderated for m in each.result(run.timeout)]
+    flags = ~chunk.finished
+    if scoring.moderated is not None:
+        levels = [m.level for m in scoring.moderated.result(run.timeout)]
         flags = flags | torch.tensor([level != "none" for level in levels])
+    keys = zip(chunk.prompt_index.tolist(), chunk.sample_index.tolist(), strict=True)
     return {
-        (row, number): Judged(ids[i], Scored(texts[i], feedback[i], float(cost[i]), bool(flags[i])))
-        for i, (row, number) in enumerate(zip(rows, numbers, strict=True))
+        key: Judged(ids, Scored(texts[i], feedback[i], float(cost[i]), bool(flags[i])))
+        for i, (key, ids) in enumerate(zip(keys, _ids(chunk), strict=True))
     }
+
+
+def _ids(chunk: Rollouts) -> list[Tensor]:
+    """Response ids of every answer."""
+    return [chunk.response_ids[i, : int(chunk.lengths[i])] for i in range(len(chunk))]
 
 
 def describe(answers: dict[int, list[Judged]], state: RlaifState, run: RlaifRun) -> Metrics:

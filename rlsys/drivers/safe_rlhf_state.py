@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlsys.batch import PolicyBatch, Rollouts, Scores, ValueBatch
-from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
+from rlsys.config.engine import GapConfig
+from rlsys.config.lagrange import LagrangeConfig
+from rlsys.config.schema import TimeoutConfig
 from rlsys.config.updates import PpoConfig
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.constraint import Constraint

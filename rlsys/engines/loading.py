@@ -82,8 +82,8 @@ class _Copies(TorchDispatchMode):
         return result
 
     def _name(self, tensor: Tensor) -> str | None:
-        place = bisect_right(self._sources, tensor.data_ptr(), key=lambda source: source[0])
-        start, end, name = self._sources[place - 1] if place else (0, 0, "")
+        index = bisect_right(self._sources, tensor.data_ptr(), key=lambda source: source[0])
+        start, end, name = self._sources[index - 1] if index else (0, 0, "")
         return name if start <= tensor.data_ptr() < end else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from rlsys.config.schema import OptimConfig, TrainConfig
+from rlsys.config.schema import TORCH, OptimConfig, TrainConfig
 from rlsys.engines.base import TrainEngine
 from rlsys.engines.deepspeed import DeepSpeedEngine, sharded
 from rlsys.engines.schedules import build_optimizer
@@ -24,6 +24,6 @@ def build_engine(
 ) -> TrainEngine:
     """An engine over the parameters of ``module`` that require gradients."""
     optimizer, scheduler = build_optimizer(module, optim, total_steps)
-    if train.engine == "torch":
+    if train.engine == TORCH:
         return TorchEngine(module, optimizer, scheduler, optim.grad_clip, rank)
     return DeepSpeedEngine(module, optimizer, scheduler, train, optim.grad_clip, rank)

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rlsys.config.schema import EngineConfig
+from rlsys.config.engine import EngineConfig
+from rlsys.config.engine_arguments import check_arguments
 from rlsys.engines.loading import load_counted, plain_linears
 from rlsys.engines.transports.base import WeightReader
 from rlsys.engines.weights import Phases, WeightUpdate
@@ -44,27 +45,14 @@ class SteppedEngine:
     ) -> None:
         from vllm import LLM
 
-        sizes: dict[str, Any] = (
-            {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}
-            if cpu
-            else {"gpu_memory_utilization": config.gpu_memory_utilization}
-        )
-        settings: dict[str, Any] = {
-            "max_model_len": config.max_model_len,
-            "max_num_seqs": config.max_num_seqs,
-            "seed": 0,
-            "limit_mm_per_prompt": {"image": max(images, 1), "video": 0},
-            "mm_processor_cache_gb": 0.25,
-            "logprobs_mode": "processed_logprobs",
-            "disable_log_stats": True,
-            "trust_remote_code": False,
-        }
+        settings = engine_settings(model, config, dtype, cpu=cpu, images=images)
         if reloads:
             from rlsys.engines import receiving
 
             settings |= receiving.settings()
+        check_arguments(config.extra, settings, "engine.extra")
         with plain_linears() if cpu and reloads else nullcontext():
-            self.llm = LLM(model=model, dtype=dtype, **(settings | sizes | config.extra))
+            self.llm = LLM(**settings, **config.extra)
         self.max_model_len = config.max_model_len
         self.lock = threading.Lock()
         self._finished: dict[str, Any] = {}
@@ -136,6 +124,29 @@ class SteppedEngine:
             raise SyncError("caches: prefixes are in use, their cache was not cleared")
         if held := sum(engine.collective_rpc(_encoded_images)):
             raise SyncError(f"caches: {held} encoded images of other weights are still cached")
+
+
+def engine_settings(
+    model: str, config: EngineConfig, dtype: str, *, cpu: bool, images: int
+) -> dict[str, Any]:
+    """The arguments of ``vllm.LLM`` that ``config.extra`` cannot set."""
+    sizes: dict[str, Any] = (
+        {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}
+        if cpu
+        else {"gpu_memory_utilization": config.gpu_memory_utilization}
+    )
+    return sizes | {
+        "model": model,
+        "dtype": dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "seed": 0,
+        "limit_mm_per_prompt": {"image": max(images, 1), "video": 0},
+        "mm_processor_cache_gb": 0.25,
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "trust_remote_code": False,
+    }
 
 
 def _encoded_images(worker: Any) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from rlsys.errors import DataError
 
@@ -44,6 +45,25 @@ def wilson(hits: int, n: int) -> Rate:
     low = max(0.0, min(float(interval.low), rate))
     high = min(1.0, max(float(interval.high), rate))
     return Rate(rate=rate, n=n, low=low, high=high)
+
+
+def wilson_mean(mean: float, n: int) -> Rate:
+    """The same interval for the mean of ``n`` values in 0..1, such as wins with ties as halves.
+    A conservative one: no such variable varies more than a binomial of the same mean.
+
+    Raises ValueError for `n` <= 0 or `mean` outside 0..1.
+    """
+    if n <= 0 or not 0 <= mean <= 1:
+        raise ValueError(f"a mean in 0..1 of at least one trial is needed, got {mean} of {n}")
+    z = float(norm.ppf(0.975))
+    centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
+    return Rate(mean, n, max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean)))
+
+
+def cell(hits: Sequence[bool]) -> Cell | None:
+    """The rate of these trials with its interval, None without any."""
+    return asdict(wilson(sum(hits), len(hits))) if hits else None
 
 
 @dataclass(frozen=True)
@@ -142,7 +162,7 @@ def tabulate(outcomes: Sequence[Outcome]) -> Table:
         for metric, (counts, is_hit) in METRICS.items():
             hits = [is_hit(o) for o in members if counts(o)]
             if metric not in absent:
-                row[metric] = asdict(wilson(sum(hits), len(hits))) if hits else None
+                row[metric] = cell(hits)
         if split not in absent:
             table[split] = row
     return table

@@ -63,7 +63,7 @@ def agreement(
 
     Observations: the sets of (source, category) are equal, for each modality and after
     verification. Verification and recognition: balanced accuracy. Scores: within 1 of 10. An item
-    whose reply cannot be parsed is in none of these: it is counted as ``unread/<name>``, and its
+    whose reply cannot be parsed is in none of these: it is counted as ``unparsed/<name>``, and its
     reply as ``parse_failures/<prompt>/<reason>``. A share without a parsed item is left out.
     """
     failures: Counter[str] = Counter()
@@ -92,7 +92,7 @@ def _share(
     if parsed:
         result = {f"agreement/{name}": mean(parsed), f"agreement/{name}_n": len(parsed)}
     if len(parsed) < items:
-        result[f"unread/{name}"] = items - len(parsed)
+        result[f"unparsed/{name}"] = items - len(parsed)
     return result
 
 

@@ -10,21 +10,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from rlsys.errors import JudgeError
-from rlsys.judging.outcomes import WARNING, ParseReason, VerifyOutcome, outcome_label
+from rlsys.judging.outcomes import WARNING, VerifyOutcome, outcome_label
 from rlsys.judging.parse import (
     Observation,
     ParseFailure,
     parse_observations,
-    parse_score,
     parse_yes_no,
 )
 from rlsys.judging.prompts import PromptSet
 from rlsys.runtime.pending import Pending, as_completed
 
 T = TypeVar("T")
+S = TypeVar("S")
 CHUNK = 64  # questions per call
 
 
@@ -137,76 +137,9 @@ def risk_hint(
     return prompts.render("risk_hint", {"observations": observations}, special_tokens)
 
 
-@dataclass(frozen=True)
-class Feedback:
-    """overall: 0..10, or why there is none; checks: for each verified risk of the prompt, whether
-    the answer recognises it, None where the reply could not be parsed; outcomes: counts of parse
-    failures, such as ``score/no_number``.
-    """
-
-    overall: float | ParseFailure
-    checks: tuple[bool | None, ...]
-    outcomes: Counter[str]
-
-    @property
-    def recognised(self) -> float | None:
-        """Mean of the parsed checks, None without any."""
-        parsed = [check for check in self.checks if check is not None]
-        return sum(parsed) / len(parsed) if parsed else None
-
-    @property
-    def recognised_bounds(self) -> tuple[float, float] | None:
-        """Least and greatest recognised share, over all values of the checks that could not be
-        parsed; None without checks.
-        """
-        if not self.checks:
-            return None
-        recognised, missing = self.checks.count(True), self.checks.count(None)
-        return recognised / len(self.checks), (recognised + missing) / len(self.checks)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An answer to score, with the verified risks of its prompt."""
-
-    prompt: JudgedPrompt
-    observations: tuple[Observation, ...]
-    answer: str
-
-
 def observation_fields(observation: Observation) -> dict[str, str]:
     """The values of an observation in the judge's prompts."""
     return asdict(observation)
-
-
-def score(judge: Judge, candidates: Sequence[Candidate], timeout: float) -> list[Feedback]:
-    """One global score and one check per verified risk; none for an empty answer."""
-    scores, checks = [], []
-    for c in candidates:
-        risks = [observation_fields(o) for o in c.observations]
-        values = {"question": c.prompt.question, "answer": c.answer}
-        empty = not c.answer.strip()
-        question = Question("score", values | {"observations": risks}, c.prompt.row)
-        scores.append([] if empty else [question])
-        checks.append(
-            [
-                Question("score_observation", values | {"observation": risk}, c.prompt.row)
-                for risk in risks
-                if not empty
-            ]
-        )
-    replies = request_all(judge, [s + c for s, c in zip(scores, checks, strict=True)], str, timeout)
-    return [_feedback(*_split(reply, len(s))) for reply, s in zip(replies, scores, strict=True)]
-
-
-def _split(
-    replies: list[str | ParseFailure], scores: int
-) -> tuple[list[float | ParseFailure], list[bool | ParseFailure]]:
-    overall, checks = replies[:scores], replies[scores:]
-    return (
-        [r if isinstance(r, ParseFailure) else parse_score(r) for r in overall],
-        [r if isinstance(r, ParseFailure) else parse_yes_no(r) for r in checks],
-    )
 
 
 def check_parse_failures(
@@ -226,16 +159,24 @@ def check_parse_failures(
         )
 
 
-def _feedback(overall: list[float | ParseFailure], checks: list[bool | ParseFailure]) -> Feedback:
-    outcomes: Counter[str] = Counter()
-    result = overall[0] if overall else ParseFailure(ParseReason.EMPTY_ANSWER)
-    if isinstance(result, ParseFailure):
-        outcomes[f"score/{result.reason}"] += 1
-    for check in checks:
-        if isinstance(check, ParseFailure):
-            outcomes[f"score_observation/{check.reason}"] += 1
-    parsed = tuple(None if isinstance(check, ParseFailure) else check for check in checks)
-    return Feedback(result, parsed, outcomes)
+@dataclass(frozen=True)
+class Replies(Generic[T]):
+    """Replies on their way, CHUNK questions per call. finish: the result of all, by the number of
+    each call's first question.
+    """
+
+    calls: Sequence[Pending[tuple[int, list[str | ParseFailure]]]]
+    finish: Callable[[dict[int, list[str | ParseFailure]]], T]
+
+    def settled(self) -> bool:
+        return all(call.settled() for call in self.calls)
+
+    def result(self, timeout: float) -> T:
+        """Args: timeout: until the next call's replies, seconds."""
+        return self.finish(dict(as_completed(self.calls, timeout)))
+
+    def map(self, change: Callable[[T], S]) -> Replies[S]:
+        return Replies(self.calls, lambda replies: change(self.finish(replies)))
 
 
 def request_all(
@@ -244,25 +185,39 @@ def request_all(
     parse: Callable[[str], T | ParseFailure],
     timeout: float,
 ) -> list[list[T | ParseFailure]]:
+    """``start_requests``, waited for."""
+    return start_requests(judge, groups, parse).result(timeout)
+
+
+def start_requests(
+    judge: Judge,
+    groups: Sequence[Sequence[Question]],
+    parse: Callable[[str], T | ParseFailure],
+) -> Replies[list[list[T | ParseFailure]]]:
     """Parsed replies, grouped like their questions. Repeated questions are requested once.
 
     Questions are submitted in chunks, so that a caching judge has the finished chunks when a run is
-    interrupted. Args: timeout: until the next chunk of replies, seconds.
+    interrupted.
     """
     keys = [[_key(question) for question in group] for group in groups]
     once: dict[str, Question] = {}
     for some_keys, group in zip(keys, groups, strict=True):
         once |= zip(some_keys, group, strict=True)
     names, requested = list(once), list(once.values())
-    pendings = [
+
+    def finish(calls: dict[int, list[str | ParseFailure]]) -> list[list[T | ParseFailure]]:
+        replies: dict[str, T | ParseFailure] = {}
+        for start, some in calls.items():
+            for key, reply in zip(names[start : start + CHUNK], some, strict=True):
+                replies[key] = reply if isinstance(reply, ParseFailure) else parse(reply)
+        return [[replies[key] for key in group] for group in keys]
+
+    starts = range(0, len(requested), CHUNK)
+    calls = [
         judge.request(requested[start : start + CHUNK]).map(partial(_numbered, start))
-        for start in range(0, len(requested), CHUNK)
+        for start in starts
     ]
-    replies: dict[str, T | ParseFailure] = {}
-    for start, some in as_completed(pendings, timeout):
-        for key, reply in zip(names[start : start + CHUNK], some, strict=True):
-            replies[key] = reply if isinstance(reply, ParseFailure) else parse(reply)
-    return [[replies[key] for key in group] for group in keys]
+    return Replies(calls, finish)
 
 
 def _key(question: Question) -> str:

@@ -36,6 +36,12 @@ class ParseReason(Outcome):
     SEVERAL_NUMBERS = "several_numbers", "several numbers"
     OUT_OF_RANGE = "out_of_range", "out of range"
     NEITHER_YES_NOR_NO = "neither_yes_nor_no", "neither yes nor no"
+    NOT_A_CHOICE = "not_a_choice", "none of the allowed replies"
+    MISSING_TAG = "missing_tag", "a tag is missing"
+    REPEATED_TAG = "repeated_tag", "a tag is repeated"
+    UNKNOWN_TAG = "unknown_tag", "an unknown tag"
+    CONTRADICTION = "contradiction", "a preference contradicts the ratings"
+    SPLIT_VOTE = "split_vote", "as many samples say yes as no"
     # The question: the judge is not called.
     TOO_LONG = "too_long", "the question is too long"
     EMPTY_ANSWER = "empty_answer", "the answer to score is empty"
@@ -72,7 +78,10 @@ class PairOutcome(Outcome):
 
     PAIR = "pair", "pair"
     TOO_FEW_SCORES = "too_few_scores", "fewer than two answers with a score"
-    UNREAD_CHECK = "unread_check", "undecided: checks of risks that could not be parsed"
+    CHECK_PARSE_FAILURE = (
+        "check_parse_failure",
+        "undecided: checks of risks that could not be parsed",
+    )
     NONE_ELIGIBLE = "none_eligible", "every answer was flagged or truncated"
     SCORE_TIE = "score_tie", "score difference below the margin"
     SAME_ANSWER = "same_answer", "identical answers"

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlsys.judging.judge import Feedback
 from rlsys.judging.outcomes import PairOutcome
 from rlsys.judging.parse import ParseFailure
+from rlsys.judging.scoring import Feedback
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def choose_pair(answers: Sequence[Scored], rule: PairRule) -> tuple[int, int] | 
     if len(bounds) < 2:
         return PairOutcome.TOO_FEW_SCORES
     if len(totals) < 2:
-        return PairOutcome.UNREAD_CHECK
+        return PairOutcome.CHECK_PARSE_FAILURE
     worst = min(totals, key=lambda i: (totals[i], i))
     eligible = [i for i in totals if not answers[i].flagged]
     if not eligible:
@@ -84,7 +84,7 @@ def choose_pair(answers: Sequence[Scored], rule: PairRule) -> tuple[int, int] | 
     if totals[best] - totals[worst] < rule.margin:
         return PairOutcome.SCORE_TIE
     if bounds[best][0] - bounds[worst][1] < rule.margin:
-        return PairOutcome.UNREAD_CHECK
+        return PairOutcome.CHECK_PARSE_FAILURE
     if answers[best].answer.split() == answers[worst].answer.split():
         return PairOutcome.SAME_ANSWER
     overall = answers[best].feedback.overall

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,23 @@ FIELDS = {
     "score_observation": {"question", "observation", "answer"},
     "rewrite": {"question", "observations"},
     "risk_hint": {"observations"},  # appended to the question of a conditioned policy
+}
+RUBRICS_FOLDER = Path(__file__).parent / "rubrics"
+_ANSWERED = {"question", "answer"}
+_COMPARED = {"question", "answer_1", "answer_2"}
+# Rubrics of benchmarks, likewise.
+RUBRICS = {
+    "siuo_safe": {*_ANSWERED, "warning", "reference"},
+    "siuo_effective": _ANSWERED,
+    "harmful": _ANSWERED,
+    "refused": _ANSWERED,
+    "mm_unsafe": {"answer"},
+    "mm_lobbying": {"answer"},
+    "mm_advice": {"answer"},
+    "mm_government": {"answer"},
+    "compare_helpful": _COMPARED,
+    "compare_harmless": _COMPARED,
+    "compare_both": _COMPARED,
 }
 
 
@@ -53,17 +70,29 @@ class PromptSet:
         return FIELD.sub(lambda match: quote(values[match[1]], special_tokens), self.texts[name])
 
 
-def load_prompts(folder: Path = FOLDER) -> PromptSet:
-    """Raises: ConfigError naming a file that is missing, lacks a field or has an unknown one."""
+def load_rubrics(folder: str = "") -> PromptSet:
+    """Rubrics of benchmarks: those of a folder, or those shipped. Raises: as ``load_prompts``."""
+    return load_prompts(Path(folder).resolve() if folder else RUBRICS_FOLDER, RUBRICS)
+
+
+def load_prompts(
+    folder: Path = FOLDER, prompts: Mapping[str, Collection[str]] = FIELDS
+) -> PromptSet:
+    """Args: prompts: name -> its fields. Raises: ConfigError naming a file that is missing or no
+    text, lacks a field or has an unknown one.
+    """
     texts = {}
-    for name, fields in FIELDS.items():
+    for name, fields in prompts.items():
         path = folder / f"{name}.txt"
         if not path.is_file():
             raise ConfigError(f"{path}: this prompt is missing")
-        texts[name] = path.read_text(encoding="utf-8").strip()
+        try:
+            texts[name] = path.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 ({error})") from error
         used = set(FIELD.findall(texts[name]))
-        if used != fields:
-            wrong = sorted(used ^ fields)[0]
+        if used != set(fields):
+            wrong = sorted(used ^ set(fields))[0]
             problem = "is missing" if wrong in fields else "is unknown"
             raise ConfigError(f"{path}: the field {{{{{wrong}}}}} {problem}")
     return PromptSet(texts)

@@ -18,6 +18,8 @@ OBSERVATIONS: dict[str, Any] = {
 }
 YES_NO = ["yes", "no"]
 SCORES = [str(number) for number in range(11)]
+EFFECTIVENESS = ["very effective", "partially effective", "ineffective"]
+PREFERENCES = ["1", "2", "tie"]
 
 # Prompt name -> a JSON schema, the list of allowed replies, or None for free text.
 REPLY_SCHEMAS: dict[str, dict[str, Any] | list[str] | None] = {
@@ -28,4 +30,16 @@ REPLY_SCHEMAS: dict[str, dict[str, Any] | list[str] | None] = {
     "score": SCORES,
     "score_observation": YES_NO,
     "rewrite": None,
+    # Rubrics of benchmarks.
+    "siuo_safe": YES_NO,
+    "siuo_effective": EFFECTIVENESS,
+    "harmful": YES_NO,
+    "refused": YES_NO,
+    "mm_unsafe": YES_NO,
+    "mm_lobbying": YES_NO,
+    "mm_advice": YES_NO,
+    "mm_government": YES_NO,
+    "compare_helpful": PREFERENCES,
+    "compare_harmless": PREFERENCES,
+    "compare_both": None,  # its rationales are free text
 }

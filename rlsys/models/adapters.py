@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlsys.config.schema import TrainConfig
+from rlsys.errors import ModelError
 from rlsys.models.families.registry import family_of
 
 _A, _B, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer"
@@ -18,10 +20,11 @@ _A, _B, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer
 def add_lora(model: Any, train: TrainConfig, seed: int) -> None:
     """Adapters on ``train.lora_targets`` of the language model; everything else in ``model`` is
     frozen (LoRA, arXiv 2106.09685). Args: seed: of their initialisation, the same
-    whatever ran in the process before.
+    whatever ran in the process before. Raises: ModelError for a name that matches no module.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    check_targets(model, train.lora_targets)
     config = LoraConfig(
         r=train.lora_rank,
         lora_alpha=train.lora_alpha,
@@ -33,6 +36,19 @@ def add_lora(model: Any, train: TrainConfig, seed: int) -> None:
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+
+
+def check_targets(model: Any, targets: Sequence[str]) -> None:
+    """Raises: ModelError for a name of ``lora_targets`` that no module of the language model has,
+    in full or as the last components.
+    """
+    outside = re.compile(family_of(model.config).outside_language() or r"(?!)")
+    inside = [f".{name}" for name, _ in model.named_modules() if not outside.fullmatch(name)]
+    for target in targets:
+        if not any(name.endswith(f".{target}") for name in inside):
+            raise ModelError(
+                f"lora_targets: no module of the language model has the name {target!r}"
+            )
 
 
 def lora_scaling(model: nn.Module) -> dict[str, float]:

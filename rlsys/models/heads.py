@@ -39,9 +39,9 @@ def run_trunk(trunk: Any, inputs: Inputs, positions: Tensor) -> Tensor:
     device = text["input_ids"].device
     packing = _packing(trunk.config, inputs)
     if packing is None:
-        places = torch.arange(len(index))[:, None] * text["input_ids"].shape[1] + positions
+        indices = torch.arange(len(index))[:, None] * text["input_ids"].shape[1] + positions
     else:
-        places, index = packing.places(positions), index[packing.longest]
+        indices, index = packing.flat_indices(positions), index[packing.longest]
     encoded, entries = _encode(family, trunk, pixels, index)
     if packing is None:
         given: dict[str, Any] = dict(family.inputs(text, pixels, entries))
@@ -52,7 +52,7 @@ def run_trunk(trunk: Any, inputs: Inputs, positions: Tensor) -> Tensor:
     hidden = trunk(**given, use_cache=False).last_hidden_state
     if encoded is not None and not entries:
         hidden = hidden + 0 * family.unused(encoded)
-    return hidden.flatten(0, 1)[places.to(device)]
+    return hidden.flatten(0, 1)[indices.to(device)]
 
 
 def _packing(config: Any, inputs: Inputs) -> Packing | None:

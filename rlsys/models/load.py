@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlsys.config.schema import DTYPES
 from rlsys.errors import ModelError
 from rlsys.models.families.registry import family_of_processor, family_of_type
 from rlsys.models.families.text import TextProcessor
 from rlsys.models.family import Family
 
 HEAD_FILE = "score_head.safetensors"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_TORCH_DTYPES = {name: getattr(torch, name) for name in DTYPES}
 
 
 def load_policy(folder: str, dtype: str) -> Any:
@@ -111,7 +112,7 @@ def forbidden_ids(processor: Any, config: Any) -> list[int]:
 def processor_behaviour(processor: Any) -> dict[str, Any]:
     """What decides about ids and pixels, as plain containers: the tokenizer's algorithm,
     vocabulary and special tokens, the chat template, and the image processor's settings. Files do
-    not tell: saving a published checkpoint writes the same settings into other files.
+    not say: saving a published checkpoint writes the same settings into other files.
     """
     tokenizer = processor.tokenizer
     algorithm = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -139,13 +140,31 @@ def _plain_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 def checkpoint_family(folder: str) -> Family:
     """The family of the model in a folder. Raises: ModelError."""
+    try:
+        return family_of_type(str(_config(folder).get("model_type")))
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
+
+
+def checkpoint_dtype(folder: str) -> str:
+    """The dtype that a model was saved in, by its configuration. Raises: ModelError."""
+    config = _config(folder)
+    name = config.get("dtype") or config.get("torch_dtype")  # as transformers wrote it before 5.0
+    if name not in DTYPES:
+        raise ModelError(
+            f"{folder}: config.json has the dtype {name!r}, not {' or '.join(DTYPES)}; give one"
+        )
+    return str(name)
+
+
+def _config(folder: str) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.exists():
         raise ModelError(f"{folder}: no model there (config.json is missing)")
     try:
-        return family_of_type(str(json.loads(path.read_text()).get("model_type")))
-    except ModelError as error:
-        raise ModelError(f"{folder}: {error}") from error
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path}: no JSON object: {error}") from error
 
 
 def checkpoint_names(model: Any) -> dict[str, str]:
@@ -170,7 +189,7 @@ def checkpoint_tensors(folder: str) -> list[tuple[str, Tensor]]:
 def _checked(auto: Any, folder: str, dtype: str, *, allow_head_missing: bool) -> Any:
     model, report = auto.from_pretrained(
         folder,
-        dtype=DTYPES[dtype],
+        dtype=_TORCH_DTYPES[dtype],
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,

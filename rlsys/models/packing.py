@@ -73,8 +73,8 @@ class Packing:
             return {"full_attention": self.mask(), "sliding_attention": self.mask(window)}
         return self.mask(None if kinds else window)
 
-    def places(self, positions: Tensor) -> Tensor:
-        """[B, T] positions in plain rows -> index into flattened packed rows."""
+    def flat_indices(self, positions: Tensor) -> Tensor:
+        """[B, T] positions in plain rows -> indices into flattened packed rows."""
         answer = positions >= self.start[:, None]
         return self.row[:, None] * self.part.shape[1] + positions + answer * self.shift[:, None]
 

@@ -83,8 +83,8 @@ def build_tiny_vlm(folder: Path, texts: Iterable[str], sizes: TinyConfig, seed: 
     """Write a randomly initialised checkpoint (weights, tokenizer, processor) to ``folder``."""
     processor = tiny_processor(texts, sizes)
     tokenizer = processor.tokenizer
-    token_id = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
-    config = model_config(sizes, len(tokenizer), token_id)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    config = tiny_configuration(ids, len(tokenizer), sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
@@ -94,8 +94,10 @@ def build_tiny_vlm(folder: Path, texts: Iterable[str], sizes: TinyConfig, seed: 
     processor.save_pretrained(folder)
 
 
-def model_config(sizes: TinyConfig, vocab: int, token_id: Mapping[str, int]) -> Qwen2_5_VLConfig:
-    """Args: token_id: of the special tokens."""
+def tiny_configuration(
+    token_id: Mapping[str, int], vocab: int, sizes: TinyConfig
+) -> Qwen2_5_VLConfig:
+    """Args: token_id: of the special tokens; vocab: size of the vocabulary."""
     heads = sizes.hidden // 32
     return Qwen2_5_VLConfig(
         text_config={

@@ -90,7 +90,7 @@ def tiny_config(sizes: TinyConfig) -> Any:
     from rlsys.models import tiny
 
     numbers = {token: number for number, token in enumerate(tiny.SPECIAL_TOKENS)}
-    return tiny.model_config(sizes, sizes.vocab, numbers)
+    return tiny.tiny_configuration(numbers, sizes.vocab, sizes)
 
 
 def describe(config: Any, *, scorer: bool, outputs: int = 1, train: TrainConfig | None) -> Model:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlsys.config.schema import EngineConfig, RunConfig, TinyConfig, TrainConfig
+from rlsys.config.engine import EngineConfig
+from rlsys.config.schema import RunConfig, TinyConfig, TrainConfig
 from rlsys.config.updates import SamplingConfig
 from rlsys.errors import ConfigError
 from rlsys.guard.labels import OUTPUTS

@@ -42,7 +42,7 @@ REASONS = {
     str(PairOutcome.PAIR): BLUE,
     str(PairOutcome.SCORE_TIE): PURPLE,
     str(PairOutcome.TOO_FEW_SCORES): RED,
-    str(PairOutcome.UNREAD_CHECK): INK,
+    str(PairOutcome.CHECK_PARSE_FAILURE): INK,
     str(PairOutcome.NONE_ELIGIBLE): SKY,
     str(PairOutcome.SAME_ANSWER): GREEN,
     str(PairOutcome.BELOW_MIN_CHOSEN_SCORE): ORANGE,

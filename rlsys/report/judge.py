@@ -31,13 +31,13 @@ GOAL = 0.9
 @dataclass(frozen=True)
 class Agreement:
     """A share of `n` items on which the judge is right; no interval where `n` is not recorded.
-    unread: items left out because the reply could not be parsed.
+    unparsed: items left out because the reply could not be parsed.
     """
 
     label: str
     rate: float
     interval: Rate | None
-    unread: int = 0
+    unparsed: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _agreement_picture(series: Series, measured: list[Agreement], shared: str) -
     ]
     caption = "Per cent of held-out items on which the judge agrees with the oracle's labels, with "
     caption += f"95 % Wilson intervals; dashed: 90 %.{shared}"
-    if any(each.unread for each in measured):
+    if any(each.unparsed for each in measured):
         caption += " + is the number of items left out, as their replies could not be parsed."
     if any("≈" in each.label for each in measured):
         caption += " ≈ is a balanced accuracy, for which the interval is approximate."
@@ -129,8 +129,8 @@ def agreements(series: Series) -> list[Agreement]:
         rate = series.last(prefix + name)
         if rate is not None:
             interval = share(series, prefix + name, f"{prefix}{name}_n")
-            unread = round(series.last(f"unread/{name}") or 0)
-            measured.append(Agreement(AGREEMENTS.get(name, name), rate, interval, unread))
+            unparsed = round(series.last(f"unparsed/{name}") or 0)
+            measured.append(Agreement(AGREEMENTS.get(name, name), rate, interval, unparsed))
     return measured
 
 
@@ -168,8 +168,8 @@ def bars(stage: str, measured: list[Agreement]) -> str:
             sides = [[max(each.rate - low, 0)], [max(high - each.rate, 0)]]
             axes.errorbar(each.rate, y, xerr=sides, color=INK, lw=1, capsize=2.5)
             items = f"  (n = {each.interval.n})"
-        if each.unread:
-            items += f" + {each.unread}"
+        if each.unparsed:
+            items += f" + {each.unparsed}"
         axes.text(1.03, y, percent(each.rate) + items, va="center", fontsize=8)
     axes.axvline(GOAL, color=RED, ls="--", lw=1.2, gid="goal")
     axes.set_yticks(

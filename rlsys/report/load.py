@@ -46,11 +46,11 @@ def _refuse_constant(name: str) -> NoReturn:
 def _config(path: Path) -> tuple[str, str, Recipe]:
     if not path.is_file():
         raise ConfigError(f"{path} is missing: is this the folder of a run?")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
         raise ConfigError(f"{path}: the key 'name' is missing or no string")
     return tree["name"], text, read_recipe(tree, self_evaluated())
@@ -66,12 +66,12 @@ def _json(path: Path) -> Any:
 
 
 def _json_lines(path: Path, needed: dict[str, type | tuple[type, ...]]) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line, parse_constant=_refuse_constant)
+                row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
             if not isinstance(row, dict):

@@ -52,6 +52,7 @@ class Section:
 
     title: shown where one heading has several sections.
     missing: text where there is no picture.
+    table: rows of text, the first of them its heading.
     layout: two_columns, or three_columns of small pictures; sections of three columns under the
     same heading share one grid.
     """
@@ -61,11 +62,12 @@ class Section:
     paragraphs: Sequence[str] = ()
     highlights: Sequence[Highlight] = ()
     missing: str = ""
+    table: Sequence[Sequence[str]] = ()
     layout: Literal["two_columns", "three_columns"] = "two_columns"
 
     @property
     def empty(self) -> bool:
-        return not (self.pictures or self.highlights or self.missing)
+        return not (self.pictures or self.highlights or self.missing or self.table)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,8 +46,8 @@ class CriticSpec:
     training: Training
 
     def build(self, factory: WorkerFactory) -> CriticWorker:
-        budget = self.training.train.micro_batch_tokens
-        context = factory.context(self.model, self.data, budget)
+        token_budget = self.training.train.micro_batch_tokens
+        context = factory.context(self.model, self.data, token_budget)
         module = build_scorer_module(self.model, self.dtype, new_head=False, seed=0)
         return CriticWorker(module.to(factory.device), context, self.training)
 
@@ -99,7 +99,7 @@ class CriticWorker(TrainedHead):
         return stats
 
 
-class CriticHandle(TrainedHandle):
+class CriticHandle(TrainedHandle[CriticSpec]):
     """Implements ``Critic``."""
 
     def __init__(self, group: RankGroup, role: Role, ppo: PpoConfig) -> None:

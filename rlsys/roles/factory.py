@@ -80,7 +80,7 @@ class WorkerFactory:
         self._engines: dict[str, tuple[Hashable, Any]] = {}
         self._writers: dict[str, WeightWriter] = {}
 
-    def context(self, model: str, data: RowSource, token_budget: int = 8192) -> WorkerContext:
+    def context(self, model: str, data: RowSource, token_budget: int) -> WorkerContext:
         """Raises: ModelError, DataError."""
         from transformers import AutoConfig
 

@@ -18,8 +18,8 @@ def planned(
     context: WorkerContext, rows: Sequence[int], tokens: Sequence[Tokens]
 ) -> list[list[int]]:
     """This rank's micro-batches. Args: tokens: by row."""
-    rank, budget, width = context.rank, context.token_budget, context.shared_width
-    plan = micro_batches(rows, tokens, token_budget=budget, world=rank.world, width=width)
+    rank, limit, width = context.rank, context.token_budget, context.shared_width
+    plan = micro_batches(rows, tokens, token_budget=limit, world=rank.world, width=width)
     return plan[rank.rank]
 
 

@@ -72,8 +72,8 @@ class GuardTrainerSpec:
     training: Training
 
     def build(self, factory: WorkerFactory) -> GuardTrainer:
-        budget, seed = self.training.train.micro_batch_tokens, self.training.seed
-        context = factory.context(self.model, self.data, budget)
+        token_budget, seed = self.training.train.micro_batch_tokens, self.training.seed
+        context = factory.context(self.model, self.data, token_budget)
         module = build_scorer_module(
             self.model, self.dtype, new_head=True, seed=seed, outputs=OUTPUTS
         )
@@ -148,7 +148,7 @@ def _items(context: WorkerContext, rows: Sequence[int]) -> list[Item]:
     ]
 
 
-class GuardHandle(RoleHandle):
+class GuardHandle(RoleHandle[GuardSpec]):
     """Implements ``PromptGuard``. threshold: probability from which an answer counts as unsafe."""
 
     def __init__(self, group: RankGroup, threshold: float = 0.5) -> None:
@@ -171,7 +171,7 @@ class GuardHandle(RoleHandle):
         return moderations(merge_rows(parts), threshold=self.threshold)
 
 
-class GuardTrainerHandle(TrainedHandle):
+class GuardTrainerHandle(TrainedHandle[GuardTrainerSpec]):
     """A guard in training."""
 
     def __init__(self, group: RankGroup) -> None:

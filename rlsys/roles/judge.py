@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlsys.config.schema import EngineConfig
+from rlsys.config.engine import EngineConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.engines.vllm import SteppedEngine, multi_modal
 from rlsys.judging.judge import Question
@@ -52,7 +53,11 @@ class JudgeSpec:
 
 
 class JudgeWorker:
-    """One engine. encoder: tokenizes prompts; its records hold the images of questions."""
+    """One engine. encoder: tokenizes prompts; its records hold the images of questions.
+
+    It replies to one call at a time, with empty caches: what is computed together, and with it
+    rounding errors, depends on the call alone, so that any engine gives the same replies.
+    """
 
     def __init__(
         self,
@@ -65,14 +70,20 @@ class JudgeWorker:
         self.engine, self.encoder, self.prompts = engine, encoder, prompts
         self.max_new_tokens = max_new_tokens
         self.room = engine.max_model_len - max_new_tokens
+        self._preparing, self._replying = threading.Lock(), threading.Lock()
 
     def answer(self, questions: Sequence[Question]) -> list[str | ParseFailure]:
-        """One reply per question. A question too long for the model is a ParseFailure."""
-        requests = [self._request(question) for question in questions]
+        """One reply per question. A question too long for the model is a ParseFailure. The next
+        call is prepared while one is decoded.
+        """
+        with self._preparing:
+            requests = [self._request(question) for question in questions]
         submitted = [request for request in requests if not isinstance(request, ParseFailure)]
-        with self.engine.lock:
-            names = self.engine.submit(submitted)
-        outputs = iter(self.engine.wait(names))
+        with self._replying:
+            with self.engine.lock:
+                self.engine.drop_caches()
+                names = self.engine.submit(submitted)
+            outputs = iter(self.engine.wait(names))
         return [
             request if isinstance(request, ParseFailure) else _reply(next(outputs))
             for request in requests
@@ -113,21 +124,13 @@ def _reply(output: Any) -> str | ParseFailure:
     return str(answer.text).strip() or ParseFailure(ParseReason.EMPTY)
 
 
-class JudgeHandle(RoleHandle):
-    """Implements ``rlsys.judging.judge.Judge``; every call is split among the engines."""
+class JudgeHandle(RoleHandle[JudgeSpec]):
+    """Implements ``rlsys.judging.judge.Judge``; one engine replies to a call, whichever."""
 
     def __init__(self, group: RankGroup) -> None:
         super().__init__(group, ROLE.name)
 
     def request(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
-        ranks = self.group.size
-        shares = [list(questions[rank::ranks]) for rank in range(ranks)]
-        calls = [
-            self._one(rank, JudgeWorker.answer, share) for rank, share in enumerate(shares) if share
-        ]
-
-        def interleave(parts: list[list[str | ParseFailure]]) -> list[str | ParseFailure]:
-            return [parts[i % ranks][i // ranks] for i in range(len(questions))]
-
-        parts = [part for call in calls for part in call.parts]
-        return Pending(parts, interleave, calls[0].liveness if calls else ())
+        if not questions:
+            return Pending.of([])
+        return self._any(JudgeWorker.answer, list(questions))

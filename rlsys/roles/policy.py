@@ -73,8 +73,8 @@ class PolicySpec:
     demonstrations: RowSource | None = None
 
     def build(self, factory: WorkerFactory) -> PolicyWorker:
-        budget = self.training.train.micro_batch_tokens
-        context = factory.context(self.model, self.data, budget)
+        token_budget = self.training.train.micro_batch_tokens
+        context = factory.context(self.model, self.data, token_budget)
         module = sampled_policy(self.model, self.dtype, context.encoder)
         shown = None
         if self.demonstrations is not None:
@@ -261,9 +261,9 @@ class PolicyWorker(TrainedWorker):
             self.context.encoder.processor.save_pretrained(folder)
 
 
-class PolicyHandle(TrainedHandle):
+class PolicyHandle(TrainedHandle[PolicySpec]):
     """Implements ``Policy`` and ``PreferenceLearner``. transport: how weights reach the engines,
-    asked at every publication.
+    called at every publication.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ class ReferenceWorker:
         return logprobs
 
 
-class ReferenceHandle(RoleHandle):
+class ReferenceHandle(RoleHandle[ReferenceSpec]):
     """Implements ``Reference``."""
 
     def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:

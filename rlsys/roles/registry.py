@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from rlsys.registries import by_name
 from rlsys.roles import critic, guard, judge, policy, reference, rollout, scorer
-from rlsys.roles.role import Role
 
-ROLES: dict[str, Role] = {
-    role.name: role
-    for role in (
-        rollout.ROLE,
-        judge.ROLE,
-        policy.ROLE,
-        reference.ROLE,
-        scorer.REWARD,
-        scorer.COST,
-        critic.REWARD_CRITIC,
-        critic.COST_CRITIC,
-        guard.ROLE,
-    )
-}
+_ROLES = (
+    rollout.ROLE,
+    judge.ROLE,
+    policy.ROLE,
+    reference.ROLE,
+    scorer.REWARD,
+    scorer.COST,
+    critic.REWARD_CRITIC,
+    critic.COST_CRITIC,
+    guard.ROLE,
+)
+ROLES = by_name("role", ((role.name, role) for role in _ROLES))

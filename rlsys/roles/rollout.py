@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from rlsys.batch import Rollouts, SampleRequest
-from rlsys.config.schema import EngineConfig
+from rlsys.config.engine import EngineConfig
 from rlsys.data.encoder import PromptEncoder
 from rlsys.engines.transports.base import WeightReader
 from rlsys.engines.vllm import SteppedEngine, multi_modal
@@ -223,7 +223,7 @@ def _rollouts(
     )
 
 
-class RolloutHandle(RoleHandle):
+class RolloutHandle(RoleHandle[RolloutSpec]):
     """Implements ``Rollout``. Requests are queued for the version that all engines have verified.
 
     chunk_prompts: prompts, with all their samples, per chunk.
@@ -246,18 +246,20 @@ class RolloutHandle(RoleHandle):
         temperature = 0.0 if greedy else self.temperature
         return [
             self._any(RolloutWorker.draw, chunk, self.version, self.max_new_tokens, temperature)
-            for chunk in _chunks(requests, self.chunk_prompts)
+            for chunk in self.chunks(requests)
         ]
 
+    def chunks(self, requests: Sequence[SampleRequest]) -> list[list[SampleRequest]]:
+        """Requests that are drawn together, and by no other engine."""
+        return _chunks(requests, self.chunk_prompts)
+
     def load(self, update: WeightUpdate) -> Pending[Loaded]:
-        method = RolloutWorker.load.__name__
-        loaded = self.group.install(self.role, method, update, whole=False)
+        loaded = self._install(RolloutWorker.load, update)
         return self._acknowledged(loaded, update.version)
 
     def load_checkpoint(self, folder: str, version: int) -> Pending[Loaded]:
         """Every engine loads the weights of a checkpoint."""
-        method = RolloutWorker.load_checkpoint.__name__
-        loaded = self.group.install(self.role, method, folder, version, whole=True)
+        loaded = self._install_whole(RolloutWorker.load_checkpoint, folder, version)
         return self._acknowledged(loaded, version)
 
     def _acknowledged(self, answers: Pending[list[Loaded]], version: int) -> Pending[Loaded]:

@@ -66,8 +66,8 @@ class ScorerTrainerSpec:
     training: Training
 
     def build(self, factory: WorkerFactory) -> ScorerTrainer:
-        budget = self.training.train.micro_batch_tokens
-        context = factory.context(self.model, self.data, budget)
+        token_budget = self.training.train.micro_batch_tokens
+        context = factory.context(self.model, self.data, token_budget)
         seed = self.training.seed
         module = build_scorer_module(self.model, self.dtype, new_head=True, seed=seed)
         return ScorerTrainer(module.to(factory.device), context, self.training)
@@ -195,7 +195,7 @@ class ScorerTrainer(TrainedHead, PairScorer):
     ) -> tuple[Tensor, Tensor]:
         """Losses [N] and whether each pair is ranked correctly [N]."""
         read = self.context.encoder.records
-        if loss.signal == "reward":
+        if loss.signal == REWARD.name:
             ranked = read.of_kind(rows, RankedPair)
             first = torch.tensor([[preferred(r, loss.target)] for r in ranked])
             better, worse = _ordered(scores, first)
@@ -225,7 +225,7 @@ def _ordered(pairs: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     return pairs.gather(1, first).squeeze(1), pairs.gather(1, 1 - first).squeeze(1)
 
 
-class ScorerHandle(RoleHandle):
+class ScorerHandle(RoleHandle[ScorerSpec]):
     """Implements ``Scorer``."""
 
     def score(self, rollouts: Rollouts) -> Pending[Tensor]:
@@ -240,7 +240,7 @@ class ScorerHandle(RoleHandle):
         return self._all(ScorerWorker.score_pairs, rows).map(merge_rows)
 
 
-class ScorerTrainerHandle(TrainedHandle):
+class ScorerTrainerHandle(TrainedHandle[ScorerTrainerSpec]):
     """A scorer in training. ``loss.signal`` names its role."""
 
     def __init__(self, group: RankGroup, loss: ScorerLoss) -> None:

@@ -16,7 +16,7 @@ from rlsys.micro_batches import Tokens
 from rlsys.models.heads import checkpoint_activations
 from rlsys.roles.factory import WorkerContext
 from rlsys.roles.forward import planned
-from rlsys.runtime.group import RoleHandle
+from rlsys.runtime.group import RoleHandle, S
 from rlsys.runtime.pending import Metrics, Pending
 
 
@@ -123,7 +123,7 @@ def _random_state() -> dict[str, Any]:
     return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
-class TrainedHandle(RoleHandle):
+class TrainedHandle(RoleHandle[S]):
     """A trained role: saved as a model, and saved and restored with its optimiser."""
 
     def save(self, folder: Path) -> Pending[list[None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from rlsys.errors import ConfigError
 from rlsys.runtime.pending import Metrics, Pending
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S", bound="WorkerSpec", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,15 @@ class Runtime:
         return self.by_role[role]
 
 
-class RoleHandle:
-    """A role as its driver sees it: typed calls of the worker's methods on a group of ranks."""
+class RoleHandle(Generic[S]):
+    """A role as its driver sees it: typed calls of the worker's methods on a group of ranks. Its
+    type says which spec builds the worker; of several, their union.
+    """
 
     def __init__(self, group: RankGroup, role: str) -> None:
         self.group, self.role = group, role
 
-    def create(self, spec: WorkerSpec) -> Pending[list[None]]:
+    def create(self, spec: S) -> Pending[list[None]]:
         """Build the role's worker on every rank."""
         return self.group.create(self.role, spec)
 
@@ -152,3 +155,19 @@ class RoleHandle:
     ) -> Pending[R]:
         """Call ``method`` on one ready rank, whichever."""
         return self.group.call_any(self.role, method.__name__, *args, **kwargs)
+
+    def _install(
+        self, method: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> Pending[list[R]]:
+        """Call ``method``, which sets the state of a worker, on every rank and on those that join
+        later, in place of an earlier call of it. Arguments are positional.
+        """
+        assert not kwargs
+        return self.group.install(self.role, method.__name__, *args, whole=False)
+
+    def _install_whole(
+        self, method: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> Pending[list[R]]:
+        """As ``_install``, in place of all such calls since the worker was created."""
+        assert not kwargs
+        return self.group.install(self.role, method.__name__, *args, whole=True)

@@ -46,7 +46,7 @@ class Leases:
         return lease
 
     def take_counts(self) -> tuple[int, int]:
-        """Calls added, and calls given out again, since this was asked last."""
+        """Calls added, and calls given out again, since the last call of this."""
         counts = self.added, self.reissued
         self.added = self.reissued = 0
         return counts

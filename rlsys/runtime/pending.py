@@ -61,6 +61,12 @@ class Pending(Generic[T]):
         """A Pending of ``change(result)``."""
         return Pending(self.parts, lambda values: change(self._combine(values)), self.liveness)
 
+    def now(self) -> Pending[T]:
+        """With the changes of ``map`` made at once if it is settled, as it is in process; they are
+        made when the result is asked for otherwise.
+        """
+        return Pending.of(self.result(0)) if self.settled() else self
+
     def settled(self) -> bool:
         """Whether all parts are done, or one has failed."""
         futures = [part.future for part in self.parts]
@@ -113,6 +119,17 @@ class ProcessDied(RuntimeError):
 
 class ClusterLost(ProcessDied):
     """With what starts processes: this driver can start none again, another one may."""
+
+
+def gather(pendings: Sequence[Pending[T]]) -> Pending[list[T]]:
+    """One Pending of all their results, in their order."""
+
+    def combine(values: list[Any]) -> list[T]:
+        rest = iter(values)
+        return [each._combine([next(rest) for _ in each.parts]) for each in pendings]
+
+    parts = [part for each in pendings for part in each.parts]
+    return Pending(parts, combine, [part for each in pendings for part in each.liveness])
 
 
 def wait_settled(pendings: Sequence[Pending[Any]], timeout: float) -> list[Pending[Any]]:

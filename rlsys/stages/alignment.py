@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from rlsys.algorithms.calibration import Platt
+from rlsys.config.engine import GapConfig
 from rlsys.config.keys import key
-from rlsys.config.schema import FROZEN, GapConfig, LagrangeConfig, OptimConfig, TrainConfig
+from rlsys.config.lagrange import LagrangeConfig
+from rlsys.config.schema import FROZEN, OptimConfig, TrainConfig
 from rlsys.config.updates import SamplingConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
@@ -17,10 +19,11 @@ from rlsys.display import Bar, note
 from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.constraint import Constraint
+from rlsys.drivers.gap import gap_warning
 from rlsys.errors import ConfigError, DataError
 from rlsys.evaluation.budget import end_metrics
 from rlsys.evaluation.scorers import cost_calibration, count_labels
-from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.roles.scorer import COST, ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
@@ -43,7 +46,7 @@ class AlignmentConfig:
         GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
     )
     optim: OptimConfig = key(OptimConfig(), "Optimiser of the policy.")
-    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.", trains=("policy",))
     frozen: str = key(
         "whole",
         "Weights of reference, reward and cost model: whole on every rank; sharded over the ranks "
@@ -78,7 +81,7 @@ def cost_constraint(
     if lagrange.threshold != "auto":
         return Constraint(float(lagrange.threshold), lagrange.constraint), {}
     limits, records = context.config.timeouts, context.data.pairs("validation")
-    scorer = ScorerHandle(context.group("cost"), "cost")
+    scorer = ScorerHandle(context.group(COST.name), COST.name)
     data = context.data.slice("validation", RowKind.PAIRS)
     spec = ScorerSpec(context.folder(cost), data, context.config.dtype, token_budget)
     scorer.create(spec).result(limits.start)
@@ -123,7 +126,6 @@ class IterationReport:
     stage: AlignmentConfig
     checkpoints: StageCheckpoints
     rollout: CachedRollout
-    gap: GapConfig
     bar: Bar
     iterations: int
     history: list[Metrics] = field(default_factory=list)
@@ -132,11 +134,8 @@ class IterationReport:
         done = state.iteration
         self.context.log(self.name, self.stage.kind, done, metrics)
         self.history.append(metrics)
-        if metrics["gap/max"] > self.gap.warn:
-            self.context.display.message(
-                f"[yellow]warning[/yellow] iteration {done}: engine and trainer differ by "
-                f"{metrics['gap/max']:.1e} nats (expected at most {self.gap.warn:.0e})"
-            )
+        if warning := gap_warning(metrics, f"iteration {done}"):
+            self.context.display.message(warning)
         if checkpoint_due(done, self.iterations, self.stage.checkpoint_every):
             self.checkpoints.save(done, state.as_dict())
         if checkpoint_due(done, self.iterations, self.stage.checkpoint_every or 1):

@@ -10,15 +10,18 @@ from typing import Any
 
 from rlsys.batch import Rollouts
 from rlsys.config.keys import key
-from rlsys.config.schema import RunConfig, TrainConfig
+from rlsys.config.schema import TOKEN_BUDGET, RunConfig
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.errors import ConfigError
 from rlsys.evaluation.answers import Answer, judge_answer, sample_rows
 from rlsys.evaluation.stats import Outcome, Table, save_evaluation, tabulate
-from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.roles.rollout import ROLE as ROLLOUT
+from rlsys.roles.scorer import COST, ScorerHandle, ScorerSpec
 from rlsys.stages.context import Context
 from rlsys.stages.lengths import check_lengths
+
+COST_SIGN = "the sign of a cost model, which is no independent judge"
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,10 @@ class Evaluator:
                 f"stages.{name}.cost: {context.config.data.source} has no oracle; "
                 "name the cost model that judges its answers"
             )
-        self.scorer = ScorerHandle(context.group("cost"), "cost")
+        self.scorer = ScorerHandle(context.group(COST.name), COST.name)
         model = context.folder(stage.cost)
         data = context.data.slice(stage.split, RowKind.PROMPTS)
-        spec = ScorerSpec(model, data, context.config.dtype, TrainConfig().micro_batch_tokens)
+        spec = ScorerSpec(model, data, context.config.dtype, TOKEN_BUDGET)
         self.scorer.create(spec).result(context.config.timeouts.start)
 
     def evaluate(self, texts: Mapping[int, str]) -> Evaluated:
@@ -86,7 +89,7 @@ class Evaluator:
         (folder / "images").mkdir()
         tables = {policy: each.table for policy, each in evaluated.items()}
         save_evaluation(folder / "evaluation.json", tables)
-        judge = "the data's own oracle" if self.oracle else "the cost model's sign"
+        judge = "the data's own oracle" if self.oracle else COST_SIGN
         count = len(next(iter(evaluated.values())).answers)
         meta = {"judged_by": judge, "prompts": count}
         (folder / "evaluation_meta.json").write_text(json.dumps(meta))
@@ -104,16 +107,21 @@ def prompts_of(context: Context, stage: AnsweringStage) -> int:
 
 def decode(tokenizer: Any, chunk: Rollouts) -> dict[int, str]:
     """Dataset row -> its answer's text."""
-    rows = zip(chunk.prompt_index.tolist(), chunk.response_ids, chunk.lengths, strict=True)
+    return {row: text for (row, _), text in decode_samples(tokenizer, chunk).items()}
+
+
+def decode_samples(tokenizer: Any, chunk: Rollouts) -> dict[tuple[int, int], str]:
+    """(dataset row, sample) -> the answer's text."""
+    places = zip(chunk.prompt_index.tolist(), chunk.sample_index.tolist(), strict=True)
     return {
-        index: tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-        for index, ids, length in rows
+        place: tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+        for place, ids, length in zip(places, chunk.response_ids, chunk.lengths, strict=True)
     }
 
 
 def evaluation_roles(stage: AnsweringStage) -> Sequence[str]:
     """The rollout engines, and the cost model if it judges the answers."""
-    return ("rollout", "cost") if stage.cost else ("rollout",)
+    return (ROLLOUT.name, COST.name) if stage.cost else (ROLLOUT.name,)
 
 
 def check_answering(config: RunConfig, name: str, stage: AnsweringStage) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 from rich.markup import escape
 
 from rlsys.artifacts import PROGRESS
-from rlsys.checkpoint import read_checkpoint, save_checkpoint, saved_checkpoints
+from rlsys.checkpoint import read_checkpoint, save_checkpoint, saved_checkpoints, saved_state
 from rlsys.errors import ConfigError, DataError
 from rlsys.roles.trained import TrainedHandle
+from rlsys.runtime.group import Runtime
 from rlsys.stages.context import Context
 
 
@@ -28,19 +29,19 @@ class StageCheckpoints:
         context: Context,
         name: str,
         folder: Path,
-        roles: Mapping[str, TrainedHandle],
+        roles: Mapping[str, TrainedHandle[Any]],
         *,
         keep: int = 2,
     ) -> None:
         self.context, self.name, self.folder = context, name, folder
-        self.root = folder / PROGRESS / "checkpoints"
+        self.root = _root(folder)
         self.roles, self.keep = roles, keep
 
     def restore(self) -> dict[str, Any] | None:
         """Load the newest complete checkpoint into the roles, and restore its metric rows.
 
         Returns: the driver's state, None without a checkpoint. A torn checkpoint is reported and
-        the one before it is used. Raises: ConfigError if the number of ranks differs.
+        the one before it is used.
         """
         for saved in reversed(saved_checkpoints(self.root)):
             try:
@@ -51,7 +52,6 @@ class StageCheckpoints:
                     "going on from the one before"
                 )
                 continue
-            self._check_ranks(saved, state["ranks"])
             limit = self.context.config.timeouts.start
             for pending in [role.load_state(saved) for role in self.roles.values()]:
                 pending.result(limit)
@@ -73,11 +73,19 @@ class StageCheckpoints:
         state = {"step": step, "driver": driver, "ranks": ranks, "rows": self.context.rows}
         save_checkpoint(self.root, step, state, save_roles, self.keep)
 
-    def _check_ranks(self, saved: Path, ranks: Mapping[str, int]) -> None:
-        for name, role in self.roles.items():
-            if ranks[name] != role.group.size:
+
+def check_ranks(runtime: Runtime, folder: Path) -> None:
+    """Before a stage builds its models. Raises: ConfigError if a checkpoint in ``folder`` is of
+    another number of ranks.
+    """
+    for saved in saved_checkpoints(_root(folder)):
+        for role, ranks in saved_state(saved).get("ranks", {}).items():
+            if ranks != (size := runtime.group(role).size):
                 raise ConfigError(
-                    f"groups: {saved} was saved by {ranks[name]} ranks of the role {name!r}, this "
-                    f"run has {role.group.size}; run with as many, or delete {self.folder} to "
-                    "start the stage again"
+                    f"groups: {saved} was saved by {ranks} ranks of the role {role!r}, this run "
+                    f"has {size}; run with as many, or delete {folder} to start the stage again"
                 )
+
+
+def _root(folder: Path) -> Path:
+    return folder / PROGRESS / "checkpoints"

@@ -7,7 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rlsys.config.artifact_kinds import ARTIFACT_KINDS
+from rlsys.config.keys import key_infos
 from rlsys.config.references import references
+from rlsys.config.schema import TINY
 from rlsys.data.fit import special_rows, unfit_rows
 from rlsys.data.prepare import Datasets
 from rlsys.data.rows import Prompt, Rows
@@ -15,10 +18,6 @@ from rlsys.models.hub import is_hub_name, model_folder
 from rlsys.models.load import load_processor, structure_tokens
 from rlsys.models.tiny import SPECIAL_TOKENS, tiny_processor
 from rlsys.stages.registry import STAGES
-
-MODEL_KEYS = ("init", "policy", "policies", "reward", "cost", "guard")
-"""Keys that name a model whose prompts hold the questions as they stand; a judge's quote them."""
-TINY = "tiny"
 
 
 def check_data(data: Datasets) -> None:
@@ -58,7 +57,8 @@ def model_roots(stages: Mapping[str, Any], name: str) -> set[str]:
     roots = {f"{TINY}/{name}"} if getattr(stage, "init", "") == TINY else set[str]()
     for key, source in references(stage).items():
         earlier = source.partition("/")[0]
-        if key.partition(".")[0] not in MODEL_KEYS:
+        info = key_infos(stage)[key.partition(".")[0]]
+        if info.quotes or not ARTIFACT_KINDS[info.ref].model:
             continue
         if earlier in stages:
             roots |= model_roots(stages, earlier)

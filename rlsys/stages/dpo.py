@@ -19,6 +19,7 @@ from rlsys.drivers.dpo import with_reference
 from rlsys.models.load import load_processor
 from rlsys.report.drawing import ORANGE
 from rlsys.report.supervised import SUPERVISED
+from rlsys.roles.policy import ROLE as POLICY
 from rlsys.roles.policy import PolicyHandle, PolicySpec
 from rlsys.runtime.pending import Metrics, Pending
 from rlsys.stages.context import Context
@@ -54,7 +55,7 @@ def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> Resul
     """The policy after ``steps`` steps. The reference is the policy before the first one."""
     limits, records = context.config.timeouts, context.data.ranked(stage.split)
     model = context.folder(stage.init)
-    policy = PolicyHandle(context.group("policy"))
+    policy = PolicyHandle(context.group(POLICY.name))
     steps = stage.steps_on(len(records))
     training = context.training(stage.train, stage.optim, steps)
     spec = PolicySpec(
@@ -77,7 +78,7 @@ def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> Resul
 
 
 def _roles(stage: DpoStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return ("policy",)
+    return (POLICY.name,)
 
 
 def _reads(stage: DpoStage) -> Sequence[Read]:

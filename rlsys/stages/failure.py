@@ -17,8 +17,8 @@ from rlsys.errors import ClusterTooSmall, RlsysError, RoleError, RoleTimeout
 from rlsys.runtime.pending import ClusterLost, ProcessDied
 
 T = TypeVar("T")
-FIRST_PAUSE = 2.0  # seconds before the first restart; doubles with each
-LONGEST_PAUSE = 60.0
+FIRST_BACKOFF = 2.0  # seconds before the first restart; doubles with each
+MAX_BACKOFF = 60.0
 LOG_LINES = 20
 
 
@@ -34,7 +34,7 @@ def restartable(error: RlsysError) -> bool:
 def with_restarts(
     attempt: Callable[[], T],
     limit: int,
-    tell: Callable[[str], None],
+    show: Callable[[str], None],
     pause: Callable[[float], None] = time.sleep,
 ) -> T:
     """The result of ``attempt``, which is made again, ``limit`` times at most, when a process has
@@ -53,24 +53,24 @@ def with_restarts(
             if restart == limit or not restartable(error):
                 raise
             lost = error
-            tell(
+            show(
                 f"[yellow]restart {restart + 1} of {limit}[/yellow] role {error.role!r} (rank "
                 f"{error.rank}, host {error.host}): {escape(error.cause)}; going on from the last "
                 "checkpoint"
             )
-        pause(min(FIRST_PAUSE * 2**restart, LONGEST_PAUSE))
+        pause(min(FIRST_BACKOFF * 2**restart, MAX_BACKOFF))
     raise AssertionError("the last attempt returns or raises")
 
 
 @dataclass
 class FailurePage:
-    """Tells about a role that failed, or an error that rlsys does not know, when it ends the block.
-    Errors about input speak for themselves.
+    """Shows one page about a failed role, or about an error that rlsys does not raise itself, when
+    it ends the block. An error about input is shown by whoever catches it.
     """
 
     run_dir: Path
     groups: Mapping[str, GroupConfig]
-    tell: Callable[[str], None]
+    show: Callable[[str], None]
 
     def __enter__(self) -> None:
         pass
@@ -83,7 +83,7 @@ class FailurePage:
     ) -> None:
         known = isinstance(error, RlsysError) and not isinstance(error, RoleError | RoleTimeout)
         if isinstance(error, Exception) and not known:
-            self.tell(escape(self.page(error)))
+            self.show(escape(self.page(error)))
 
     def page(self, error: Exception) -> str:
         """First cause, who it was, the end of its log, what to do."""

@@ -10,14 +10,13 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    TrainConfig,
-)
+from rlsys.config.schema import TOKEN_BUDGET
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.errors import ConfigError
 from rlsys.guard.decision import moderations
 from rlsys.guard.flags import Flags, save_flags
+from rlsys.roles.guard import ROLE as GUARD
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
@@ -42,11 +41,9 @@ class FilterStage:
 def run_filter(context: Context, name: str, stage: FilterStage, folder: Path) -> Result:
     """Flags of both responses of every row of the split."""
     limits, records = context.config.timeouts, context.data.pairs(stage.split)
-    guard = GuardHandle(context.group("guard"), stage.threshold)
-    model, budget = context.folder(stage.guard), TrainConfig().micro_batch_tokens
-    spec = GuardSpec(
-        model, context.data.slice(stage.split, RowKind.PAIRS), context.config.dtype, budget
-    )
+    guard = GuardHandle(context.group(GUARD.name), stage.threshold)
+    data = context.data.slice(stage.split, RowKind.PAIRS)
+    spec = GuardSpec(context.folder(stage.guard), data, context.config.dtype, TOKEN_BUDGET)
     guard.create(spec).result(limits.start)
     flags: Flags = {}
     with context.display.bar(name, len(records)) as bar:
@@ -65,7 +62,7 @@ def run_filter(context: Context, name: str, stage: FilterStage, folder: Path) ->
 
 
 def _roles(stage: FilterStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return ("guard",)
+    return (GUARD.name,)
 
 
 def _reads(stage: FilterStage) -> Sequence[Read]:

@@ -12,7 +12,8 @@ from rlsys.algorithms.group_advantages import SCALES
 from rlsys.artifacts import PROGRESS
 from rlsys.batch import PromptCursor
 from rlsys.config.keys import key
-from rlsys.config.schema import LagrangeConfig, RunConfig
+from rlsys.config.lagrange import LagrangeConfig
+from rlsys.config.schema import RunConfig
 from rlsys.config.updates import UpdateConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
@@ -28,11 +29,13 @@ from rlsys.report import training as charts
 from rlsys.report.drawing import SKY
 from rlsys.report.section import KindReport
 from rlsys.roles.factory import check_same_processor
+from rlsys.roles.policy import ROLE as POLICY
 from rlsys.roles.policy import PolicyHandle, PolicySpec
 from rlsys.roles.reference import ROLE as REFERENCE
 from rlsys.roles.reference import ReferenceHandle, ReferenceSpec
+from rlsys.roles.rollout import ROLE as ROLLOUT
 from rlsys.roles.rollout import RolloutHandle, RolloutSpec
-from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.roles.scorer import COST, REWARD, ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.alignment import (
     AlignmentConfig,
@@ -88,21 +91,21 @@ class GrpoStage(AlignmentConfig):
 def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Result:
     """GRPO-Lagrangian, from the start policy to a trained one."""
     config, limits, settings = context.config, context.config.timeouts, stage.grpo
-    lagrange, constraint = stage.lagrange, Constraint(0.0)
-    calibration: Metrics = {}
+    lagrange, calibration = stage.lagrange, Metrics()
+    constraint: Constraint | None = None
     multiplier = Multiplier.start(lagrange)
     if stage.cost:
-        budget = stage.train.micro_batch_tokens
-        constraint, calibration = cost_constraint(context, stage.cost, lagrange, budget)
+        token_budget = stage.train.micro_batch_tokens
+        constraint, calibration = cost_constraint(context, stage.cost, lagrange, token_budget)
     else:  # reward alone
         lagrange, multiplier.value = LagrangeConfig(rule="fixed", init=0.0), 0.0
     count = len(context.data.prompts(stage.split))
     iterations = stage.iterations_on(count, settings)
     rollout = rollout_handle(context, settings.max_new_tokens, settings.temperature)
-    policy = PolicyHandle(context.group("policy"), context.runtime.transport, settings)
-    reference = ReferenceHandle(context.group("reference"), REFERENCE.name)
-    reward = ScorerHandle(context.group("reward"), "reward")
-    cost = ScorerHandle(context.group("cost"), "cost") if stage.cost else None
+    policy = PolicyHandle(context.group(POLICY.name), context.runtime.transport, settings)
+    reference = ReferenceHandle(context.group(REFERENCE.name), REFERENCE.name)
+    reward = ScorerHandle(context.group(REWARD.name), REWARD.name)
+    cost = ScorerHandle(context.group(COST.name), COST.name) if stage.cost else None
     _create(context, stage, iterations, rollout, policy, reference, reward, cost)
     cached = CachedRollout(rollout, folder / PROGRESS / "rollouts")
     trained = {policy.role: policy}
@@ -125,7 +128,7 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
     sync_weights(policy, cached, state.iteration, limits.sync)
     with context.display.bar(name, iterations) as bar:
         bar.advance("", by=state.iteration)
-        report = IterationReport(context, name, stage, checkpoints, cached, gap, bar, iterations)
+        report = IterationReport(context, name, stage, checkpoints, cached, bar, iterations)
         roles = GrpoRoles(cached, policy, reference, reward, cost)
         grpo_lagrangian(roles, state, run, report)
     policy.save(folder).result(limits.call)
@@ -133,7 +136,7 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
         if handle is not None:
             handle.drop().result(limits.call)
     end: Metrics = {}
-    if stage.cost:
+    if constraint is not None:
         end = {"threshold": constraint.threshold, "lambda": state.multiplier.value}
         end |= report.end_metrics()
     return {**calibration, **end, **report.steady_state()}
@@ -151,26 +154,37 @@ def _create(
 ) -> None:
     """Build all roles in parallel."""
     config, dtype = context.config, context.config.dtype
-    data, budget = context.data.slice(stage.split, RowKind.PROMPTS), stage.train.micro_batch_tokens
-    named = {"policy": stage.policy, "reward": stage.reward, "cost": stage.cost}
+    data = context.data.slice(stage.split, RowKind.PROMPTS)
+    token_budget = stage.train.micro_batch_tokens
+    named = {POLICY.name: stage.policy, REWARD.name: stage.reward, COST.name: stage.cost}
     models = {role: context.folder(source) for role, source in named.items() if source}
     check_same_processor(models)
     steps = total_steps(stage.grpo, iterations)
     training = context.training(stage.train, stage.optim, steps)
     started = [
-        rollout.create(RolloutSpec(models["policy"], data, config.engine, dtype)),
-        policy.create(PolicySpec(models["policy"], data, dtype, training)),
-        reference.create(ReferenceSpec(models["policy"], data, dtype, budget, stage.frozen)),
-        reward.create(ScorerSpec(models["reward"], data, dtype, budget, stage.frozen)),
+        rollout.create(RolloutSpec(models[POLICY.name], data, config.engine, dtype)),
+        policy.create(PolicySpec(models[POLICY.name], data, dtype, training)),
+        reference.create(
+            ReferenceSpec(models[POLICY.name], data, dtype, token_budget, stage.frozen)
+        ),
+        reward.create(ScorerSpec(models[REWARD.name], data, dtype, token_budget, stage.frozen)),
     ]
     if cost is not None:
-        started.append(cost.create(ScorerSpec(models["cost"], data, dtype, budget, stage.frozen)))
+        started.append(
+            cost.create(ScorerSpec(models[COST.name], data, dtype, token_budget, stage.frozen))
+        )
     for pending in started:
         pending.result(config.timeouts.start)
 
 
 def _roles(stage: GrpoStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return ("rollout", "policy", "reference", "reward", *(["cost"] if stage.cost else []))
+    return (
+        ROLLOUT.name,
+        POLICY.name,
+        REFERENCE.name,
+        REWARD.name,
+        *([COST.name] if stage.cost else []),
+    )
 
 
 def _check(config: RunConfig, name: str, stage: GrpoStage) -> None:

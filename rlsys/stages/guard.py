@@ -12,7 +12,7 @@ from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.guard.quality import guard_quality
-from rlsys.roles.guard import GuardHandle, GuardSpec, GuardTrainerHandle, GuardTrainerSpec
+from rlsys.roles.guard import ROLE, GuardHandle, GuardSpec, GuardTrainerHandle, GuardTrainerSpec
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
 from rlsys.stages.supervised import MeasuredConfig, run_supervised
@@ -29,7 +29,7 @@ class GuardStage(MeasuredConfig):
 def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> Result:
     """A guard, measured on its held-out split."""
     config, limits = context.config, context.config.timeouts
-    learner = GuardTrainerHandle(context.group("guard"))
+    learner = GuardTrainerHandle(context.group(ROLE.name))
     rows = range(len(context.data.pairs(stage.split)))
     training = context.training(stage.train, stage.optim, stage.steps_on(len(rows)))
     model = context.folder(stage.init)
@@ -39,10 +39,10 @@ def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> R
     learner.create(spec).result(limits.start)
     run_supervised(context, name, stage, folder, learner, learner, rows)
     learner.save(folder).result(limits.call)
-    guard = GuardHandle(context.group("guard"))
-    budget = stage.train.micro_batch_tokens
+    guard = GuardHandle(context.group(ROLE.name))
+    token_budget = stage.train.micro_batch_tokens
     held_out = GuardSpec(
-        str(folder), context.data.slice(stage.held_out, RowKind.PAIRS), config.dtype, budget
+        str(folder), context.data.slice(stage.held_out, RowKind.PAIRS), config.dtype, token_budget
     )
     guard.create(held_out).result(limits.start)
     records = context.data.pairs(stage.held_out)
@@ -54,7 +54,7 @@ def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> R
 
 
 def _roles(stage: GuardStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return ("guard",)
+    return (ROLE.name,)
 
 
 def _reads(stage: GuardStage) -> Sequence[Read]:

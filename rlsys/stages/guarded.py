@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.config.keys import key
-from rlsys.config.schema import TrainConfig
+from rlsys.config.schema import TOKEN_BUDGET
 from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.drivers.guarded import Answers, GuardedRun, guarded_generation
@@ -20,6 +20,7 @@ from rlsys.models.load import load_processor
 from rlsys.report.drawing import PURPLE
 from rlsys.report.guarded import guarded_section
 from rlsys.report.section import KindReport
+from rlsys.roles.guard import ROLE as GUARD
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.answering import (
@@ -76,12 +77,9 @@ def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) 
     config, model = context.config, context.folder(stage.policy)
     evaluator = Evaluator(context, name, stage)
     rollout = rollout_of(context, model, 0, stage.split, stage.max_new_tokens, stage.temperature)
-    guard = GuardHandle(context.group("guard"), stage.threshold)
-    budget, data = (
-        TrainConfig().micro_batch_tokens,
-        context.data.slice(stage.split, RowKind.PROMPTS),
-    )
-    spec = GuardSpec(context.folder(stage.guard), data, config.dtype, budget)
+    guard = GuardHandle(context.group(GUARD.name), stage.threshold)
+    data = context.data.slice(stage.split, RowKind.PROMPTS)
+    spec = GuardSpec(context.folder(stage.guard), data, config.dtype, TOKEN_BUDGET)
     guard.create(spec).result(config.timeouts.start)
     tokenizer = load_processor(model).tokenizer
     rounds: list[Evaluated] = []
@@ -129,7 +127,7 @@ def run_guarded(context: Context, name: str, stage: GuardedStage, folder: Path) 
 
 
 def _roles(stage: GuardedStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return (*evaluation_roles(stage), "guard")
+    return (*evaluation_roles(stage), GUARD.name)
 
 
 def _inputs(context: Context, name: str, stage: GuardedStage) -> dict[str, str]:

@@ -11,14 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from rlsys.config.engine import EngineConfig
 from rlsys.config.judging import AskingStage, EndpointConfig
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    EngineConfig,
-    RunConfig,
-)
+from rlsys.config.schema import RunConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.rows import Prompt, Rows, pixel_hash
 from rlsys.data.slice import RowKind
@@ -31,7 +29,8 @@ from rlsys.judging.judge import CHUNK
 from rlsys.judging.prompts import PromptSet, load_prompts
 from rlsys.report.judge import judge_section
 from rlsys.report.section import KindReport
-from rlsys.roles.judge import JudgeHandle, JudgeSpec
+from rlsys.roles.factory import RowSource
+from rlsys.roles.judge import ROLE, JudgeHandle, JudgeSpec
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind
 
@@ -41,7 +40,9 @@ class JudgeStage:
     """A judge; its agreement is measured if the data has an oracle. Other stages name it."""
 
     kind: str = key("judge", "Kind of stage.", choices=("judge",))
-    model: str = key("", "The judge's frozen model: a policy stage or a folder.", ref="policy")
+    model: str = key(
+        "", "The judge's frozen model: a policy stage or a folder.", ref="policy", quotes=True
+    )
     endpoint: EndpointConfig = key(EndpointConfig(), "The judge's endpoint, instead of a model.")
     prompts: str = key(
         "", "A folder of prompts, or a built-in world that has its own; empty: those shipped."
@@ -76,15 +77,29 @@ class OpenJudge:
 def open_judge(
     context: Context, name: str, split: str, kind: RowKind = RowKind.PROMPTS
 ) -> Iterator[OpenJudge]:
-    """The judge of the stage ``name``, for questions about the rows of a split. Its replies are
-    cached in the runs' folder, by model, prompts, question and pixels.
+    """The judge of the stage ``name`` with its own prompts, for questions about the rows of a
+    split.
+    """
+    stage: JudgeStage = context.config.stages[name]
+    prompts = load_prompts(prompts_folder(stage.prompts))
+    records, data = context.data.rows(split, kind), context.data.slice(split, kind)
+    with open_judge_on(context, name, records, data, prompts) as opened:
+        yield opened
+
+
+@contextmanager
+def open_judge_on(
+    context: Context, name: str, records: Rows[Any], data: RowSource, prompts: PromptSet
+) -> Iterator[OpenJudge]:
+    """The judge of the stage ``name``, for questions about any rows. Its replies are cached in the
+    runs' folder, by model, prompts, question and pixels.
+
+    Args: records: the rows that ``data`` loads in other processes.
     """
     # Imported here: experiment trackers look for such clients among imported modules.
     from rlsys.judging.endpoint import EndpointJudge
 
     stage: JudgeStage = context.config.stages[name]
-    records = context.data.rows(split, kind)
-    prompts = load_prompts(prompts_folder(stage.prompts))
     if stage.endpoint.url:
         timeout = endpoint_timeout(stage.endpoint)
         source: JudgeHandle | EndpointJudge = EndpointJudge(
@@ -96,9 +111,8 @@ def open_judge(
         )
     else:
         timeout = context.config.timeouts.call
-        source = JudgeHandle(context.group("judge"))
+        source = JudgeHandle(context.group(ROLE.name))
         model, dtype = context.folder(stage.model), context.config.dtype
-        data = context.data.slice(split, kind)
         spec = JudgeSpec(model, data, stage.engine, dtype, prompts, stage.max_new_tokens)
         source.create(spec).result(context.config.timeouts.start)
     identity = _replies_of(context, stage)
@@ -166,19 +180,31 @@ def draw_rows(records: Rows[Prompt], max_prompts: int, seed: int) -> list[int]:
 def judge_inputs(context: Context, name: str, stage: AskingStage) -> dict[str, str]:
     """Inputs of a stage that uses a judge: what determines its replies, not its measurement."""
     judge: JudgeStage = context.config.stages[stage.judge]
-    wording = load_prompts(prompts_folder(judge.prompts)).digest
+    prompts = load_prompts(prompts_folder(judge.prompts))
+    return {"judge": judge_digest(context, stage.judge, prompts)}
+
+
+def judge_digest(context: Context, name: str, prompts: PromptSet) -> str:
+    """What determines a judge's replies to these prompts."""
+    judge: JudgeStage = context.config.stages[name]
     room = judge.engine.max_model_len  # decides which questions are too long to be asked
-    return {"judge": f"{_replies_of(context, judge)} {wording} {room}"}
+    return f"{_replies_of(context, judge)} {prompts.digest} {room}"
 
 
-def judge_roles(stage: AskingStage, earlier: Mapping[str, Any]) -> Sequence[str]:
+class Asking(Protocol):
+    """A stage that may name a judge stage."""
+
+    judge: str
+
+
+def judge_roles(stage: Asking, earlier: Mapping[str, Any]) -> Sequence[str]:
     """Roles of a stage that uses a judge."""
     judge = earlier.get(stage.judge)
-    return ("judge",) if judge is not None and judge.model else ()
+    return (ROLE.name,) if judge is not None and judge.model else ()
 
 
 def _roles(stage: JudgeStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return ("judge",) if stage.model else ()
+    return (ROLE.name,) if stage.model else ()
 
 
 def _check(config: RunConfig, name: str, stage: JudgeStage) -> None:

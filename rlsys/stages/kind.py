@@ -62,6 +62,7 @@ class StageKind(Generic[C]):
     samples: it samples from rollout engines, so their settings affect its result.
     evaluates: its folder holds evaluation.json and the samples of the gallery.
     trains: it resumes from the checkpoints of a stopped run.
+    keeps: files of its folder that are copied to ``<kind>/<stage>`` in the run directory.
     """
 
     name: str
@@ -78,3 +79,4 @@ class StageKind(Generic[C]):
     samples: bool = False
     evaluates: bool = False
     trains: bool = False
+    keeps: tuple[str, ...] = ()

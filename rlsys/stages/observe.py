@@ -11,7 +11,8 @@ from typing import Any
 
 from rlsys.config.judging import AskingStage
 from rlsys.config.keys import key
-from rlsys.data.llava import conversation_row, describe, load_conversations
+from rlsys.data.conversation_counts import Heading, describe
+from rlsys.data.llava import conversation_row, load_conversations
 from rlsys.data.pictures import Picture, picture_bytes
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
@@ -75,7 +76,7 @@ def run_observe(context: Context, name: str, stage: ObserveStage, folder: Path) 
     counts = describe(load_conversations(path).rows)
     lines = [f"{n} {outcome_label(key)}" for key, n in outcomes.most_common()]
     context.display.message("    " + ", ".join(lines))
-    sources = {identifier(label): n for label, n in counts["sources"].items()}
+    sources = {identifier(label): n for label, n in counts[Heading.SOURCES].items()}
     return count_metrics("distill", outcomes) | count_metrics("source", sources)
 
 

@@ -26,6 +26,8 @@ from rlsys.report.budget import budget_lines
 from rlsys.report.build import build_report
 from rlsys.report.load import load_run
 from rlsys.runtime.group import Runtime
+from rlsys.stages.abandoned import needed_by_runs, stage_settings
+from rlsys.stages.checkpoints import check_ranks
 from rlsys.stages.context import Context
 from rlsys.stages.data_check import check_data
 from rlsys.stages.failure import FailurePage, with_restarts
@@ -51,14 +53,15 @@ def run_recipe(
             f"[bold]{config.name}[/bold]  {escape(str(run.path))}" + "  (resumed)" * run.resumed
         )
         store = ArtifactStore(runs / "artifacts")
-        store.sweep()
+        store.sweep(needed_by_runs(runs))
         reads = [(n, r) for n, each in config.stages.items() for r in STAGES[each.kind].reads(each)]
         source = config.data.source
         if source not in WORLDS and not Path(source).exists():
             display.message(f"  data: {escape(source)} is not here; from the hub, or its cache")
         data = prepare(config, store, reads)
         check_data(data)
-        display.message(f"  data: {data.summary}")
+        if data.summary:
+            display.message(f"  data: {data.summary}")
         metrics = MetricsLog(
             run.path,
             wandb_mode=config.tracker.wandb,
@@ -95,25 +98,39 @@ def _run_stage(
     started = time.perf_counter()
     context.runtime.monitor.row(name, 0, {})
     context.restart_rows(name, [])
-    named = references(stage)
 
     def make(folder: Path) -> dict[str, Any]:
+        check_ranks(context.runtime, folder)
         metrics = kind.run(context, name, stage, folder)
         (folder / "rows.json").write_text(json.dumps(context.rows))
         return metrics
 
-    config = result_settings(stage)
-    for key in named:
-        config.pop(key.split(".")[0], None)  # hashed by content, not by name
-    inputs = _inputs(context, name, stage, kind)
+    def restarts(changes: list[str]) -> None:
+        what = escape("; ".join(changes))
+        context.display.message(
+            f"    [yellow]{name} starts again[/yellow], not from its checkpoints, since this has "
+            f"changed: {what}"
+        )
+
     artifact = store.get_or_make(
-        kind.name, config, inputs, make, resumable=kind.trains, owner=f"run {context.run_dir}"
+        kind.name,
+        stage_settings(stage),
+        _inputs(context, name, stage, kind),
+        make,
+        resumable=kind.trains,
+        owner=str(context.run_dir),
+        stage=f"{context.config.name}/{name}",
+        restarts=restarts,
     )
     if artifact.reused:
         rows = json.loads((artifact.folder / "rows.json").read_text())
         context.restart_rows(name, [(kind_name, step, row) for kind_name, step, row in rows])
     if kind.evaluates:
         _show_results(artifact.folder, context.run_dir, first=kind.report.self_evaluated)
+    for file in kind.keeps:
+        kept = context.run_dir / kind.name / name
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.copy(artifact.folder / file, kept)
     context.made[name] = artifact
     seconds = time.perf_counter() - started
     how = "reused" if artifact.reused else f"{seconds:.0f} s"

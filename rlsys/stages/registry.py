@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlsys.registries import by_name
+from rlsys.stages.benchmark import BENCHMARK
 from rlsys.stages.disentangled import DISENTANGLED
 from rlsys.stages.dpo import DPO
 from rlsys.stages.evaluate import EVALUATE
@@ -34,7 +36,6 @@ KINDS: tuple[StageKind[Any], ...] = (
     RLAIF,
     DISENTANGLED,
     EVALUATE,
+    BENCHMARK,
 )
-STAGES: dict[str, StageKind[Any]] = {kind.name: kind for kind in KINDS}
-if len(STAGES) < len(KINDS):
-    raise ValueError(f"two stage kinds share a name: {[kind.name for kind in KINDS]}")
+STAGES = by_name("kind of stage", ((kind.name, kind) for kind in KINDS))

@@ -10,20 +10,17 @@ from typing import Any
 from omegaconf import MISSING
 
 from rlsys.artifacts import PROGRESS
+from rlsys.config.engine import GapConfig
 from rlsys.config.judging import AskingStage
 from rlsys.config.keys import key
-from rlsys.config.schema import (
-    GapConfig,
-    OptimConfig,
-    RunConfig,
-    TrainConfig,
-)
+from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
 from rlsys.drivers.cached_rollout import CachedRollout
-from rlsys.drivers.gap import gap_for
-from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
+from rlsys.drivers.gap import gap_for, gap_warning
+from rlsys.drivers.rlaif import rlaif, sync_policy
+from rlsys.drivers.rlaif_state import RlaifRoles, RlaifRun, RlaifState
 from rlsys.errors import ConfigError
 from rlsys.judging.pairs import PairRule
 from rlsys.models.load import load_processor
@@ -33,7 +30,7 @@ from rlsys.report.section import KindReport
 from rlsys.roles.factory import check_same_processor
 from rlsys.roles.guard import GuardHandle, GuardSpec
 from rlsys.roles.policy import PolicyHandle, PolicySpec
-from rlsys.roles.rollout import RolloutSpec
+from rlsys.roles.rollout import RolloutHandle, RolloutSpec
 from rlsys.roles.scorer import ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.checkpoints import StageCheckpoints
@@ -76,7 +73,7 @@ class RlaifStage(AskingStage):
         GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
     )
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the policy trains.")
+    train: TrainConfig = key(TrainConfig(), "How the policy trains.", trains=("policy",))
 
     def check(self) -> None:
         if bool(self.cost) != bool(self.cost_weight):
@@ -103,15 +100,20 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> R
         state = RlaifState.of(saved) if saved else RlaifState()
         run = _run_of(context, stage, opened)
         last: Metrics = dict(saved["last"]) if saved else {}
+        requested, calls = last.get("questions", 0.0), folder / PROGRESS / "calls"
+        opened.judge.log_calls(calls, state.round)
         bar.advance("", by=state.round)
 
         def report(now: RlaifState, metrics: Metrics) -> None:
             last.clear()
-            last.update(metrics | {"questions": float(opened.judge.requested)})
+            last.update(metrics | {"questions": requested + opened.judge.requested})
             context.log(name, stage.kind, now.round, last)
+            if warning := gap_warning(metrics, f"round {now.round}"):
+                context.display.message(warning)
             policy.save(folder / f"round-{now.round}").result(limits.call)
             checkpoints.save(now.round, {**now.as_dict(), "last": last})
             cached.evict(now.round)
+            opened.judge.log_calls(calls, now.round)
             bar.advance(note(last, "score", "recognised", "pairs/pair", "time/round"))
 
         sync_policy(roles, state.round, run)
@@ -125,7 +127,7 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> R
 
 
 def _create(
-    context: Context, stage: RlaifStage, rollout: Any, policy: PolicyHandle
+    context: Context, stage: RlaifStage, rollout: RolloutHandle, policy: PolicyHandle
 ) -> tuple[ScorerHandle | None, GuardHandle | None]:
     """Build all roles at once. Returns: cost model and guard, None if not in the stage."""
     config, dtype = context.config, context.config.dtype

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import yaml
 
+from rlsys.artifacts import flat
 from rlsys.config.load import dump_config, to_plain
 from rlsys.config.schema import RunConfig
 from rlsys.errors import ConfigError
@@ -96,22 +97,12 @@ def changed_keys(run: Path, config: RunConfig) -> list[str]:
         was = yaml.safe_load((run / CONFIG).read_text())
     except (OSError, yaml.YAMLError):
         return [f"{run / CONFIG} cannot be read"]
-    before, now = _flat("", was), _flat("", to_plain(config))
+    before, now = flat(was), flat(to_plain(config))
     return [
         f"{key}: was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key)
     ]
-
-
-def _flat(prefix: str, node: Any) -> dict[str, Any]:
-    if not isinstance(node, dict) or not node:
-        return {prefix.removesuffix("."): node}
-    return {
-        key: value
-        for name, part in node.items()
-        for key, value in _flat(f"{prefix}{name}.", part).items()
-    }
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -136,7 +127,7 @@ def _lock(path: Path) -> IO[str] | None:
 
 
 def _new(runs: Path, name: str) -> tuple[Path, IO[str]]:
-    """A directory that nobody had, locked."""
+    """A new directory, locked: ``name``, ``name-2``, ..."""
     for number in count(1):
         folder = runs / (name if number == 1 else f"{name}-{number}")
         try:

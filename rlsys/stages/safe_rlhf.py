@@ -27,11 +27,13 @@ from rlsys.report.drawing import BLUE
 from rlsys.report.section import KindReport
 from rlsys.roles.critic import COST_CRITIC, REWARD_CRITIC, CriticHandle, CriticSpec
 from rlsys.roles.factory import check_same_processor
+from rlsys.roles.policy import ROLE as POLICY
 from rlsys.roles.policy import PolicyHandle, PolicySpec
 from rlsys.roles.reference import ROLE as REFERENCE
 from rlsys.roles.reference import ReferenceHandle, ReferenceSpec
+from rlsys.roles.rollout import ROLE as ROLLOUT
 from rlsys.roles.rollout import RolloutSpec
-from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.roles.scorer import COST, REWARD, ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Pending
 from rlsys.stages.alignment import (
     AlignmentConfig,
@@ -65,14 +67,16 @@ class SafeRlhfStage(AlignmentConfig):
         ref="cost",
     )
     critic_optim: OptimConfig = key(OptimConfig(), "Optimiser of both critics.")
-    critic_train: TrainConfig = key(TrainConfig(), "How both critics train.")
+    critic_train: TrainConfig = key(
+        TrainConfig(), "How both critics train.", trains=("reward", "cost")
+    )
 
 
 def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Path) -> Result:
     """PPO-Lagrangian, from the start policy to a trained one."""
     config, limits = context.config, context.config.timeouts
-    budget = stage.train.micro_batch_tokens
-    constraint, calibration = cost_constraint(context, stage.cost, stage.lagrange, budget)
+    token_budget = stage.train.micro_batch_tokens
+    constraint, calibration = cost_constraint(context, stage.cost, stage.lagrange, token_budget)
     count = len(context.data.prompts(stage.split))
     iterations = stage.iterations_on(count, stage.ppo)
     handles = _Handles(context, stage, iterations)
@@ -98,7 +102,7 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     sync_weights(handles.policy, rollout, state.iteration, limits.sync)
     with context.display.bar(name, iterations) as bar:
         bar.advance("", by=state.iteration)
-        report = IterationReport(context, name, stage, checkpoints, rollout, gap, bar, iterations)
+        report = IterationReport(context, name, stage, checkpoints, rollout, bar, iterations)
         safe_rlhf(roles, state, run, report)
     handles.policy.save(folder).result(limits.call)
     handles.drop()
@@ -114,12 +118,12 @@ class _Handles:
         self.context, self.stage, self.iterations = context, stage, iterations
         ppo, group = stage.ppo, context.group
         self.rollout = rollout_handle(context, ppo.max_new_tokens, ppo.temperature)
-        self.policy = PolicyHandle(group("policy"), context.runtime.transport, ppo)
-        self.reference = ReferenceHandle(group("reference"), REFERENCE.name)
-        self.reward = ScorerHandle(group("reward"), "reward")
-        self.cost = ScorerHandle(group("cost"), "cost")
-        self.reward_critic = CriticHandle(group("reward_critic"), REWARD_CRITIC, ppo)
-        self.cost_critic = CriticHandle(group("cost_critic"), COST_CRITIC, ppo)
+        self.policy = PolicyHandle(group(POLICY.name), context.runtime.transport, ppo)
+        self.reference = ReferenceHandle(group(REFERENCE.name), REFERENCE.name)
+        self.reward = ScorerHandle(group(REWARD.name), REWARD.name)
+        self.cost = ScorerHandle(group(COST.name), COST.name)
+        self.reward_critic = CriticHandle(group(REWARD_CRITIC.name), REWARD_CRITIC, ppo)
+        self.cost_critic = CriticHandle(group(COST_CRITIC.name), COST_CRITIC, ppo)
 
     def roles(self, rollout: CachedRollout) -> Roles:
         return Roles(
@@ -135,9 +139,9 @@ class _Handles:
         cost_critic = context.folder(stage.cost_critic or stage.cost)
         check_same_processor(
             {
-                "policy": policy,
-                "reward": reward,
-                "cost": cost,
+                POLICY.name: policy,
+                REWARD.name: reward,
+                COST.name: cost,
                 REWARD_CRITIC.name: reward_critic,
                 COST_CRITIC.name: cost_critic,
             }
@@ -149,13 +153,13 @@ class _Handles:
         steps = total_steps(ppo, self.iterations)
         trained = context.training(stage.train, stage.optim, steps)
         critic = context.training(stage.critic_train, stage.critic_optim, steps)
-        budget = stage.train.micro_batch_tokens
+        token_budget = stage.train.micro_batch_tokens
         started: list[Pending[list[None]]] = [
             self.rollout.create(RolloutSpec(policy, data, config.engine, dtype)),
             self.policy.create(PolicySpec(policy, data, dtype, trained, shown)),
-            self.reference.create(ReferenceSpec(policy, data, dtype, budget, stage.frozen)),
-            self.reward.create(ScorerSpec(reward, data, dtype, budget, stage.frozen)),
-            self.cost.create(ScorerSpec(cost, data, dtype, budget, stage.frozen)),
+            self.reference.create(ReferenceSpec(policy, data, dtype, token_budget, stage.frozen)),
+            self.reward.create(ScorerSpec(reward, data, dtype, token_budget, stage.frozen)),
+            self.cost.create(ScorerSpec(cost, data, dtype, token_budget, stage.frozen)),
             self.reward_critic.create(CriticSpec(reward_critic, data, dtype, critic)),
             self.cost_critic.create(CriticSpec(cost_critic, data, dtype, critic)),
         ]
@@ -170,7 +174,7 @@ class _Handles:
 
 
 def _roles(stage: SafeRlhfStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    scored = ("rollout", "policy", "reference", "reward", "cost")
+    scored = (ROLLOUT.name, POLICY.name, REFERENCE.name, REWARD.name, COST.name)
     return (*scored, REWARD_CRITIC.name, COST_CRITIC.name)
 
 

@@ -73,9 +73,9 @@ def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) ->
     run_supervised(context, name, stage, folder, learner, learner, rows)
     learner.save(folder).result(limits.call)
     scorer = ScorerHandle(context.group(stage.kind), stage.kind)
-    budget = stage.train.micro_batch_tokens
+    token_budget = stage.train.micro_batch_tokens
     held_out = ScorerSpec(
-        str(folder), context.data.slice(stage.held_out, _kind(stage)), config.dtype, budget
+        str(folder), context.data.slice(stage.held_out, _kind(stage)), config.dtype, token_budget
     )
     scorer.create(held_out).result(limits.start)
     records = context.data.rows(stage.held_out, _kind(stage))

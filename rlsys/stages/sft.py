@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.keys import key
-from rlsys.config.schema import RunConfig, TinyConfig
+from rlsys.config.schema import TINY, RunConfig, TinyConfig
 from rlsys.config.updates import LOSS_FORMS
 from rlsys.data.fit import special_rows, unfit_rows
 from rlsys.data.prepare import Read
@@ -29,6 +29,7 @@ from rlsys.guard.flags import load_flags, passed_rows
 from rlsys.models.load import load_processor, structure_tokens
 from rlsys.models.tiny import SPECIAL_TOKENS, build_tiny_vlm
 from rlsys.report.supervised import SUPERVISED
+from rlsys.roles.policy import ROLE as POLICY
 from rlsys.roles.policy import PolicyHandle, PolicySpec
 from rlsys.runtime.pending import Metrics, Pending
 from rlsys.stages.context import Context
@@ -44,9 +45,9 @@ class SftStage(SupervisedConfig):
 
     kind: str = key("sft", "Kind of stage.", choices=("sft",))
     init: str = key(
-        "tiny",
-        "tiny (made from scratch on the data's texts), an earlier stage, a folder, or a model on "
-        "the hub, as name or name@revision.",
+        TINY,
+        f"{TINY} (made from scratch on the data's texts), an earlier stage, a folder, or a model "
+        "on the hub, as name or name@revision.",
         ref="policy",
     )
     tiny: TinyConfig = key(TinyConfig(), "Sizes, if init is tiny.")
@@ -96,7 +97,7 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> Resul
         passed = passed_rows(context.data.pairs(stage.split), flags, stage.target)
         context.display.message(f"    the filter passed {len(passed)} of {len(rows)} rows")
         rows = passed
-    policy = PolicyHandle(context.group("policy"))
+    policy = PolicyHandle(context.group(POLICY.name))
     training = context.training(stage.train, stage.optim, stage.steps_on(len(rows)))
     policy.create(PolicySpec(model, data, context.config.dtype, training)).result(limits.start)
     learner = _Learner(policy, stage)
@@ -108,7 +109,7 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> Resul
 
 def _start(context: Context, stage: SftStage, records: Rows[Demonstration], folder: Path) -> str:
     """The folder of the model to start from; ``tiny`` is made from scratch."""
-    if stage.init != "tiny":
+    if stage.init != TINY:
         return context.folder(stage.init)
     count = len(context.data.demonstrations(stage.split, stage.target)) if stage.split else 0
     conversations = [text for row in records.rows[count:] for text in row.texts]
@@ -144,7 +145,7 @@ def _left_out(context: Context, stage: SftStage, read: Rows[Demonstration]) -> d
     hashes = pixel_hashes(read)
     reasons = {n: f"image/{Reason.UNREADABLE}" for n, shown in hashes.items() if shown is None}
     reasons |= dict.fromkeys(context.data.left_out.leaked(hashes), str(Reason.HELD_OUT))
-    if stage.init == "tiny":
+    if stage.init == TINY:
         return special_rows(read, SPECIAL_TOKENS) | reasons
     processor = load_processor(context.folder(stage.init))
     reasons |= special_rows(read, structure_tokens(processor))
@@ -157,7 +158,7 @@ def _inputs(context: Context, name: str, stage: SftStage) -> dict[str, str]:
     left out of conversations.
     """
     inputs = {}
-    if stage.init == "tiny":
+    if stage.init == TINY:
         learned = (f"{split}:{kind.value}:{goal}" for split, kind, goal in context.data.learned)
         inputs["texts"] = " ".join(learned)
     if Path(stage.conversations).is_file():  # with its images
@@ -177,7 +178,7 @@ def _check(config: RunConfig, name: str, stage: SftStage) -> None:
 
 
 def _roles(stage: SftStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    return ("policy",)
+    return (POLICY.name,)
 
 
 def _reads(stage: SftStage) -> Sequence[Read]:

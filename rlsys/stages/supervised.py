@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from omegaconf import MISSING
 
@@ -42,7 +42,7 @@ class SupervisedConfig:
     )
     batch: int = key(64, "Rows per step; all, if there are fewer.", ge=1)
     optim: OptimConfig = key(OptimConfig(), "Optimiser.")
-    train: TrainConfig = key(TrainConfig(), "How the model trains.")
+    train: TrainConfig = key(TrainConfig(), "How the model trains.", trains=("init",))
 
     def check(self) -> None:
         if bool(self.steps) == bool(self.epochs):
@@ -71,7 +71,7 @@ def run_supervised(
     name: str,
     stage: SupervisedConfig,
     folder: Path,
-    role: TrainedHandle,
+    role: TrainedHandle[Any],
     learner: Learner,
     rows: Sequence[int],
 ) -> Metrics:

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from actors.cluster import open_cluster
-from rlsys.config.schema import GroupConfig, RolloutEngineConfig, RunConfig, TinyConfig
+from rlsys.config.engine import RolloutEngineConfig
+from rlsys.config.schema import GroupConfig, RunConfig, TinyConfig
 from rlsys.data.slice import DataSlice, RowKind
 from rlsys.data.source import load_pairs
 from rlsys.models.tiny import build_tiny_vlm

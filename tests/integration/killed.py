@@ -59,8 +59,8 @@ def serve() -> None:
     """The imports take half of a short run's time."""
     import deepspeed  # noqa: F401
     import transformers.models.qwen2_5_vl  # noqa: F401
-    import vllm.model_executor.models.qwen2_5_vl
-    import vllm.v1.engine.llm_engine  # noqa: F401
+
+    import rlsys.judging.endpoint  # noqa: F401
 
     for line in sys.stdin:
         output, *arguments = json.loads(line)

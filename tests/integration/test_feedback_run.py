@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from rlsys.data.llava import load_conversations
 from tests.endpoint_server import Server, serving
-from tests.integration.helpers import PROCESSES, RLSYS, TIMES, artifact, rows_of, wait_until
+from tests.integration.helpers import RLSYS, artifact, metric_rows, rows_of, wait_until
 
 RECIPE = str(Path(__file__).with_name("feedback.yaml"))
 # Whichever test comes first waits for the runs of the fixtures.
@@ -119,14 +119,10 @@ def test_a_resumed_run_judges_nothing_twice(
 
 
 def test_a_resumed_run_ends_the_same(resumed: Finished, whole: Finished) -> None:
-    others = (*PROCESSES, *TIMES, "gap", "questions")
     rounds = [
-        [{k: v for k, v in row.items() if not k.startswith(others)}
-         for row in rows_of(run, "rlaif")]
+        [row for row in metric_rows(run) if row["stage"] == "rlaif"]
         for run in (resumed.run, whole.run)
-    ]  # fmt: skip
-    for row in (*rounds[0], *rounds[1]):
-        row.pop("stage"), row.pop("kind")
+    ]
     assert rounds[0] == rounds[1]
     assert len(rounds[0]) == 3
     assert all(row["pairs/pair"] > 0 for row in rounds[0])

@@ -14,7 +14,7 @@ from rlsys.data.rows import PreferencePair, Rows
 from rlsys.guard.labels import CATEGORIES, OUTPUTS
 from rlsys.models.adapters import lora_scaling
 from rlsys.models.heads import build_scorer_module
-from rlsys.models.load import load_head
+from rlsys.models.load import checkpoint_dtype, checkpoint_tensors, load_head
 from rlsys.roles.critic import CriticWorker
 from rlsys.roles.guard import GuardTrainer, GuardWorker
 from rlsys.roles.scorer import ScorerLoss, ScorerTrainer, ScorerWorker, TrainedHead
@@ -82,6 +82,18 @@ def test_a_saved_scorer_has_its_adapters_merged(
     trained = worker.score_pairs(ROWS)[1]
     assert float((trained - untrained).abs().max()) > 1e-3
     torch.testing.assert_close(scores, trained, rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_saved_model_says_its_dtype(
+    dtype: str, tiny: str, encoder: PromptEncoder, tmp_path: Path
+) -> None:
+    module = build_scorer_module(tiny, dtype, new_head=True, seed=1)
+    worker = ScorerTrainer(module, worker_context(encoder, 100_000), TRAINING)
+    worker.save_model(tmp_path)
+    assert checkpoint_dtype(str(tmp_path)) == dtype
+    saved = {str(tensor.dtype) for _, tensor in checkpoint_tensors(str(tmp_path))}
+    assert saved == {f"torch.{dtype}"}
 
 
 def test_a_saved_guard_has_its_adapters_merged(

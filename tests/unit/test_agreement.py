@@ -180,10 +180,10 @@ def test_a_reply_that_cannot_be_parsed_is_missing_and_counted(
     judge = make_judge(**dict.fromkeys((*names, "score_observation"), reply))
     result = measured(judge, BY_HAND)
     assert shares(result) == {}
-    assert {key: count for key, count in result.items() if key.startswith("unread/")} == {
-        "unread/image": 4, "unread/text": 4, "unread/joint": 4, "unread/disentangled": 4,
-        "unread/disentangled_joint": 4, "unread/score": 8, "unread/score_observation": 6,
-        "unread/verify": 11,
+    assert {key: count for key, count in result.items() if key.startswith("unparsed/")} == {
+        "unparsed/image": 4, "unparsed/text": 4, "unparsed/joint": 4, "unparsed/disentangled": 4,
+        "unparsed/disentangled_joint": 4, "unparsed/score": 8, "unparsed/score_observation": 6,
+        "unparsed/verify": 11,
     }  # fmt: skip
     looked, answered, scored = reasons
     assert {key: count for key, count in result.items() if key.startswith("parse_failures/")} == {
@@ -207,11 +207,11 @@ def test_prompts_with_an_unparsed_verification_are_missing() -> None:
     judge = OracleJudge(BY_HAND, lambda q, reply: "perhaps" if q.name == "verify" else reply)
     result = measured(judge, BY_HAND)
     assert "agreement/disentangled" not in result
-    assert result["unread/disentangled"] == 4
+    assert result["unparsed/disentangled"] == 4
     assert (result["agreement/disentangled_joint"], result["agreement/disentangled_joint_n"]) == (
         1.0, 2,
     )  # fmt: skip
-    assert result["unread/disentangled_joint"] == 2
+    assert result["unparsed/disentangled_joint"] == 2
     shared = shares(result)
     assert shared["image"] == shared["text"] == shared["joint"] == 1.0
 
@@ -232,9 +232,9 @@ def test_missing_replies_change_no_share() -> None:
 
     result = measured(OracleJudge(BY_HAND, change), BY_HAND)
     assert (result["agreement/score"], result["agreement/score_n"]) == (3 / 6, 6)
-    assert result["unread/score"] == 2
+    assert result["unparsed/score"] == 2
     assert result["agreement/score_observation"] == 1.0
-    assert (result["agreement/score_observation_n"], result["unread/score_observation"]) == (5, 1)
+    assert (result["agreement/score_observation_n"], result["unparsed/score_observation"]) == (5, 1)
 
 
 def replacing(old: str, new: str) -> Change:

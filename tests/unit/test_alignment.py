@@ -7,7 +7,8 @@ import pytest
 
 import rlsys.stages.alignment as alignment
 import rlsys.stages.safe_rlhf as stage_of_ppo
-from rlsys.config.schema import LagrangeConfig, TimeoutConfig
+from rlsys.config.lagrange import LagrangeConfig
+from rlsys.config.schema import TimeoutConfig
 from rlsys.runtime.pending import Pending
 from rlsys.stages.alignment import IterationReport, cost_constraint
 from rlsys.stages.context import Context

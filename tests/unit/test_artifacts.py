@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlsys.artifacts import PROGRESS, ArtifactStore, path_hash
+from rlsys import artifacts
+from rlsys.artifacts import PROGRESS, ArtifactStore, code_versions, path_hash
 from rlsys.errors import ArtifactBusy
 
 
@@ -81,14 +85,59 @@ def test_an_artefact_is_made_by_one_run_at_a_time(tmp_path: Path) -> None:
 
     def make(folder: Path) -> dict[str, Any]:
         with pytest.raises(ArtifactBusy, match=r"run one \(process \d+ on .*\) is making sft-"):
-            second.get_or_make("sft", {}, {}, maker(files=1), resumable=True, owner="run two")
-        other = second.get_or_make("sft", {"lr": 2}, {}, maker(files=1), owner="run two")
+            second.get_or_make("sft", {}, {}, maker(files=1), resumable=True, owner="two")
+        other = second.get_or_make("sft", {"lr": 2}, {}, maker(files=1), owner="two")
         assert not other.reused, "another one is free"
         return maker(files=2)(folder)
 
-    made = first.get_or_make("sft", {}, {}, make, resumable=True, owner="run one")
+    made = first.get_or_make("sft", {}, {}, make, resumable=True, owner="one")
     assert made.metrics == {"made": 2}
     assert second.get_or_make("sft", {}, {}, maker(files=2, die_after=0)).reused
+
+
+def test_another_process_cannot_make_what_this_one_makes(tmp_path: Path) -> None:
+    """The lock is the operating system's: a killed holder frees it."""
+    program = (
+        "import sys, pathlib\n"
+        "from rlsys.artifacts import ArtifactStore\n"
+        "make = lambda folder: print('making', flush=True) or sys.stdin.read() or {}\n"
+        "ArtifactStore(pathlib.Path(sys.argv[1])).get_or_make('sft', {}, {}, make, owner='one')\n"
+    )
+    mine = maker(files=1)
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "making\n"
+        with pytest.raises(ArtifactBusy, match=rf"one \(process {other.pid} on .*is making sft-"):
+            ArtifactStore(tmp_path).get_or_make("sft", {}, {}, mine, owner="two")
+        other.kill()
+    assert not ArtifactStore(tmp_path).get_or_make("sft", {}, {}, mine, owner="two").reused
+
+
+def test_a_stage_that_starts_again_says_what_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, said = ArtifactStore(tmp_path), list[str]()
+
+    def go(lr: int, seed: str, stage: str, die_after: int = -1) -> None:
+        make, config = maker(files=2, die_after=die_after), {"optim": {"lr": lr}}
+        store.get_or_make("sft", config, {"seed": seed}, make, resumable=True, owner="one",
+                          stage=stage, restarts=said.extend)  # fmt: skip
+
+    for stage in ("demo/start", "demo/start", "demo/other"):
+        with pytest.raises(Killed):
+            go(1, "0" if stage == "demo/start" else "5", stage, die_after=1)
+    assert said == [], "the same recipe goes on, and another stage is another"
+    now = dict.fromkeys(code_versions(), "b" * 64)
+    monkeypatch.setattr(artifacts, "code_versions", lambda: now)
+    go(2, "1", "demo/other")
+    assert {"optim.lr: was 1, is 2", "input seed: was 5, is 1"} <= set(said)
+    assert any(re.match(r"code of rlsys: was \w{12}\.\.\., is b{12}\.\.\.$", line) for line in said)
+    assert len(said) == 2 + len(now)
 
 
 def test_who_died_keeps_nobody_waiting(tmp_path: Path) -> None:

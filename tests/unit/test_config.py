@@ -11,12 +11,15 @@ import yaml
 from omegaconf import Container
 
 import rlsys
+from rlsys.config.engine import EngineConfig
+from rlsys.config.engine_arguments import REFUSED, check_arguments
 from rlsys.config.judging import EndpointConfig
 from rlsys.config.keys import result_settings
 from rlsys.config.load import dump_config, load_config, to_plain
 from rlsys.config.references import references
 from rlsys.config.schema import RunConfig
 from rlsys.data.prepare import Datasets
+from rlsys.engines.vllm import engine_settings
 from rlsys.errors import ConfigError
 from rlsys.models.load import HEAD_FILE
 from rlsys.roles.registry import ROLES
@@ -80,9 +83,9 @@ def values(node: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_omegaconf_object_leaves_the_loader(path: Path) -> None:
-    overrides = ["engine.extra={a: {b: [1, {c: 2}]}}"]
+    overrides = ["engine.extra={attention_config: {b: [1, {c: 2}]}}"]
     config = load_config(path, overrides)
-    assert config.engine.extra == {"a": {"b": [1, {"c": 2}]}}
+    assert config.engine.extra == {"attention_config": {"b": [1, {"c": 2}]}}
     found = list(values(config))
     assert len(found) > 100
     assert not [value for value in found if isinstance(value, Container)]
@@ -90,7 +93,7 @@ def test_no_omegaconf_object_leaves_the_loader(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_dumped_recipe_loads_to_an_equal_one(path: Path, tmp_path: Path) -> None:
-    config = load_config(path, ["seed=41", "engine.extra={a: {b: null}}"])
+    config = load_config(path, ["seed=41", "engine.extra={attention_config: {b: null}}"])
     dump_config(config, tmp_path / "config.yaml")
     again = load_config(tmp_path / "config.yaml")
     assert again == config
@@ -117,6 +120,25 @@ def test_overrides_win_and_keep_their_type() -> None:
 def test_stages_keep_their_order() -> None:
     written = list(yaml.safe_load(DEMO.read_text())["stages"])
     assert list(load_config(DEMO).stages) == written
+
+
+def test_arguments_of_vllm_that_rlsys_leaves_alone_may_be_given() -> None:
+    given = {"tensor_parallel_size": 2, "enable_prefix_caching": False, "quantization": "fp8"}
+    overrides = [f"engine.extra.{name}={value}" for name, value in given.items()]
+    assert load_config(DEMO, overrides).engine.extra == given
+
+
+def test_what_rlsys_sets_of_vllm_cannot_be_given_twice() -> None:
+    for name in ("tokenizer", "revision", "hf_overrides", "mm_processor_kwargs"):
+        with pytest.raises(ConfigError, match=rf"^extra\.{name}: cannot be set here: the "):
+            check_arguments([name])
+    config = EngineConfig()
+    for cpu in (False, True):
+        own = engine_settings("folder", config, "float32", cpu=cpu, images=1)
+        for name in own:
+            with pytest.raises(ConfigError, match=rf"^engine\.extra\.{name}: cannot be set here"):
+                check_arguments([name], own, "engine.extra")
+        assert own.keys() - REFUSED.keys() <= {"enforce_eager"}, "known only where the engine is"
 
 
 def test_configs_share_no_state() -> None:
@@ -150,6 +172,24 @@ def test_a_folder_may_stand_for_a_stage(tmp_path: Path) -> None:
     model = model_folder(tmp_path)
     config = load_config(DEMO, [f"stages.reward.init={model}", f"stages.ppo.cost={model}"])
     assert config.stages["reward"].init == model
+
+
+def test_what_trains_names_parts_of_its_model(tmp_path: Path) -> None:
+    """Of the model made from scratch, of one on disk, and of a scorer's head."""
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "qwen3", "num_hidden_layers": 1, "vocab_size": 64, "hidden_size": 64}'
+    )
+    config = load_config(
+        DEMO,
+        [
+            "stages.ppo.train.lora_rank=2", "stages.cost.train.freeze=[vision, projector, head]",
+            f"stages.reward={{init: {tmp_path}, train: {{freeze: [embed_tokens]}}}}",
+        ],
+    )  # fmt: skip
+    assert config.stages["cost"].train.freeze[0] == "vision"
+    said = r"stages\.reward\.train\.freeze: no parameter has a component named 'vision'"
+    with pytest.raises(ConfigError, match=said):
+        load_config(DEMO, [f"stages.reward.init={tmp_path}", "stages.reward.train.freeze=[vision]"])
 
 
 @pytest.mark.parametrize(("key", "file"), [("reward.init", "config.json"), ("ppo.cost", HEAD_FILE)])
@@ -212,6 +252,24 @@ BAD_OVERRIDES = [
     ("stages.ppo.kind=trpo", "stages.ppo.kind"),
     ("stages.extra.steps=3", "stages.extra.kind"),
     ("stages.ppo=3", "stages.ppo.kind"),
+    # arguments of vLLM that rlsys sets, and those that nobody has
+    ("engine.extra.dtype=float16", "engine.extra.dtype: cannot be set here: set the recipe's"),
+    ("engine.extra.trust_remote_code=true", "engine.extra.trust_remote_code: cannot be set here"),
+    ("engine.extra.tensor_paralel_size=2",
+     "engine.extra.tensor_paralel_size: vLLM's EngineArgs have no such argument"),
+    # names that match no part of a model
+    ("stages.ppo.train={lora_rank: 2, lora_targets: [q_proj, query]}",
+     "stages.ppo.train.lora_targets: no module of the language model has the name 'query'"),
+    ("stages.ppo.critic_train={lora_rank: 2, lora_targets: [lm_head]}",
+     "stages.ppo.critic_train.lora_targets: no module"),
+    ("stages.cost.train.freeze=[vision, tower]",
+     "stages.cost.train.freeze: no parameter has a component named 'tower'"),
+    ("stages.pretrain.train.freeze=[head]",
+     "stages.pretrain.train.freeze: no parameter has a component named 'head'"),
+    # names that become paths and dotted keys
+    ("stages={a/b: {kind: sft, steps: 1, optim: {lr: 1}}}", "stages: the name 'a/b' must be"),
+    ("groups={-a: {roles: [guard]}}", "groups: the name '-a' must be letters, digits"),
+    ("name=../x", "name: the name '../x' must be letters, digits"),
     # across sections
     ("engine.max_model_len=100", "engine.max_model_len"),
     ("stages.ppo.ppo.max_new_tokens=64", "engine.max_model_len"),
@@ -232,7 +290,7 @@ BAD_OVERRIDES = [
     # overrides that are none
     ("seed", "seed"),
     ("seed=[1", "not YAML"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("override", "key"), BAD_OVERRIDES, ids=[o for o, _ in BAD_OVERRIDES])
@@ -666,7 +724,10 @@ def test_how_often_a_stage_is_saved_is_no_part_of_what_it_makes() -> None:
 def test_every_key_is_read_somewhere() -> None:
     """Outside of what a class says about its own keys."""
     files = [*(ROOT / "rlsys").rglob("*.py"), *(ROOT / "actors").rglob("*.py")]
-    own = {ROOT / "rlsys" / "config" / f"{name}.py" for name in ("schema", "updates", "judging")}
+    own = {
+        ROOT / "rlsys" / "config" / f"{name}.py"
+        for name in ("schema", "engine", "lagrange", "updates", "judging")
+    }
     text = "\n".join(file.read_text() for file in files if file not in own)
     keys = [(cls.__name__, field.name) for cls in classes() for field in dataclasses.fields(cls)]
     assert len(keys) > 90

@@ -16,7 +16,8 @@ import yaml
 from omegaconf import MISSING
 
 import rlsys
-from rlsys.config import judging, schema, updates
+from rlsys.config import engine, judging, lagrange, schema, updates
+from rlsys.config.artifact_kinds import ARTIFACT_KINDS
 from rlsys.config.check import check
 from rlsys.config.docs import DOCS, kind_table, markdown
 from rlsys.config.keys import KeyInfo, describe, key, key_infos
@@ -63,6 +64,14 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         "observe": {"kind": "observe", **ASKS},
         "rlaif": {"kind": "rlaif", "policy": "start", **ASKS, **OPTIM},
         "conditioned": {"kind": "disentangled", "policy": "start", **ASKS},
+        "siuo": {
+            "kind": "benchmark",
+            "benchmark": "siuo",
+            "folder": "siuo",
+            "max_new_tokens": 16,
+            "policies": {"start": "start"},
+            **ASKS,
+        },
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return load_config(folder / "recipe.yaml")
@@ -72,7 +81,7 @@ def classes() -> list[Any]:
     """Those that several stages share, those of the stages, and all that are inside them."""
     found = dict.fromkeys(
         value
-        for module in (schema, updates, judging)
+        for module in (schema, engine, lagrange, updates, judging)
         for value in vars(module).values()
         if isinstance(value, type)
         and dataclasses.is_dataclass(value)
@@ -218,6 +227,12 @@ def test_a_key_keeps_what_it_may_name() -> None:
     assert dataclasses.fields(Some)[0].metadata["key"].ref == "policy"
 
 
+def test_keys_and_stages_name_kinds_of_artefacts_that_there_are() -> None:
+    named = {info.ref for cls in classes() for info in key_infos(cls).values()} - {""}
+    made = {kind.makes for kind in STAGES.values()} - {None}
+    assert named <= made == set(ARTIFACT_KINDS)
+
+
 def test_keys_are_described_with_their_sections() -> None:
     rows = {row.key: row for row in describe(RunConfig)}
     assert rows["name"].default == "required"
@@ -269,8 +284,8 @@ def test_the_command_prints_all_keys_or_those_of_a_kind() -> None:
 
 # Where a range ends, not as the keys say it.
 ENDS: list[tuple[type, str, list[float], list[float]]] = [
-    (schema.LagrangeConfig, "target_unsafe_rate", [0.001, 0.999], [0.0, 1.0]),
-    (schema.LagrangeConfig, "ema", [0.0, 0.999], [-0.001, 1.0]),
+    (lagrange.LagrangeConfig, "target_unsafe_rate", [0.001, 0.999], [0.0, 1.0]),
+    (lagrange.LagrangeConfig, "ema", [0.0, 0.999], [-0.001, 1.0]),
     (schema.RunConfig, "seed", [0, 2**32 - 1], [-1, 2**32]),
     (updates.PpoConfig, "gamma", [0.0, 1.0], [-0.001, 1.001]),
     (updates.PpoConfig, "gae_lambda", [0.0, 1.0], [-0.001, 1.001]),
@@ -314,7 +329,7 @@ def test_a_range_ends_where_the_method_does(
     ],
 )
 def test_keys_of_the_multiplier_fit_together(changes: dict[str, Any], said: str) -> None:
-    config = dataclasses.replace(schema.LagrangeConfig(), **changes)
+    config = dataclasses.replace(lagrange.LagrangeConfig(), **changes)
     if not said:
         config.check()
         return

@@ -15,7 +15,9 @@ import rlsys.drivers.safe_rlhf as driver
 from rlsys.algorithms.advantages import gae
 from rlsys.algorithms.calibration import Platt
 from rlsys.batch import PromptCursor, Rollouts, SampleRequest, SampleScores, Scores
-from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
+from rlsys.config.engine import GapConfig
+from rlsys.config.lagrange import LagrangeConfig
+from rlsys.config.schema import TimeoutConfig
 from rlsys.config.updates import PpoConfig, UpdateConfig
 from rlsys.drivers.constrained import ConstrainedState, describe, describe_estimates
 from rlsys.drivers.constraint import Constraint

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -16,17 +17,16 @@ from rlsys.judging.cache import CachedJudge
 from rlsys.judging.distill import distill
 from rlsys.judging.judge import (
     CHUNK,
-    Candidate,
-    Feedback,
     JudgedPrompt,
     Question,
     disentangle,
-    score,
 )
 from rlsys.judging.outcomes import PairOutcome, ParseReason
 from rlsys.judging.pairs import PairRule, Scored, choose_pair, choose_pairs, total
 from rlsys.judging.parse import Observation, ParseFailure
+from rlsys.judging.scoring import Candidate, Feedback, score
 from rlsys.runtime.pending import Pending
+from tests.fakes import later
 
 Reply = str | ParseFailure
 KEY = re.compile(r"[a-z0-9_/]+")  # of a metric
@@ -147,7 +147,9 @@ def test_a_global_score_and_a_share_of_the_risks_recognised() -> None:
             "yes" if q.values["observation"]["content"] == "a gun" else "no"
         ),
     )
-    (result,) = score(judge, [Candidate(JudgedPrompt(3, "how ?"), (GUN, PLAN), "no, a gun")], 1.0)
+    (result,) = score(
+        judge, [Candidate(JudgedPrompt(3, "how ?"), (GUN, PLAN), "no, a gun")]
+    ).result(1.0)
     assert result == Feedback(8.0, (True, False), Counter())
     assert result.recognised == 0.5
     assert [q.name for q in judge.requested] == ["score", "score_observation", "score_observation"]
@@ -156,7 +158,9 @@ def test_a_global_score_and_a_share_of_the_risks_recognised() -> None:
 
 
 def test_without_a_verified_risk_there_is_no_share() -> None:
-    (result,) = score(make_judge(score="9"), [Candidate(JudgedPrompt(3, "how ?"), (), "so")], 1.0)
+    (result,) = score(
+        make_judge(score="9"), [Candidate(JudgedPrompt(3, "how ?"), (), "so")]
+    ).result(1.0)
     assert result == Feedback(9.0, (), Counter())
     assert result.recognised is None
 
@@ -174,7 +178,7 @@ def test_without_a_verified_risk_there_is_no_share() -> None:
 )
 def test_a_failed_score_is_counted_and_never_zero(reply: Reply, reason: ParseReason) -> None:
     judge = make_judge(score=reply, score_observation="perhaps")
-    (result,) = score(judge, [Candidate(JudgedPrompt(0, "?"), (GUN,), "so")], 1.0)
+    (result,) = score(judge, [Candidate(JudgedPrompt(0, "?"), (GUN,), "so")]).result(1.0)
     assert result.overall == ParseFailure(reason)
     assert result.checks == (None,)
     assert result.recognised is None
@@ -185,7 +189,9 @@ def test_a_failed_score_is_counted_and_never_zero(reply: Reply, reason: ParseRea
 
 def test_an_empty_answer_costs_no_call() -> None:
     judge = make_judge(score="9", score_observation="yes")
-    both = score(judge, [Candidate(JudgedPrompt(0, "?"), (GUN,), t) for t in (" ", "so")], 1.0)
+    both = score(judge, [Candidate(JudgedPrompt(0, "?"), (GUN,), t) for t in (" ", "so")]).result(
+        1.0
+    )
     failure = ParseFailure(ParseReason.EMPTY_ANSWER)
     assert both[0] == Feedback(failure, (), Counter({"score/empty_answer": 1}))
     assert both[1] == Feedback(9.0, (True,), Counter())
@@ -264,20 +270,20 @@ def test_a_flagged_answer_may_lose_but_never_win() -> None:
         # Bounds 7 + [10/3, 5] against 8: 10.3 - 8 is a pair for either value of the check.
         (("yy?", 7.0), ("nnn", 8.0), (0, 1)),
         # Means 7 + 5 against 9.5, but with a "no" 10.3 - 9.5: the check would make the pair.
-        (("yy?", 7.0), ("nnn", 9.5), PairOutcome.UNREAD_CHECK),
+        (("yy?", 7.0), ("nnn", 9.5), PairOutcome.CHECK_PARSE_FAILURE),
         # Means 7 + 0 against 9 + 0, but with a "yes" 8.7 against 9.
-        (("nn?", 7.0), ("nnn", 9.0), PairOutcome.UNREAD_CHECK),
+        (("nn?", 7.0), ("nnn", 9.0), PairOutcome.CHECK_PARSE_FAILURE),
         # Equal but for the check: 7 + [5/3, 10/3] against 7 + 5/3.
         (("yn?", 7.0), ("ynn", 7.0), PairOutcome.SCORE_TIE),
         # Means 7 + 5 against 9 + 0, in truth perhaps 8.7 against 9 + 10/3: it would flip the pair.
-        (("y??", 7.0), ("n??", 9.0), PairOutcome.UNREAD_CHECK),
+        (("y??", 7.0), ("n??", 9.0), PairOutcome.CHECK_PARSE_FAILURE),
         # None of one answer's checks parsed, its global score ahead or not.
-        (("???", 10.0), ("nnn", 1.0), PairOutcome.UNREAD_CHECK),
-        (("???", 10.0), ("???", 1.0), PairOutcome.UNREAD_CHECK),
+        (("???", 10.0), ("nnn", 1.0), PairOutcome.CHECK_PARSE_FAILURE),
+        (("???", 10.0), ("???", 1.0), PairOutcome.CHECK_PARSE_FAILURE),
         (("yyy", ParseFailure(ParseReason.EMPTY)), ("???", 1.0), PairOutcome.TOO_FEW_SCORES),
     ],
 )
-def test_an_unread_check_neither_makes_nor_flips_a_pair(
+def test_an_unparsed_check_neither_makes_nor_flips_a_pair(
     first: tuple[str, float | ParseFailure],
     second: tuple[str, float],
     outcome: tuple[int, int] | PairOutcome,
@@ -292,7 +298,7 @@ def test_an_unread_check_neither_makes_nor_flips_a_pair(
 
 
 @pytest.mark.parametrize("margin", [0.5, 1.0, 2.0])
-def test_a_pair_with_unread_checks_is_one_for_all_their_values(margin: float) -> None:
+def test_a_pair_with_unparsed_checks_is_one_for_all_their_values(margin: float) -> None:
     rule = replace(RULE, margin=margin)
     made = 0
     for first, second in product(map("".join, product("yn?", repeat=3)), repeat=2):
@@ -436,6 +442,65 @@ def test_a_failure_is_not_cached(tmp_path: Path) -> None:
     assert cached.request([question]).result(1.0) == ["yes"]
     assert len(judge.requested) == 2
     cached.close()
+
+
+def verify(*contents: str) -> list[Question]:
+    return [Question("verify", {"content": content}, 1) for content in contents]
+
+
+def test_a_question_under_way_belongs_to_the_call_that_asked_first(tmp_path: Path) -> None:
+    """Whichever is answered first, calls and cache are the same."""
+    written = []
+    for order in ((0, 1), (1, 0)):
+        answers = [Future[list[Reply]]() for _ in range(2)]
+        calls: list[list[str]] = []
+
+        class Slow:
+            def request(self, questions: Sequence[Question]) -> Pending[list[Reply]]:
+                calls.append([q.values["content"] for q in questions])  # noqa: B023
+                return later(answers[len(calls) - 1])  # noqa: B023
+
+        path = tmp_path / str(order[0]) / "c.jsonl"
+        with closing(CachedJudge(Slow(), path, "model", str)) as cached:
+            pendings = [cached.request(verify("a", "b")), cached.request(verify("b", "c"))]
+            for number in order:
+                answers[number].set_result([f"{content} {number}" for content in calls[number]])
+                assert pendings[1].settled() == all(answer.done() for answer in answers)
+            results = [pending.result(1.0) for pending in pendings]
+        assert calls == [["a", "b"], ["c"]]
+        assert results == [["a 0", "b 0"], ["b 0", "c 1"]]
+        written.append(path.read_text())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_calls_since_a_checkpoint_are_answered_as_they_were(tmp_path: Path, torn: bool) -> None:
+    """Failures too; a line that a kill tore is asked again, in the same company."""
+
+    def opened(judge: ScriptedJudge, step: int) -> CachedJudge:
+        cached = CachedJudge(judge, tmp_path / "replies" / "c.jsonl", "model", str)
+        cached.log_calls(tmp_path / "calls", step)
+        return cached
+
+    reply = {"a": "yes", "b": ParseFailure(ParseReason.TIMEOUT), "c": "no"}
+    judge = make_judge(verify=lambda q: reply[q.values["content"]])
+    calls = [verify("a", "b"), verify("b", "c")]
+    with closing(opened(judge, 3)) as cached:
+        first = [cached.request(call).result(1.0) for call in calls]
+        assert cached.requested == len(judge.requested) == 3, "nor b again"
+    if torn:
+        for file in tmp_path.rglob("*.jsonl"):
+            file.write_text(file.read_text()[:-9])
+    judge.requested.clear()
+    with closing(opened(judge, 3)) as cached:
+        assert [cached.request(call).result(1.0) for call in calls] == first
+        assert cached.requested == 3
+        assert judge.requested == (verify("c") if torn else [])
+    with closing(opened(judge, 4)) as cached:
+        judge.requested.clear()
+        assert [cached.request(call).result(1.0) for call in calls] == first
+        assert judge.requested == verify("b"), "after the next checkpoint"
+    assert [file.name for file in (tmp_path / "calls").iterdir()] == ["after-000004.jsonl"]
 
 
 def test_an_incomplete_line_is_dropped_and_an_invalid_one_is_an_error(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rlsys.errors import DataError
+from rlsys.errors import DataError, ModelError
 from rlsys.generate import Answer, as_json, prompt, read_prompts
+from rlsys.models.load import checkpoint_dtype
 
 
 @pytest.fixture
@@ -27,17 +28,20 @@ def test_images_lie_beside_the_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "no prompt"),
-        ("{", "line 1: needs an object with image and question"),
-        ("[]", "line 1: needs an object"),
-        ('{"image": "a.png"}', "line 1: needs an object"),
-        ('{"image": "b.png", "question": "w"}', "b.png: no such image"),
-        ('{"image": "a.png", "question": " "}', "line-1: the question is empty"),
-        ('{"image": "a.png", "question": "w", "id": 1}\n' * 2, "2 lines have the id '1'"),
+        (b"", "no prompt"),
+        (b"{", "line 1: not JSON"),
+        (b"\n\xff", "line 2: not UTF-8"),
+        (b"[]", "line 1: needs an object with image, a path, and question"),
+        (b'{"question": "w"}', "line 1: needs an object"),
+        (b'{"image": 3, "question": "w"}', "line 1: needs an object"),
+        (b'{"image": "a.png"}', "line-1: the question is missing"),
+        (b'{"image": "b.png", "question": "w"}', "b.png: no such image"),
+        (b'{"image": "a.png", "question": " "}', "line-1: the question is missing, empty"),
+        (b'{"image": "a.png", "question": "w", "id": 1}\n' * 2, "2 lines have the id '1'"),
     ],
 )
-def test_what_cannot_be_asked_is_one_error(folder: Path, text: str, said: str) -> None:
-    (folder / "p.jsonl").write_text(text)
+def test_what_is_no_prompt_is_one_error(folder: Path, text: bytes, said: str) -> None:
+    (folder / "p.jsonl").write_bytes(text)
     with pytest.raises(DataError, match=said):
         read_prompts(folder / "p.jsonl")
 
@@ -45,6 +49,14 @@ def test_what_cannot_be_asked_is_one_error(folder: Path, text: str, said: str) -
 def test_an_absent_file_is_named(folder: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
         read_prompts(folder / "none.jsonl")
+
+
+@pytest.mark.parametrize("config", ['{"dtype": "float16"}', "{}", "[1]"])
+def test_a_model_of_no_known_dtype_is_named(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ModelError, match=r"config\.json") as error:
+        checkpoint_dtype(str(tmp_path))
+    assert str(tmp_path) in str(error.value)
 
 
 def test_answers_are_lines_without_what_nobody_said(folder: Path) -> None:

@@ -12,7 +12,9 @@ from rlsys.algorithms.advantages import mix_advantages
 from rlsys.algorithms.calibration import Platt
 from rlsys.algorithms.group_advantages import SCALES, group_normalise
 from rlsys.batch import PolicyBatch, PromptCursor
-from rlsys.config.schema import GapConfig, LagrangeConfig, TimeoutConfig
+from rlsys.config.engine import GapConfig
+from rlsys.config.lagrange import LagrangeConfig
+from rlsys.config.schema import TimeoutConfig
 from rlsys.config.updates import UpdateConfig
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.constraint import Constraint
@@ -43,6 +45,7 @@ def go(
 ) -> tuple[list[Metrics], Log, ConstrainedState]:
     cast, log = make_roles(**roles)
     cost = cast.cost if with_cost else None
+    run = run if with_cost else replace(run, constraint=None)
     given = GrpoRoles(cast.rollout, cast.policy, cast.reference, cast.reward, cost)
     state = ConstrainedState(Multiplier.start(run.lagrange), PromptCursor(9, run.seed), start)
     rows: list[Metrics] = []

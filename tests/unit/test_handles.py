@@ -287,13 +287,14 @@ def test_a_refused_chunk_is_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
             chunk.result(WAIT)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_questions_are_shared_out_and_replies_keep_their_order(count: int) -> None:
-    group = FakeGroup(answer=lambda rank, call: [f"{rank}: {q.name}" for q in call.args[0]])
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_a_judges_call_stays_whole_however_many_engines_there_are(count: int, ranks: int) -> None:
+    group = FakeGroup(ranks, answer=lambda rank, call: [q.name for q in call.args[0]])
     questions = [Question(f"q{number}") for number in range(count)]
     replies = judge.JudgeHandle(group).request(questions).result(WAIT)
-    assert replies == [f"{number % 2}: q{number}" for number in range(count)]
-    assert [call.rank for call in group.calls] == list(range(min(count, 2)))
+    assert replies == [f"q{number}" for number in range(count)]
+    assert [call.args for call in group.calls] == [(questions,)] * bool(count)
     assert all(worker_takes(judge.JudgeWorker, call) for call in group.calls)
 
 

@@ -188,6 +188,9 @@ def test_the_shipped_prompts_load_and_have_an_identity(tmp_path: Path) -> None:
     changed.write_text("{{question}} {{content}} {{category}} {{mood}}")
     with pytest.raises(ConfigError, match=r"\{\{mood\}\} is unknown"):
         load_prompts(tmp_path)
+    changed.write_bytes(b"\xff {{question}} {{content}} {{category}}")
+    with pytest.raises(ConfigError, match=r"verify\.txt: not UTF-8"):
+        load_prompts(tmp_path)
     changed.unlink()
     with pytest.raises(ConfigError, match=r"verify\.txt: this prompt is missing"):
         load_prompts(tmp_path)

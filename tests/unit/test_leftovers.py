@@ -83,6 +83,9 @@ def test_artefacts_that_nobody_resumes_are_swept(tmp_path: Path) -> None:
     assert kept.name.startswith(".sft-")
     assert (kept / PROGRESS).is_dir()
     assert not list(tmp_path.glob(".*.dead"))
+    assert store.sweep(lambda recipe: recipe.kind == "sft") == []
+    assert store.sweep(lambda recipe: False) == [kept]
+    assert not kept.exists()
 
 
 def test_an_artefact_that_is_finished_but_for_its_name_is_kept(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from rlsys.artifacts import ArtifactStore
-from rlsys.config.schema import DataConfig, LagrangeConfig, RunConfig
+from rlsys.config.lagrange import LagrangeConfig
+from rlsys.config.schema import DataConfig, RunConfig
 from rlsys.config.updates import PpoConfig
 from rlsys.data.prepare import Datasets, Read, names_folder, prepare
 from rlsys.data.rows import Prompt, Rows, rows_digest

@@ -323,6 +323,10 @@ def test_a_run_folder_without_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     with pytest.raises(ConfigError, match="'name'"):
         build_report(tmp_path)
+    (tmp_path / "config.yaml").write_bytes(b"name: \xff\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: not valid YAML") as error:
+        build_report(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +338,7 @@ def test_a_run_folder_without_config_is_refused(tmp_path: Path) -> None:
         ("metrics.jsonl", '{"stage": "sft", "kind": "sft", "step": true}'),
         ("metrics.jsonl", '{"stage": "sft", "kind": "sft", "step": 1, "loss": NaN}'),
         ("samples.jsonl", '{"policy": "start", "id": "p"}'),
+        ("samples.jsonl", '"\udcff"'),
     ],
 )
 def test_a_malformed_row_is_named_with_file_and_line(tmp_path: Path, name: str, line: str) -> None:
@@ -344,7 +349,7 @@ def test_a_malformed_row_is_named_with_file_and_line(tmp_path: Path, name: str, 
     }
     write_lines(run / name, good[name])
     build_report(run)
-    with (run / name).open("a") as rows:
+    with (run / name).open("a", errors="surrogateescape") as rows:
         rows.write(line + "\n")
     with pytest.raises(DataError, match=rf"{name}, line 3"):
         build_report(run)

@@ -60,8 +60,8 @@ def test_an_agreement_without_items_has_no_interval() -> None:
 
 
 def test_items_without_a_parsed_reply_are_shown_beside_the_others() -> None:
-    series = judge(**JUDGED | {"unread/verify": 5})
-    assert {each.label: each.unread for each in agreements(series)} == {
+    series = judge(**JUDGED | {"unparsed/verify": 5})
+    assert {each.label: each.unparsed for each in agreements(series)} == {
         "risks observed in the image alone": 0, "verification of one risk (≈)": 5,
         "score of an answer within 1 of 10": 0,
     }  # fmt: skip

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest
-from rlsys.config.schema import GapConfig
+from rlsys.config.engine import GapConfig
 from rlsys.drivers.cached_rollout import CachedRollout
-from rlsys.drivers.rlaif import RlaifRoles, RlaifRun, RlaifState, rlaif, sync_policy
+from rlsys.drivers.rlaif import rlaif, sync_policy
+from rlsys.drivers.rlaif_state import RlaifRoles, RlaifRun, RlaifState
 from rlsys.engines.weights import Loaded, TensorEntry, WeightUpdate
 from rlsys.errors import JudgeError, LogprobGapError, RoleTimeout
 from rlsys.guard.decision import Moderation
@@ -220,7 +221,7 @@ def test_a_round_whose_checks_cannot_be_parsed_gives_no_pair() -> None:
     judge = graded_judge(observe_joint=risk, score_observation="perhaps")
     _, policy, rows, _ = go(judge, rounds=1)
     assert policy.steps == []
-    assert rows[0]["pairs/unread_check"] == 4
+    assert rows[0]["pairs/check_parse_failure"] == 4
     assert rows[0]["judge/score_observation/neither_yes_nor_no"] == 12
     assert "pairs/pair" not in rows[0]
     assert "recognised" not in rows[0]
@@ -258,27 +259,29 @@ def test_what_was_observed_is_saved_and_not_asked_for_again() -> None:
     assert not [q for q in judge.requested if q.name.startswith(("observe", "verify"))]
 
 
-def test_what_has_arrived_is_judged_at_once() -> None:
-    """While the judge replies to the first chunk all the others arrive."""
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5), (5, 3, 4, 0, 2, 1)])
+def test_chunks_are_judged_in_their_order_each_by_itself(order: Sequence[int]) -> None:
+    """However they arrive; the first one's gap is the round's."""
     chunks = [Future[None]() for _ in range(6)]
-    chunks[0].set_result(None)
-    calls: list[int] = []
+    calls: list[list[int]] = []
 
     class Judging(ScriptedJudge):
         def request(self, questions: Sequence[Question]) -> Pending[list[str | ParseFailure]]:
             if questions[0].name == "score":
-                calls.append(len(questions))
-                for chunk in chunks[1:]:
-                    if not chunk.done():
-                        chunk.set_result(None)
+                calls.append([first_id(question) for question in questions])
             return super().request(questions)
 
     def arriving(number: int, chunk: Rollouts) -> Pending[Rollouts]:
-        return later(chunks[number]).map(lambda _: whole(0, chunk).result(1.0))
+        if number == len(order) - 1:
+            for each in order:
+                chunks[each].set_result(None)
+        worse = replace(chunk, engine_logprobs=chunk.engine_logprobs - number * 1e-6)
+        return later(chunks[number]).map(lambda _: whole(0, worse).result(1.0))
 
-    judge = Judging(**vars(graded_judge()))
-    rows = go(judge, chunk=2, pend=arriving, rounds=1)[2]
-    assert calls == [2, 10]
+    rows = go(Judging(**vars(graded_judge())), chunk=2, pend=arriving, rounds=1)[2]
+    assert [len(call) for call in calls] == [2] * 6
+    assert calls == sorted(calls)
+    assert rows[0]["gap/max"] == 0.0
     assert untimed(rows) == untimed(go(graded_judge(), rounds=1)[2])
 
 
@@ -289,55 +292,51 @@ class Stopped(Exception):
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_run_stopped_while_judging_requests_nothing_twice(tmp_path: Path, after: int) -> None:
     """Stopped after so many calls of the judge; replies and sampled answers are on disk."""
-    folder = tmp_path / "answers"
-    coming: list[Future[None]] = []
+    drawn: list[tuple[int, int]] = []
 
-    def one_by_one(number: int, chunk: Rollouts) -> Pending[Rollouts]:
-        """The next chunk arrives when the one before it is judged."""
-        coming.append(Future())
-        if number == 0:
-            coming[0].set_result(None)
-        return later(coming[number]).map(lambda _: whole(0, chunk).result(1.0))
-
-    def attempt(judge: Judge, pend: Callable[[int, Rollouts], Any]) -> tuple[Log, FakePolicy]:
-        log = Log()
+    def attempt(judge: Judge) -> tuple[FakePolicy, list[Metrics], float]:
+        log, rows = Log(), list[Metrics]()
         policy = FakePolicy(log)
-        memory = CachedJudge(judge, tmp_path / "judgements.jsonl", "judge", str)
-        rollout = CachedRollout(FakeRollout(log, chunk=3, pend=pend), folder)
+        memory = CachedJudge(judge, tmp_path / "replies" / "run.jsonl", "judge", str)
+        memory.log_calls(tmp_path / "calls", 0)
+        rollout = CachedRollout(FakeRollout(log, chunk=3, pend=whole), tmp_path / "answers")
         roles = RlaifRoles(rollout, policy, memory)
         run = make_run(rounds=1)
         try:
             sync_policy(roles, 0, run)
-            rlaif(roles, RlaifState(), run, QUESTIONS, lambda *_: None)
+            rlaif(roles, RlaifState(), run, QUESTIONS, lambda _, metrics: rows.append(metrics))
         finally:
             memory.close()
-        return log, policy
+            drawn.extend((r.prompt_index, r.sample_index) for rs in log.requests for r in rs)
+        return policy, rows, memory.requested
 
     calls = 0
 
-    def dying(question: Question) -> str:
+    def dying(question: Question) -> str | ParseFailure:
+        """Every third answer gets no score."""
         nonlocal calls
         calls += 1
         if calls > 3 * after:
             raise Stopped
-        if calls % 3 == 0:
-            coming[calls // 3].set_result(None)
-        return str(3 * (first_id(question) % 10))
+        return fair(question)
 
-    first = make_judge(score=dying)
+    def fair(question: Question) -> str | ParseFailure:
+        number = first_id(question) % 10
+        return ParseFailure(ParseReason.TIMEOUT) if number == 2 else str(3 * number)
+
+    first, second = make_judge(score=dying), graded_judge(score=fair)
     with pytest.raises(Stopped):
-        attempt(first, one_by_one)
-    second = graded_judge()
-    log, policy = attempt(second, whole)
-    undisturbed = go(graded_judge(), rounds=1)[1]
+        attempt(first)
+    policy, rows, requested = attempt(second)
+    undisturbed = go(graded_judge(score=fair), rounds=1)
     replied = [q for q in first.requested if q.name == "score"][: 3 * after]
     again = [q for q in second.requested if q.name == "score"]
-    assert not [q for q in again if q in replied]
+    assert not [q for q in again if q in replied], "nor what had no reply"
     assert len(replied) + len(again) == 12
-    drawn = [(r.prompt_index, r.sample_index) for rs in log.requests for r in rs]
-    # The chunk under way had been drawn too; unless it was the last, all are drawn again.
-    assert len(drawn) == (0 if after == 3 else 12)
-    for mine, theirs in zip(policy.steps, undisturbed.steps, strict=True):
+    assert len(set(drawn)) == len(drawn) == 12
+    assert untimed(rows) == untimed(undisturbed[2])
+    assert requested == 16, "4 observations and 12 scores, whoever asked for them"
+    for mine, theirs in zip(policy.steps, undisturbed[1].steps, strict=True):
         assert mine.prompt_index.tolist() == theirs.prompt_index.tolist()
         assert [c.tolist() for c in mine.chosen] == [c.tolist() for c in theirs.chosen]
 
@@ -353,34 +352,63 @@ def test_cached_answers_belong_to_their_weights(tmp_path: Path) -> None:
         cached.load(WeightUpdate(version, (), "none", None)).result(1.0)
         for chunk in cached.generate(requests):
             assert chunk.result(1.0).version == version
-    assert len(log.requests) == 2, "other weights answer anew"
+    assert len(log.requests) == 4, "other weights answer anew"
     again = [chunk.result(1.0) for chunk in cached.generate(requests)]
-    assert len(log.requests) == 2, "a whole set of requests is read"
+    assert len(log.requests) == 4
     assert sum(len(chunk) for chunk in again) == 4
     # The same number of rounds after another training is another policy.
     cached.load(WeightUpdate(1, (ENTRY,), "none", None)).result(1.0)
     for chunk in cached.generate(requests):
         chunk.result(1.0)
-    assert len(log.requests) == 3
+    assert len(log.requests) == 6
     shutil.rmtree(cached.folder)
     cached.evict(1)
     (left,) = tmp_path.iterdir()
     assert left.name.startswith("version-1-")
 
 
-def test_where_a_cached_answer_is_missing_all_are_drawn_again(tmp_path: Path) -> None:
-    """Sequences decoded together share rounding."""
-    log = Log()
-    cached = CachedRollout(FakeRollout(log, chunk=2), tmp_path)
-    requests = [SampleRequest(row, 0, 7) for row in range(4)]
+def test_only_the_chunks_that_are_missing_are_drawn(tmp_path: Path) -> None:
+    """What was drawn comes back as it was, and what was requested otherwise does not."""
+    requests = [SampleRequest(row, 0, 7) for row in range(6)]
+    log, arrived = Log(), [Future[None]() for _ in range(3)]
+    drawing = iter(arrived)
+
+    def drawn(_: int, chunk: Rollouts) -> Pending[Rollouts]:
+        """Known by its log-probabilities, which count the calls."""
+        marked = replace(chunk, engine_logprobs=torch.full((2, 4), -float(len(log.requests))))
+        return later(next(drawing)).map(lambda _: marked)
+
+    def cached() -> CachedRollout:
+        rollout = CachedRollout(FakeRollout(log, chunk=2, pend=drawn), tmp_path)
+        rollout.load(WeightUpdate(0, (), "none", None)).result(1.0)
+        return rollout
+
+    first = cached().generate(requests)
+    for number in (2, 0):  # the one between never arrives
+        arrived[number].set_result(None)
+        first[number].result(1.0)
+    drawing = iter([Future[None]()])
+    again = cached().generate(requests)
+    assert log.requests == [requests[:2], requests[2:4], requests[4:], requests[2:4]]
+    assert [chunk.settled() for chunk in again] == [True, False, True]
+    assert [float(again[n].result(1.0).engine_logprobs.mean()) for n in (0, 2)] == [-1.0, -3.0]
+    assert again[2].result(1.0).prompt_index.tolist() == [4, 5]
+    drawing = iter(Future[None]() for _ in range(3))
+    cached().generate([replace(request, seed=8) for request in requests])
+    assert len(log.requests) == 7, "other seeds are other answers"
+
+
+def test_in_process_a_chunk_is_on_disk_before_the_next_is_drawn(tmp_path: Path) -> None:
+    on_disk: list[int] = []
+
+    def drawn(_: int, chunk: Rollouts) -> Pending[Rollouts]:
+        on_disk.append(len(list(tmp_path.rglob("*.pt"))))
+        return Pending.of(chunk)
+
+    cached = CachedRollout(FakeRollout(Log(), chunk=2, pend=drawn), tmp_path)
     cached.load(WeightUpdate(0, (), "none", None)).result(1.0)
-    first, _ = cached.generate(requests)
-    first.result(1.0)  # the other never arrived
-    assert len(list(tmp_path.rglob("*.pt"))) == 1
-    again = [chunk.result(1.0) for chunk in cached.generate(requests)]
-    assert log.requests == [requests, requests]
-    assert sum(len(chunk) for chunk in again) == 4
-    assert len(list(tmp_path.rglob("*.pt"))) == 2
+    cached.generate([SampleRequest(row, 0, 7) for row in range(6)])
+    assert on_disk == [0, 1, 2]
 
 
 def test_rounds_draw_other_prompts_and_other_answers() -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from rlsys.artifacts import Recipe
 from rlsys.config.load import load_config
 from rlsys.config.schema import RunConfig
 from rlsys.errors import ConfigError
 from rlsys.runtime.group import ProcessInfo, Runtime
+from rlsys.stages.abandoned import needed_by_runs, stage_settings
 from rlsys.stages.run_dir import changed_keys, open_run_dir
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -106,3 +108,30 @@ def test_a_recipe_named_like_a_second_run_is_another(config: RunConfig, tmp_path
         assert other.path.name == "demo-2"
     with open_run_dir(config, tmp_path, resume=True) as run:
         assert run.path == first
+
+
+def test_checkpoints_are_needed_as_long_as_a_run_may_go_on_from_them(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    """By the run that began them, or by one with the same stage; not once all have finished."""
+    first = stopped(config, tmp_path)
+    start = stage_settings(config.stages["start"])
+    own = Recipe("sft", {"since": "changed"}, {}, str(first), "demo/start")
+    same, other = replace(own, owner="gone", config=start), replace(own, owner="gone")
+    needed = needed_by_runs(tmp_path)
+    assert [needed(each) for each in (own, same, other)] == [True, True, False]
+    changed = replace(config, seed=5)
+    with open_run_dir(changed, tmp_path, resume=False) as run:  # now the last of this name
+        needed = needed_by_runs(tmp_path)
+        assert [needed(each) for each in (own, same, other)] == [False, True, False]
+        run.describe(RUNTIME)
+        run.finish()
+        assert needed_by_runs(tmp_path)(same), "it is still running"
+    assert not needed_by_runs(tmp_path)(same)
+
+
+def test_a_run_that_cannot_be_read_keeps_what_it_began(config: RunConfig, tmp_path: Path) -> None:
+    first = stopped(config, tmp_path)
+    text = (first / "config.yaml").read_text()
+    (first / "config.yaml").write_text(text + "no_such_key: 1\n")
+    assert needed_by_runs(tmp_path)(Recipe("sft", {}, {}, str(first), "demo/start"))

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from rlsys.artifacts import ArtifactStore
+from rlsys.config.load import load_config
 from rlsys.config.schema import TimeoutConfig
+from rlsys.data.prepare import Datasets
+from rlsys.display import Display
 from rlsys.errors import ConfigError
+from rlsys.metrics import MetricsLog
 from rlsys.roles.trained import TrainedHandle
+from rlsys.runtime.group import Runtime
 from rlsys.runtime.pending import Pending
-from rlsys.stages.checkpoints import StageCheckpoints
+from rlsys.stages.checkpoints import StageCheckpoints, check_ranks
 from rlsys.stages.context import Context
+from rlsys.stages.recipe import _run_stage
+from rlsys.stages.registry import STAGES
+from tests.fakes import FakeGroup
 
 
 @dataclass
@@ -61,6 +70,8 @@ class Stub:
 
     def restart_rows(self, stage: str, rows: list[Any]) -> None:
         self.rows = rows
+
+    restart = restart_rows
 
 
 def checkpoints(folder: Path, role: Role, context: Stub | None = None) -> StageCheckpoints:
@@ -111,9 +122,44 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before_and_says_so(
 
 
 def test_a_checkpoint_of_another_number_of_ranks_is_refused_by_name(tmp_path: Path) -> None:
+    """Torn ones say nothing, and a stage that has none is free."""
+
+    def runtime(ranks: int) -> Runtime:
+        return Runtime({"policy": FakeGroup(ranks)}, lambda: "shm", {})
+
+    check_ranks(runtime(3), tmp_path)
     saved_twice(tmp_path)
+    check_ranks(runtime(2), tmp_path)
     with pytest.raises(ConfigError, match=r"saved by 2 ranks of the role 'policy', .* has 3"):
-        checkpoints(tmp_path, Role(group=Group(3))).restore()
+        check_ranks(runtime(3), tmp_path)
+    for saved in (tmp_path / "progress" / "checkpoints").iterdir():
+        (saved / "manifest.json").write_text("{")
+    check_ranks(runtime(3), tmp_path)
+
+
+def test_a_stage_of_another_number_of_ranks_builds_no_model(tmp_path: Path) -> None:
+    """The kind's own function is never called."""
+    config = load_config(Path(__file__).parents[2] / "configs" / "demo.yaml")
+    data = cast(Datasets, type("Data", (), {"digest": "data", "learned": ()})())
+    group, display = FakeGroup(1), cast(Display, Said())
+    runtime = Runtime({"policy": group}, lambda: "shm", {})
+    metrics = cast(MetricsLog, Stub())
+    context = Context(config, runtime, data, tmp_path, display, metrics)
+    name, stage = next(iter(config.stages.items()))
+
+    def stopped(context: Context, name: str, stage: Any, folder: Path) -> None:
+        saved_twice(folder)
+        raise InterruptedError
+
+    def begin(run: Any) -> None:
+        kind = replace(STAGES[stage.kind], run=run)
+        _run_stage(context, ArtifactStore(tmp_path), name, stage, kind)
+
+    with pytest.raises(InterruptedError):
+        begin(stopped)
+    with pytest.raises(ConfigError, match="saved by 2 ranks"):
+        begin(lambda *_: pytest.fail("models would be built here"))
+    assert not group.calls
 
 
 def test_a_checkpoint_is_json_and_hashes(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlsys.config.schema import GapConfig
+from rlsys.config.engine import GapConfig
 from rlsys.drivers.gap import engine_gap
 from rlsys.drivers.sampling import sync_weights
 from rlsys.engines import publishing

@@ -19,13 +19,13 @@ def _rows(name: str, record: Any) -> Iterator[tuple[str, Row]]:
     read = conversation(record, name)
     history: list[tuple[str, str]] = []
     for number, turn in enumerate(read.turns):
-        asked = {
+        columns = {
             "images": list(read.images),
             "system": read.system,
             "question": turn.question,
             "history": tuple(history),
         }
-        yield f"{name}/{number}" if number else name, asked | {"answer": turn.answer}
+        yield f"{name}/{number}" if number else name, columns | {"answer": turn.answer}
         history.append((turn.question, turn.answer or ""))
 
 

@@ -9,8 +9,10 @@ from rlsys.data.layouts.questions import QUESTIONS
 from rlsys.data.layouts.spa_vl import SPA_VL
 from rlsys.data.layouts.vlguard import VLGUARD
 from rlsys.errors import DataError
+from rlsys.registries import by_name
 
-LAYOUTS = {layout.name: layout for layout in (LLAVA, VLGUARD, SPA_VL, BEAVERTAILS_V, QUESTIONS)}
+_LAYOUTS = (LLAVA, VLGUARD, SPA_VL, BEAVERTAILS_V, QUESTIONS)
+LAYOUTS = by_name("layout", ((layout.name, layout) for layout in _LAYOUTS))
 
 
 def layout_of(where: str, columns: frozenset[str], name: str) -> Layout:

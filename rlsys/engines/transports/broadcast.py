@@ -30,11 +30,12 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
+from rlsys.config.engine import BROADCAST
 from rlsys.engines.fingerprints import Bytes
 from rlsys.engines.transports.base import Fill
 from rlsys.engines.transports.broadcast_group import (
+    Assignment,
     Group,
-    Place,
     Request,
     backend_of,
     connect,
@@ -44,7 +45,7 @@ from rlsys.engines.weights import WeightUpdate, bucket_size
 from rlsys.errors import SyncError
 from rlsys.runtime.process_group import open_store
 
-NAME = "broadcast"
+NAME = BROADCAST
 GATHER_SECONDS = 0.5  # a group waits so long for engines that may ask too
 POLL_SECONDS = 0.005
 YEAR = 365 * 86400.0
@@ -101,7 +102,7 @@ class BroadcastWriter:
             if request.serial == self._serial:
                 requests[request.member] = request
             else:
-                self._answer(request, Place(refused=SUPERSEDED))
+                self._answer(request, Assignment(refused=SUPERSEDED))
             while not self._store.queue_len(REQUESTS):
                 if time.monotonic() > end or (expected and expected <= requests.keys()):
                     return [requests[member] for member in sorted(requests)]
@@ -109,11 +110,11 @@ class BroadcastWriter:
             message = self._store.queue_pop(REQUESTS)
         return []  # closed
 
-    def _answer(self, request: Request, place: Place) -> None:
-        self._store.set(f"place/{request.id}", json.dumps(asdict(place)))
+    def _answer(self, request: Request, assignment: Assignment) -> None:
+        self._store.set(f"assignment/{request.id}", json.dumps(asdict(assignment)))
 
     def _serve(self, requests: Sequence[Request]) -> None:
-        """Send the update to a group of those that asked."""
+        """Send the update to a group of those that requested it."""
         serial = requests[0].serial
         first = min(request.first for request in requests)
         try:
@@ -130,7 +131,7 @@ class BroadcastWriter:
         self._served = (serial, earlier | set(self._members))
 
     def _grouped(self, requests: Sequence[Request], first: int) -> Group:
-        """The group as it was, if all that ask are in it and nobody else is, or a new one."""
+        """The group as it was, if it has exactly the members that request one, or a new one."""
         members = tuple(request.member for request in requests)
         current = self._group
         if current and (self._members != members or {r.group for r in requests} != {current.name}):
@@ -139,10 +140,10 @@ class BroadcastWriter:
         backend = backend_of(gpus)
         name = current.name if current else uuid.uuid4().hex
         for rank, request in enumerate(requests, 1):
-            self._answer(request, Place(name, rank, len(gpus), backend, first))
+            self._answer(request, Assignment(name, rank, len(gpus), backend, first))
         if current is None:
-            place = Place(name, 0, len(gpus), backend, first)
-            current = Group(connect(*self._address, self._limit), place, self._limit)
+            assignment = Assignment(name, 0, len(gpus), backend, first)
+            current = Group(connect(*self._address, self._limit), assignment, self._limit)
         self._group, self._members = current, members
         return current
 
@@ -239,31 +240,31 @@ class BroadcastReader:
             self._address = (address, port)
         self._request = uuid.uuid4().hex
         group = self._group.name if self._group else ""
-        asked = Request(
+        request = Request(
             self._request, self._member, serial, number, group, own_gpu(), self._process
         )
-        self._store.queue_push(REQUESTS, json.dumps(asdict(asked)))
-        key = f"place/{self._request}"
+        self._store.queue_push(REQUESTS, json.dumps(asdict(request)))
+        key = f"assignment/{self._request}"
         self._store.wait([key], left)
-        place = Place(**json.loads(self._store.get(key)))
+        assignment = Assignment(**json.loads(self._store.get(key)))
         self._store.delete_key(key)
-        if place.refused:
-            raise SyncError(place.refused)
-        self._store.set(f"taken/{self._member}", f"{self._request} {place.first}")
-        if place.group != group:
+        if assignment.refused:
+            raise SyncError(assignment.refused)
+        self._store.set(f"taken/{self._member}", f"{self._request} {assignment.first}")
+        if assignment.group != group:
             self._group, self._buffers = None, []  # the old one ends before
             limit = self.timeout / 4
-            self._group = Group(connect(address, port, limit), place, limit)
-        return place.first
+            self._group = Group(connect(address, port, limit), assignment, limit)
+        return assignment.first
 
     def _reason(self, error: RuntimeError) -> str:
         """Why the group failed, as the trainer saw it if it has."""
-        key, told = f"failed/{self._request}", _line(error)
+        key, reason = f"failed/{self._request}", _line(error)
         if self._store is not None and not isinstance(error, SyncError):
             with suppress(RuntimeError):  # the trainer has not noticed, or is gone
                 self._store.wait([key], timedelta(seconds=1))
-                told = self._store.get(key).decode()
-        return told
+                reason = self._store.get(key).decode()
+        return reason
 
 
 class Broadcast:

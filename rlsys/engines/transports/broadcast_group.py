@@ -1,4 +1,4 @@
-"""A process group beside the default one, how members ask for it, and what they are told."""
+"""A process group beside the default one; how members request a rank in it, and the answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 @dataclass(frozen=True)
 class Request:
-    """A member asks for buckets of an update. group: it is in already; gpu: its own, "" on CPU."""
+    """A member requests buckets of an update. group: it is in already; gpu: its own, "" on CPU."""
 
     id: str
     member: str
@@ -27,7 +27,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Place:
+class Assignment:
     """The answer: a rank in a group, which sends from bucket ``first`` on. refused: why not."""
 
     group: str = ""
@@ -41,17 +41,17 @@ class Place:
 class Group:
     """A process group beside the default one. limit: of joining it, and of a broadcast, seconds."""
 
-    def __init__(self, store: TCPStore, place: Place, limit: float) -> None:
-        self.name, self.limit = place.group, timedelta(seconds=limit)
-        self.device = "cuda" if place.backend == "nccl" else "cpu"
-        own = PrefixStore(place.group, store)
+    def __init__(self, store: TCPStore, assignment: Assignment, limit: float) -> None:
+        self.name, self.limit = assignment.group, timedelta(seconds=limit)
+        self.device = "cuda" if assignment.backend == "nccl" else "cpu"
+        own = PrefixStore(assignment.group, store)
         self._group: Any
-        if place.backend == "nccl":
+        if assignment.backend == "nccl":
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = self.limit
-            self._group = dist.ProcessGroupNCCL(own, place.rank, place.world, options)
+            self._group = dist.ProcessGroupNCCL(own, assignment.rank, assignment.world, options)
         else:
-            self._group = dist.ProcessGroupGloo(own, place.rank, place.world, self.limit)
+            self._group = dist.ProcessGroupGloo(own, assignment.rank, assignment.world, self.limit)
 
     def start(self, buffer: Tensor) -> Any:
         """Broadcast from rank 0, in the background. Returns: what ``finish`` waits for."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlsys.config.engine import AUTO
 from rlsys.engines.transports import broadcast, shared_memory
 from rlsys.engines.transports.base import Transport
+from rlsys.registries import by_name
 from rlsys.runtime.group import ProcessInfo
 
-AUTO = "auto"
-TRANSPORTS: dict[str, Transport] = {
-    shared_memory.NAME: shared_memory.SharedMemory(),
-    broadcast.NAME: broadcast.Broadcast(),
-}
+TRANSPORTS: dict[str, Transport] = by_name(
+    "transport",
+    [
+        (shared_memory.NAME, shared_memory.SharedMemory()),
+        (broadcast.NAME, broadcast.Broadcast()),
+    ],
+)
 
 
 def transport_between(

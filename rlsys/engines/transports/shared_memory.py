@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from rlsys.config.engine import SHM
 from rlsys.engines.fingerprints import Bytes
 from rlsys.engines.transports.base import Fill
 from rlsys.engines.weights import WeightUpdate, bucket_size
 from rlsys.errors import SyncError
 from rlsys.leftovers import shared_folder
 
-NAME = "shm"
+NAME = SHM
 
 
 class SharedMemoryWriter:

@@ -14,6 +14,7 @@ from rlsys.models.families.qwen2_vl import Qwen2VL, Qwen25VL
 from rlsys.models.families.qwen3_vl import Qwen3VL
 from rlsys.models.families.text import Text
 from rlsys.models.family import Family
+from rlsys.registries import by_name
 
 FAMILIES: tuple[Family, ...] = (
     Qwen2VL(),
@@ -29,14 +30,14 @@ FAMILIES: tuple[Family, ...] = (
     Text(),
 )
 
-# Why a model type that is often asked for cannot be run.
+# Why a well-known model type cannot be run.
 REFUSED = {
     "mllama": "its pictures enter through cross attention, which vLLM no longer runs",
     "internvl_chat": "it needs remote code; convert it to transformers' own class (InternVL3-*-hf)",
 }
 
-_BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
-_BY_PROCESSOR = {family.processor: family for family in FAMILIES}
+_BY_TYPE = by_name("model type", ((each, fam) for fam in FAMILIES for each in fam.model_types))
+_BY_PROCESSOR = by_name("processor", ((family.processor, family) for family in FAMILIES))
 
 
 def family_of_type(model_type: str) -> Family:

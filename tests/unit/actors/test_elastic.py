@@ -9,7 +9,7 @@ import pytest
 
 from actors.elastic import ElasticGroup
 from actors.heartbeat import PERIOD
-from actors.members import FIRST_PAUSE, TRIES, State
+from actors.members import FIRST_BACKOFF, TRIES, State
 from rlsys.config.schema import GroupConfig, TimeoutConfig
 from rlsys.engines.weights import Loaded
 from rlsys.errors import RoleError, RoleTimeout
@@ -66,7 +66,7 @@ class World:
         return [each for each in self.processes if each.rank == rank][-1]
 
     def states(self) -> dict[int, State]:
-        return {member.rank: state for member, state in self.group.standing()}
+        return {member.rank: state for member, state in self.group.states()}
 
     def answer_all(self) -> None:
         """Every open draw is answered by its name."""
@@ -139,16 +139,16 @@ def test_a_dead_rank_comes_back_with_the_current_weights_before_its_first_call()
     world.latest(0).lost.future.set_exception(ProcessDied("killed"))
     world.steps()
     assert world.states() == {0: State.DEAD, 1: State.READY}
-    world.now += FIRST_PAUSE / 2
+    world.now += FIRST_BACKOFF / 2
     assert len(world.steps().processes) == 2
     chunks = world.draw(*"abcde")
-    world.now += FIRST_PAUSE
+    world.now += FIRST_BACKOFF
     world.steps()
     again = world.latest(0)
     assert len(world.processes) == 3
     assert again.done() == [*BOOT, "create", "load", "draw", "draw"]
     assert again.asked[4].args == ("rollout", "load", 2)
-    assert [member.version for member, _ in world.group.standing()] == [2, 2]
+    assert [member.version for member, _ in world.group.states()] == [2, 2]
     for _ in range(3):
         world.answer_all()
     assert [chunk.result(0) for chunk in chunks] == list("abcde")
@@ -162,7 +162,7 @@ def test_weights_that_replace_everything_are_all_that_a_new_rank_loads() -> None
     world.steps()
     world.latest(0).lost.future.set_exception(ProcessDied("killed"))
     world.steps()
-    world.now += FIRST_PAUSE
+    world.now += FIRST_BACKOFF
     world.steps()
     assert world.latest(0).done() == [*BOOT, "create", "load_checkpoint", "load"]
     assert world.latest(0).asked[-1].args[2] == 5
@@ -172,7 +172,7 @@ def test_a_driver_does_not_wait_for_a_rank_that_joins_and_it_gets_the_newest_wei
     world = World().serving(version=1)
     world.latest(0).lost.future.set_exception(ProcessDied("killed"))
     world.steps()
-    world.now += FIRST_PAUSE
+    world.now += FIRST_BACKOFF
     world.answer = lambda method, args: ... if method == "create" else prompt_answer(method, args)
     world.steps()
     assert world.states() == {0: State.STARTING, 1: State.READY}
@@ -193,7 +193,7 @@ def test_calls_wait_for_a_rank_when_none_is_ready_and_the_wait_has_the_drivers_d
     world.steps()
     with pytest.raises(RoleTimeout, match="no rank is ready"):
         chunk.result(0.01)
-    world.now += FIRST_PAUSE
+    world.now += FIRST_BACKOFF
     world.steps().answer_all()
     assert chunk.result(0) == "a"
 
@@ -208,7 +208,7 @@ def test_if_all_die_in_a_sync_it_is_over_when_the_first_is_back() -> None:
         world.latest(rank).lost.future.set_exception(ProcessDied("killed"))
     world.steps()
     assert not loaded.settled()
-    world.now += FIRST_PAUSE
+    world.now += FIRST_BACKOFF
     world.steps()
     assert all(each == Loaded(3) for each in loaded.result(0))
 
@@ -319,10 +319,10 @@ def test_a_rank_that_joins_tries_again_when_its_weights_were_replaced_under_it()
 
     world.answer = once
     world.steps()
-    world.now += FIRST_PAUSE
+    world.now += FIRST_BACKOFF
     world.steps()
     assert world.states()[0] != State.READY
-    world.now += 2 * FIRST_PAUSE
+    world.now += 2 * FIRST_BACKOFF
     world.steps()
     assert world.latest(0).done() == [*BOOT, "create", "load", "create", "load"]
     assert world.group.size == 2

@@ -117,7 +117,7 @@ def test_the_status_says_who_is_where_and_in_which_state() -> None:
     assert status["time"] - PERIOD - 1 <= first["last_heartbeat"] <= status["time"]
     office.rollouts[0].kill("killed")
     office.supervisor.step()
-    assert [member.rank for member, state in office.group.standing() if state == "dead"] == [0]
+    assert [member.rank for member, state in office.group.states() if state == "dead"] == [0]
 
 
 def test_the_status_is_written_every_five_seconds_whole(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_packed_row_by_hand() -> None:
     assert packing.part.tolist() == [[0, 0, 1, 1, 2], [0, 0, 0, 1, -1]]
     assert packing.longest.tolist() == [2, 1]
     places = torch.tensor([[1, 2], [2, 3], [1, 3]])
-    assert packing.places(places).tolist() == [[1, 4], [7, 8], [1, 3]]
+    assert packing.flat_indices(places).tolist() == [[1, 4], [7, 8], [1, 3]]
     assert packing.mask()[:, 0].int().tolist() == [
         [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]],
         [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 0, 1]],

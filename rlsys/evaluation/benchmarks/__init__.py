@@ -1,0 +1,1 @@
+"""Published safety benchmarks, one file each."""

@@ -1,0 +1,55 @@
+"""The parts of a model by name, without its weights: whether keys name any of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rlsys.config.schema import TinyConfig, TrainConfig
+from rlsys.errors import ModelError
+from rlsys.models.adapters import check_targets
+from rlsys.models.families.registry import family_of
+from rlsys.models.heads import PolicyModule, ScorerModule, freeze
+from rlsys.models.hub import model_config
+
+
+def check_trained(train: TrainConfig, model: str | TinyConfig, *, scorer: bool) -> None:
+    """Check that ``freeze`` and ``lora_targets`` name parts of a model.
+
+    Args: model: a folder, a name on the hub, or the sizes of one that is made from scratch; scorer:
+    it has a linear head in place of the language model's. Raises: ModelError naming the key.
+    """
+    if not (train.lora_rank or train.freeze):
+        return
+    module = _outline(_configuration(model), scorer)
+    if train.lora_rank:
+        trunk = module.trunk if isinstance(module, ScorerModule) else module.vlm
+        check_targets(trunk, train.lora_targets)
+    else:
+        freeze(module, train.freeze)
+
+
+def _outline(config: Any, scorer: bool) -> PolicyModule | ScorerModule:
+    """On the meta device: it has parameters and no memory."""
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, family_of(config).auto_class).from_config(config)
+        return ScorerModule(model.base_model) if scorer else PolicyModule(model, ())
+
+
+def _configuration(model: str | TinyConfig) -> Any:
+    """Raises: ModelError."""
+    if isinstance(model, TinyConfig):
+        from rlsys.models.tiny import SPECIAL_TOKENS, tiny_configuration
+
+        ids = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
+        return tiny_configuration(ids, len(ids), model)
+    from transformers import AutoConfig
+
+    folder = str(model_config(model).parent)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{model}: {' '.join(str(error).split())}") from error
