@@ -38,10 +38,10 @@ from rlsys.data.rows import Prompt, Rows
 from rlsys.engines.weights import WeightUpdate
 from rlsys.models.families.text import TextProcessor
 from rlsys.models.heads import PolicyModule, ScorerModule
-from rlsys.models.load import DTYPES
+from rlsys.models.outline import configuration
 from rlsys.models.tiny import CHAT_TEMPLATE, train_tokenizer
 from rlsys.plan.load import Lengths, role_memory
-from rlsys.plan.model import describe, tiny_config
+from rlsys.plan.model import describe
 from rlsys.plan.roles import Batch, RolePlan
 from rlsys.roles.critic import CriticWorker
 from rlsys.roles.factory import WorkerContext
@@ -130,7 +130,7 @@ def _page() -> list[str]:
 def measure(case: Case, result: Path) -> None:
     """Run one case in this process."""
     torch.set_num_threads(1)
-    config = SMOLLM2_135M if case.large else tiny_config(TinyConfig())
+    config = SMOLLM2_135M if case.large else configuration(TinyConfig())
     encoder, rollouts = _rollouts(case, config)
     prompt = encoder.lengths([0])[0]
     tokens = case.rows * (prompt + case.answer)
@@ -196,7 +196,7 @@ def _worker(
     context = WorkerContext(Rank(), encoder, tokens, "cpu", writer, 0)
     auto = "AutoModelForCausalLM" if case.large else "AutoModelForImageTextToText"
     chosen = getattr(transformers, "AutoModel" if case.role == "critic" else auto)
-    model = chosen.from_config(config, dtype=DTYPES[case.dtype])
+    model = chosen.from_config(config, dtype=getattr(torch, case.dtype))
     values = torch.randn(case.rows, case.answer)
     ppo = PpoConfig(minibatch=case.rows)
     if train is None:

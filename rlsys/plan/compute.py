@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from rlsys.config.schema import RunConfig
-from rlsys.models.load import DTYPES
 from rlsys.plan.load import Lengths, cut
-from rlsys.plan.model import Model
+from rlsys.plan.model import Model, torch_dtype
 from rlsys.plan.roles import RolePlan, stage_roles
 
 UTILIZATION = 0.4
@@ -44,7 +43,7 @@ DEVICES = {
 
 def measured_cpu(dtype: str, size: int = 1024) -> Device:
     """This machine, by a product of two square matrices and a copy of one."""
-    kind = DTYPES[dtype]
+    kind = torch_dtype(dtype)
     left, right = torch.ones(size, size, dtype=kind), torch.ones(size, size, dtype=kind)
     left @ right
     started = time.perf_counter()
@@ -132,7 +131,7 @@ def _generation(
     config: RunConfig, role: RolePlan, lengths: Lengths, ranks: int, device: Device
 ) -> Work:
     assert role.engine is not None
-    batch, shape, itemsize = role.batch, role.model.shape, DTYPES[config.dtype].itemsize
+    batch, shape, itemsize = role.batch, role.model.shape, torch_dtype(config.dtype).itemsize
     rows, prompts = -(-batch.rows // ranks), -(-batch.prompts // ranks)
     chunk = getattr(role.engine, "chunk_prompts", rows) * -(-batch.rows // batch.prompts)
     together = max(1, min(role.engine.max_num_seqs, chunk, rows))
@@ -193,5 +192,5 @@ def stage_iteration(config: RunConfig, name: str, lengths: Lengths, device: Devi
     policy = next((role for role in roles if role.role == "policy"), None)
     sync = 0.0
     if sampled and policy is not None:
-        sync = _sent(policy) * DTYPES[config.dtype].itemsize
+        sync = _sent(policy) * torch_dtype(config.dtype).itemsize
     return Iteration(tuple(work), placed, sync)

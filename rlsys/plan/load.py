@@ -9,8 +9,8 @@ from rlsys.config.schema import GroupConfig, RunConfig
 from rlsys.data.encoded import EncodedCache
 from rlsys.engines.weights import BUCKET_BYTES
 from rlsys.micro_batches import Tokens, micro_batches, packed_rows
-from rlsys.models.load import DTYPES
 from rlsys.plan import memory
+from rlsys.plan.model import torch_dtype
 from rlsys.plan.roles import RolePlan, stage_roles
 
 GB = 1e9
@@ -103,7 +103,7 @@ class RoleMemory:
 
 def role_memory(role: RolePlan, lengths: Lengths, ranks: int, dtype: str) -> RoleMemory:
     """Of a role that trains or only runs forward in transformers."""
-    itemsize, model, train = DTYPES[dtype].itemsize, role.model, role.train
+    itemsize, model, train = torch_dtype(dtype).itemsize, role.model, role.train
     sizes = cut(role, lengths, ranks)
     patches = lengths.images * sizes.images * model.shape.patches
     vocab = model.shape.vocab if role.batch.logits else 0
@@ -138,7 +138,7 @@ def engine_memory(role: RolePlan, lengths: Lengths, dtype: str) -> RoleMemory:
     than its cache holds, at least one of them.
     """
     assert role.engine is not None
-    itemsize, engine = DTYPES[dtype].itemsize, role.engine
+    itemsize, engine = torch_dtype(dtype).itemsize, role.engine
     longest = min(engine.max_model_len, lengths.prompt + role.batch.answer)
     sequences = min(engine.max_num_seqs, role.batch.rows)
     cache = memory.cache_bytes(role.model.shape, itemsize, sequences * longest)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rlsys.config.schema import TinyConfig, TrainConfig
+from rlsys.config.schema import TrainConfig
 from rlsys.models.adapters import add_lora
 from rlsys.models.families.registry import family_of
-from rlsys.models.hub import model_config
+from rlsys.models.heads import PolicyModule, ScorerModule, freeze, freeze_unread
+from rlsys.models.outline import outline
 from rlsys.models.packing import shared_width
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """By the name that a recipe has for it."""
+    found: torch.dtype = getattr(torch, name)
+    return found
+
 
 PARTS = ("vision", "projector", "language", "head")
 """head: of scores, or the language model's where it is not tied to the embedding."""
@@ -76,23 +79,6 @@ class Model:
         return sum(each.total for each in self.parts if each.name == part)
 
 
-@cache
-def read_config(source: str) -> Any:
-    """The configuration of a folder or of a model on the hub. Raises: ModelError."""
-    from transformers import AutoConfig
-
-    path = Path(model_config(source))
-    return AutoConfig.for_model(**json.loads(path.read_text()))
-
-
-def tiny_config(sizes: TinyConfig) -> Any:
-    """Of a model made from scratch with the largest vocabulary it may get."""
-    from rlsys.models import tiny
-
-    numbers = {token: number for number, token in enumerate(tiny.SPECIAL_TOKENS)}
-    return tiny.tiny_configuration(numbers, sizes.vocab, sizes)
-
-
 def describe(config: Any, *, scorer: bool, outputs: int = 1, train: TrainConfig | None) -> Model:
     """A model as a role holds it. Args: config: of transformers; scorer: a trunk with a head of as
     many ``outputs``, else a policy; train: None for a frozen role.
@@ -108,15 +94,13 @@ _described: dict[Any, Model] = {}
 
 
 def _describe(config: Any, scorer: bool, outputs: int, train: TrainConfig | None) -> Model:
-    from rlsys.models.heads import PolicyModule, ScorerModule, freeze, freeze_unread
-
-    with torch.device("meta"), _plain_init():
-        base = _empty(config, scorer=scorer)
-        module = ScorerModule(base, outputs) if scorer else PolicyModule(base, ())
+    module = outline(config, scorer=scorer, outputs=outputs)
+    with torch.device("meta"):
         if train is None:
             module.requires_grad_(False)
         elif train.lora_rank:
-            add_lora(base, train, seed=0)
+            trunk = module.trunk if isinstance(module, ScorerModule) else module.vlm
+            add_lora(trunk, train, seed=0)
         elif train.freeze:
             freeze(module, train.freeze)
         if train is not None and isinstance(module, PolicyModule):
@@ -159,15 +143,6 @@ def _first(config: Any, *names: str) -> int:
     return int(next(getattr(config, name) for name in names if getattr(config, name, None)))
 
 
-def _empty(config: Any, *, scorer: bool) -> Any:
-    import transformers
-
-    auto = "AutoModel" if scorer else family_of(config).auto_class
-    model = getattr(transformers, auto).from_config(config)
-    model.tie_weights()  # left out without initial values
-    return model
-
-
 def _parts(module: nn.Module, config: Any) -> tuple[Part, ...]:
     family = family_of(config)
     found = {name: [0, 0] for name in PARTS}
@@ -183,12 +158,3 @@ def _parts(module: nn.Module, config: Any) -> tuple[Part, ...]:
         found[part][0] += parameter.numel()
         found[part][1] += parameter.numel() if parameter.requires_grad else 0
     return tuple(Part(name, *counts) for name, counts in found.items())
-
-
-@contextmanager
-def _plain_init() -> Iterator[None]:
-    """No time is spent on initial values, which nobody reads."""
-    from transformers.initialization import no_init_weights
-
-    with no_init_weights():
-        yield

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlsys.config.engine import EngineConfig
-from rlsys.config.schema import RunConfig, TinyConfig, TrainConfig
+from rlsys.config.references import start_model
+from rlsys.config.schema import TINY, RunConfig, TrainConfig
 from rlsys.config.updates import SamplingConfig
-from rlsys.errors import ConfigError
 from rlsys.guard.labels import OUTPUTS
-from rlsys.plan.model import Model, describe, read_config, tiny_config
+from rlsys.models.outline import configuration
+from rlsys.plan.model import Model, describe
 from rlsys.stages.registry import STAGES
 
 TRAINED_HEADS = ("reward", "cost", "guard")
@@ -70,7 +71,7 @@ def _role(config: RunConfig, name: str, role: str, answer: int) -> RolePlan | No
     source = _source(config, stage, role)
     scorer = role in (*TRAINED_HEADS, *CRITICS)
     outputs = OUTPUTS if role == "guard" else 1
-    origin = tiny_config(stage.tiny) if source == "tiny" else _config_of(config, source)
+    origin = configuration(stage.tiny) if source == TINY else _config_of(config, source)
     model = describe(origin, scorer=scorer, outputs=outputs, train=train)
     if role == "rollout":
         return RolePlan(role, model, _drawn(stage), engine=config.engine)
@@ -125,16 +126,7 @@ def _source(config: RunConfig, stage: Any, role: str) -> str:
 
 def _config_of(config: RunConfig, source: str) -> Any:
     """The configuration of the model that a source goes back to."""
-    stage = config.stages.get(source.partition("/")[0])
-    if stage is None:
-        return read_config(source)
-    origin = getattr(stage, "init", "") or getattr(stage, "policy", "")
-    if not origin:
-        raise ConfigError(f"{source}: no model is known that it was made from")
-    if origin == "tiny":
-        sizes: TinyConfig = stage.tiny
-        return tiny_config(sizes)
-    return _config_of(config, origin)
+    return configuration(start_model(config.stages, source))
 
 
 def sampling_of(stage: Any) -> SamplingConfig | None:

@@ -155,7 +155,7 @@ def _create(
     """Build all roles in parallel."""
     config, dtype = context.config, context.config.dtype
     data = context.data.slice(stage.split, RowKind.PROMPTS)
-    token_budget = stage.train.micro_batch_tokens
+    token_budget, frozen = stage.train.micro_batch_tokens, stage.frozen
     named = {POLICY.name: stage.policy, REWARD.name: stage.reward, COST.name: stage.cost}
     models = {role: context.folder(source) for role, source in named.items() if source}
     check_same_processor(models)
@@ -164,14 +164,12 @@ def _create(
     started = [
         rollout.create(RolloutSpec(models[POLICY.name], data, config.engine, dtype)),
         policy.create(PolicySpec(models[POLICY.name], data, dtype, training)),
-        reference.create(
-            ReferenceSpec(models[POLICY.name], data, dtype, token_budget, stage.frozen)
-        ),
-        reward.create(ScorerSpec(models[REWARD.name], data, dtype, token_budget, stage.frozen)),
+        reference.create(ReferenceSpec(models[POLICY.name], data, dtype, token_budget, frozen)),
+        reward.create(ScorerSpec(models[REWARD.name], data, dtype, token_budget, frozen)),
     ]
     if cost is not None:
         started.append(
-            cost.create(ScorerSpec(models[COST.name], data, dtype, token_budget, stage.frozen))
+            cost.create(ScorerSpec(models[COST.name], data, dtype, token_budget, frozen))
         )
     for pending in started:
         pending.result(config.timeouts.start)

@@ -13,10 +13,11 @@ from rlsys.config.load import load_config
 from rlsys.config.schema import RunConfig, TinyConfig, TrainConfig
 from rlsys.models.adapters import add_lora
 from rlsys.models.heads import build_policy_module, build_scorer_module
+from rlsys.models.outline import configuration
 from rlsys.plan import compute, memory
 from rlsys.plan.fit import Devices, advice, fit, node_need
 from rlsys.plan.load import GB, Lengths, cut, default_lengths, role_memory, stage_memory
-from rlsys.plan.model import Model, Part, Shape, describe, read_config, tiny_config
+from rlsys.plan.model import Model, Part, Shape, describe
 from rlsys.plan.roles import Batch, RolePlan, stage_roles
 
 ROOT = Path(rlsys.__file__).parents[1]
@@ -44,7 +45,7 @@ def recipe(name: str, *overrides: str) -> RunConfig:
     ],
 )
 def test_a_published_model_has_as_many_parameters_as_its_files(source: str, count: int) -> None:
-    config = read_config(source)
+    config = configuration(source)
     policy = describe(config, scorer=False, train=TrainConfig(freeze=["vision"]))
     assert policy.total == count
     text = config.get_text_config()
@@ -58,7 +59,7 @@ def test_a_published_model_has_as_many_parameters_as_its_files(source: str, coun
 
 
 def test_counts_are_those_of_the_real_modules(tiny: str) -> None:
-    config = read_config(tiny)
+    config = configuration(tiny)
     policy, scorer = (
         build_policy_module(tiny, "float32", ()),
         build_scorer_module(tiny, "float32", new_head=True, seed=0),
@@ -72,7 +73,7 @@ def test_counts_are_those_of_the_real_modules(tiny: str) -> None:
     trained = [p.numel() for p in policy.parameters() if p.requires_grad]
     assert adapted.trained == sum(trained)
     assert adapted.total == sum(p.numel() for p in policy.parameters())
-    assert describe(tiny_config(TinyConfig()), scorer=False, train=None).total > 100_000
+    assert describe(configuration(TinyConfig()), scorer=False, train=None).total > 100_000
 
 
 # formulas, by hand
