@@ -51,7 +51,7 @@ clean:
 # All take about five hours; `make soak` continues where it was stopped, `make soak SOAK="demo-0"`
 # runs some of them; remove runs/soak to start again.
 SOAK := demo-0 demo-1 demo-2 demo-3 demo-4 grpo-0 grpo-1 grpo-2 tradeoff-0 tradeoff-1 tradeoff-2 \
-  blank-0 dream-0 dream-1 dream-2
+  blank-0 dream-0 dream-1 dream-2 tiny_safe_rlhf_v-0
 soak: .venv/.ready
 	for run in $(SOAK); do \
 	  [ -f runs/soak/$$run/commit ] || { \

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from actors.commands import evaluation, jobs
+from actors.commands import plan as planning
 from actors.ending import end_in_order, exit_code
 from actors.local import engine_environment, run_local
 from rlsys.errors import ConfigError, RlsysError
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(jobs.app)
+app.add_typer(planning.app)
 app.add_typer(evaluation.app)
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe, for example configs/demo.yaml.")]

@@ -142,7 +142,23 @@ def dream(run: Run) -> list[Check]:
     ]
 
 
-PROMISES = {"demo": demo, "grpo": grpo, "dream": dream, "tradeoff": tradeoff, "blank": blank}
+def tiny_safe_rlhf_v(run: Run) -> list[Check]:
+    """The paper's recipe with a tiny model: it runs, it need not learn."""
+    gaps = [row["gap/max"] for row in run.rows if row["kind"] == "safe_rlhf"]
+    return [
+        least("stages that ran", len(run.stages), 5),
+        most("largest engine-trainer gap, nats", max(gaps), 1e-4),
+    ]
+
+
+PROMISES = {
+    "demo": demo,
+    "grpo": grpo,
+    "dream": dream,
+    "tradeoff": tradeoff,
+    "blank": blank,
+    "tiny_safe_rlhf_v": tiny_safe_rlhf_v,
+}
 
 
 def machine() -> str:

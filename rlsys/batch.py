@@ -112,7 +112,7 @@ class PolicyBatch:
 
     reference_logprobs: needed where ``kl_beta``, the weight of a KL term in the loss, is not 0;
     demonstrations: the rows of every optimiser step that are imitated with the weight ``ptx_coef``
-    (none: no such term).
+    (none: no such term), ptx_measured: with the norm of that term's gradient.
     """
 
     rollouts: Rollouts
@@ -123,6 +123,7 @@ class PolicyBatch:
     kl_beta: float = 0.0
     demonstrations: Sequence[Sequence[int]] = ()
     ptx_coef: float = 0.0
+    ptx_measured: bool = True
 
     def __post_init__(self) -> None:
         if self.kl_beta and self.reference_logprobs is None:

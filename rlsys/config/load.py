@@ -28,7 +28,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such recipe")
-    return _checked(str(path), _with_base(Path(path), ()), overrides)
+    bases = [each.partition("=")[2] for each in overrides if each.startswith("base=")]
+    recipe = _with_base(Path(path), (), bases[-1] if bases else None)
+    others = [each for each in overrides if not each.startswith("base=")]
+    return _checked(str(path), recipe, others)
 
 
 def config_of(where: str, recipe: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
@@ -51,13 +54,14 @@ def _checked(where: str, recipe: Any, overrides: Sequence[str]) -> RunConfig:
     return config
 
 
-def _with_base(path: Path, above: tuple[Path, ...]) -> Any:
+def _with_base(path: Path, above: tuple[Path, ...], given: str | None = None) -> Any:
     """The recipe on top of the one that ``base`` names, relative to its own folder. A stage without
     ``kind`` changes keys of the base's stage, one with it comes after the base's stages, in place
-    of one of the same name, and null removes one.
+    of one of the same name, and null removes one. Args: given: instead of the ``base`` it names.
     """
     recipe, own = _read(str(path)), path.resolve()
     base = recipe.pop("base", None)
+    base = given or base
     if base is None:
         return recipe
     if not isinstance(base, str) or not (own.parent / base).is_file():

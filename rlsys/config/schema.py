@@ -73,6 +73,9 @@ class DataConfig:
         "them, the shape kept; 0: its own limits alone.",
         ge=0,
     )
+    system_prompt: str = key(
+        "", "System prompt of rows that have none of their own; empty: the chat template's."
+    )
     blank_images: bool = key(
         False, "Every model sees plain grey pictures: what words alone can teach, as a control."
     )
@@ -160,10 +163,14 @@ class OptimConfig:
     lr: float = key(MISSING, "Peak learning rate.", gt=0)
     schedule: str = key(
         "constant",
-        "After a linear warm-up; cosine falls to a tenth of lr.",
+        "After a linear warm-up; cosine falls to final_lr of lr.",
         choices=("constant", "cosine"),
     )
+    final_lr: float = key(0.1, "cosine only: share of lr at the last step.", ge=0, le=1)
     warmup_steps: int = key(0, "Optimiser steps of linear warm-up.", ge=0)
+    warmup_ratio: float = key(
+        0.0, "Warm-up as a share of all steps, rounded up, instead of warmup_steps.", ge=0, lt=1
+    )
     weight_decay: float = key(0.0, "Decoupled weight decay of all trained weights.", ge=0)
     betas: list[float] = key([0.9, 0.95], "Adam's decay rates of the two moments.", ge=0, lt=1)
     grad_clip: float = key(1.0, "Largest gradient norm of a step.", gt=0)
@@ -171,6 +178,8 @@ class OptimConfig:
     def check(self) -> None:
         if len(self.betas) != 2:
             raise ConfigError(f"betas: two numbers are needed, got {self.betas}")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ConfigError("warmup_ratio: give either warmup_steps or warmup_ratio")
 
 
 @dataclass
@@ -183,6 +192,15 @@ class TrainConfig:
         choices=ENGINES,
     )
     zero_stage: int = key(1, "What DeepSpeed shards over the ranks.", ge=0, le=3)
+    offload: str = key(
+        "none",
+        "What DeepSpeed keeps in the host's memory: optimizer (master weights, optimiser state and "
+        "the step itself), parameters (these too; ZeRO-3 only).",
+        choices=("none", "optimizer", "parameters"),
+    )
+    gradient_checkpointing: bool = key(
+        False, "Keep one activation per layer and compute the others again in the backward pass."
+    )
     micro_batch_tokens: int = key(
         TOKEN_BUDGET,
         "Padded tokens per forward and backward pass; rows are binned under it.",
@@ -206,6 +224,13 @@ class TrainConfig:
             raise ConfigError("lora_targets: name at least one module, or set lora_rank to 0")
         if self.lora_rank and self.freeze:
             raise ConfigError("freeze: adapters freeze everything else already; remove it")
+        if self.offload != "none" and (self.engine != "deepspeed" or not self.zero_stage):
+            raise ConfigError("offload: needs the engine deepspeed at zero_stage 1, 2 or 3")
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise ConfigError("offload: parameters needs zero_stage 3; give optimizer")
+
+
+FROZEN = ("whole", "sharded", "offload")
 
 
 @dataclass

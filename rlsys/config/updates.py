@@ -54,6 +54,12 @@ class PpoConfig(UpdateConfig):
     ptx_split: str = key(
         "", "With ptx_coef: split of the demonstrations (of pairs, the more helpful answer)."
     )
+    ptx_grad_norm: bool = key(
+        True,
+        "With ptx_coef: measure the norm of its gradient, which takes an unsharded float32 copy of "
+        "the trained weights on every rank.",
+        affects_result=False,
+    )
 
     def check(self) -> None:
         if self.ptx_coef and not self.ptx_split:

@@ -145,7 +145,8 @@ class Datasets:
     def shown(self, rows: Rows[R]) -> Rows[R]:
         """The rows as the run's models see them."""
         data = self.config.data
-        return rows.shown(blank=data.blank_images, max_pixels=data.max_pixels)
+        blank, system = data.blank_images, data.system_prompt
+        return rows.shown(blank=blank, max_pixels=data.max_pixels, system=system)
 
     def _checked(self, split: str, rows: Rows[R]) -> Rows[R]:
         data = self.config.data
@@ -157,7 +158,7 @@ class Datasets:
         data = self.config.data
         empty = DataSlice(
             self.source, "", kind, data.max_prompt_tokens, target, reading=self.reading,
-            blank_images=data.blank_images, max_pixels=data.max_pixels,
+            blank_images=data.blank_images, max_pixels=data.max_pixels, system=data.system_prompt,
         )  # fmt: skip
         if not split:
             return empty
@@ -186,6 +187,7 @@ class Datasets:
         )
         data = self.config.data
         how = ["blank"] * data.blank_images + [f"{data.max_pixels} px"] * bool(data.max_pixels)
+        how += [f"system: {data.system_prompt!r}"] * bool(data.system_prompt)
         lines = [source, repr(self.reading), *self.left_out.described(), *how]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

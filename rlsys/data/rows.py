@@ -211,11 +211,14 @@ class Rows(Generic[R_co]):
     def __getitem__(self, index: int) -> R_co:
         return self.rows[index]
 
-    def shown(self, *, blank: bool, max_pixels: int) -> Rows[R_co]:
-        """The same rows with ``blank`` and ``max_pixels`` set."""
-        if not blank and not max_pixels:
+    def shown(self, *, blank: bool, max_pixels: int, system: str = "") -> Rows[R_co]:
+        """The same rows with these settings; ``system`` where a row has no system prompt."""
+        if not (blank or max_pixels or system):
             return self
-        rows = [replace(row, blank=blank, max_pixels=max_pixels) for row in self.rows]
+        rows = [
+            replace(row, blank=blank, max_pixels=max_pixels, system=row.system or system)
+            for row in self.rows
+        ]
         return Rows(rows, self.rejected)
 
     @property

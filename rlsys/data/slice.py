@@ -53,6 +53,7 @@ class DataSlice:
     "Expected ``ids_digest``, if known: processes refer to rows by number."
     blank_images: bool = False
     max_pixels: int = 0
+    system: str = ""
 
     def load(self) -> Rows[Prompt]:
         """Rows of the type that ``kind`` names. Raises: DataError, also where they differ from the
@@ -69,7 +70,7 @@ class DataSlice:
                 f"({socket.gethostname()}), not those the driver read; rejected here: "
                 f"{labelled(rows.rejected)}. Is the folder complete on every node?"
             )
-        return rows.shown(blank=self.blank_images, max_pixels=self.max_pixels)
+        return rows.shown(blank=self.blank_images, max_pixels=self.max_pixels, system=self.system)
 
     def _of_split(self) -> Rows[Prompt]:
         rows = load_rows(self.source, self.split, self.kind, self.target, self.reading)

@@ -111,7 +111,12 @@ def estimate(
         "advantages": mixed,
     }  # fmt: skip
     return Batches(
-        replace(policy, demonstrations=shown, ptx_coef=ppo.ptx_coef),
+        replace(
+            policy,
+            demonstrations=shown,
+            ptx_coef=ppo.ptx_coef,
+            ptx_measured=ppo.ptx_grad_norm,
+        ),
         ValueBatch(rollouts, scores.reward_values, reward_returns, seed),
         ValueBatch(rollouts, scores.cost_values, cost_returns, seed),
         describe_estimates(rollouts, described),

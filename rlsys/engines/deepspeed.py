@@ -76,14 +76,34 @@ class DeepSpeedEngine:
             raise FileNotFoundError(f"no DeepSpeed checkpoint {tag!r} in {folder}")
 
 
+def sharded(module: nn.Module, where: str) -> nn.Module:
+    """A frozen module with its weights sharded over the ranks of this process group (ZeRO-3),
+    gathered layer by layer in every forward pass, which is collective. Args: where: sharded, or
+    offload to the host's memory.
+    """
+    import deepspeed
+
+    train = TrainConfig(zero_stage=3, offload="parameters" if where == "offload" else "none")
+    config = deepspeed_config(train, 1.0, next(module.parameters()).dtype)
+    config["zero_optimization"].pop("offload_optimizer", None)
+    module.requires_grad_(False)
+    engine: nn.Module = deepspeed.initialize(model=module, config=config)[0]
+    return engine
+
+
 def deepspeed_config(train: TrainConfig, grad_clip: float, dtype: torch.dtype) -> dict[str, Any]:
     """Settings that match plain torch; gradients accumulate until ``step`` is called."""
+    host: dict[str, Any] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    offload: dict[str, Any] = {} if train.offload == "none" else {"offload_optimizer": host}
+    if train.offload == "parameters":
+        offload["offload_param"] = host
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": grad_clip,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # it is compiled on first use
         "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": {
             "stage": train.zero_stage,
@@ -93,6 +113,8 @@ def deepspeed_config(train: TrainConfig, grad_clip: float, dtype: torch.dtype) -
             "allgather_bucket_size": 5_000_000,
             "stage3_param_persistence_threshold": 0,
             "stage3_prefetch_bucket_size": 1_000_000,
+            "sub_group_size": 100_000_000,  # parameters per step of AdamW, which makes copies
+            **offload,
         },
         "wall_clock_breakdown": False,
         "steps_per_print": 1 << 30,

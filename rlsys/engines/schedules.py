@@ -29,9 +29,10 @@ def build_optimizer(
 
 def lr_factor(step: int, optim: OptimConfig, total_steps: int) -> float:
     """Factor on ``optim.lr`` at this step."""
-    if step < optim.warmup_steps:
-        return (step + 1) / optim.warmup_steps
+    warmup = optim.warmup_steps or math.ceil(optim.warmup_ratio * total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
     if optim.schedule == "constant":
         return 1.0
-    done = (step - optim.warmup_steps) / max(total_steps - optim.warmup_steps, 1)
-    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    done = (step - warmup) / max(total_steps - warmup, 1)
+    return optim.final_lr + (1 - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

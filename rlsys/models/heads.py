@@ -195,6 +195,12 @@ def freeze(module: PolicyModule | ScorerModule, names: Sequence[str]) -> int:
     return count
 
 
+def checkpoint_activations(module: nn.Module) -> None:
+    """Keep one activation per layer of a training pass (arXiv 1604.06174)."""
+    model: Any = module.vlm if isinstance(module, PolicyModule) else module.trunk
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
 def freeze_unread(module: PolicyModule) -> None:
     """Freeze what no forward pass reads: it has no gradient, and the engine cannot take it."""
     pattern = family_of(module.vlm.config).unread(module.vlm.config)

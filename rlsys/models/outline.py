@@ -1,4 +1,4 @@
-"""The parts of a model by name, without its weights: whether keys name any of them."""
+"""A model without its weights: its parts by name and size, and whether keys name any of them."""
 
 from __future__ import annotations
 
@@ -22,30 +22,46 @@ def check_trained(train: TrainConfig, model: str | TinyConfig, *, scorer: bool) 
     """
     if not (train.lora_rank or train.freeze):
         return
-    module = _outline(_configuration(model), scorer)
+    config = configuration(model)
+    key = (
+        config.to_json_string(),
+        scorer,
+        repr((train.lora_rank, train.lora_targets, train.freeze)),
+    )
+    if key in _checked:  # a recipe's stages often train the same model in the same way
+        return
+    module = outline(config, scorer=scorer)
     if train.lora_rank:
         trunk = module.trunk if isinstance(module, ScorerModule) else module.vlm
         check_targets(trunk, train.lora_targets)
     else:
         freeze(module, train.freeze)
+    _checked.add(key)
 
 
-def _outline(config: Any, scorer: bool) -> PolicyModule | ScorerModule:
-    """On the meta device: it has parameters and no memory."""
+_checked: set[tuple[str, bool, str]] = set()
+
+
+def outline(config: Any, *, scorer: bool, outputs: int = 1) -> PolicyModule | ScorerModule:
+    """On the meta device: it has parameters and no memory. Args: outputs: of a scorer's head."""
     import transformers
+    from transformers.initialization import no_init_weights
 
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model = getattr(transformers, family_of(config).auto_class).from_config(config)
-        return ScorerModule(model.base_model) if scorer else PolicyModule(model, ())
+        model.tie_weights()  # left out without initial values
+        return ScorerModule(model.base_model, outputs) if scorer else PolicyModule(model, ())
 
 
-def _configuration(model: str | TinyConfig) -> Any:
-    """Raises: ModelError."""
+def configuration(model: str | TinyConfig) -> Any:
+    """Of a folder, a name on the hub, or a model made from scratch, with the largest vocabulary it
+    may get. Raises: ModelError.
+    """
     if isinstance(model, TinyConfig):
         from rlsys.models.tiny import SPECIAL_TOKENS, tiny_configuration
 
         ids = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
-        return tiny_configuration(ids, len(ids), model)
+        return tiny_configuration(ids, model.vocab, model)
     from transformers import AutoConfig
 
     folder = str(model_config(model).parent)

@@ -121,7 +121,7 @@ class PolicyWorker(TrainedWorker):
         for number, rows in enumerate(steps):
             if batch.demonstrations:
                 shown, share = batch.demonstrations[number], 1 / len(steps)
-                self._imitate(shown, batch.ptx_coef, update.loss_form, share, stats)
+                self._imitate(shown, batch, update.loss_form, share, stats)
             tokens = int(rollouts.lengths[rows].sum())
 
             def micro_loss(
@@ -168,7 +168,7 @@ class PolicyWorker(TrainedWorker):
         return stats
 
     def _imitate(
-        self, rows: Sequence[int], coef: float, loss_form: str, share: float, stats: Stats
+        self, rows: Sequence[int], batch: PolicyBatch, loss_form: str, share: float, stats: Stats
     ) -> None:
         """Adds PTX's gradient to that of the coming step (InstructGPT, arXiv 2203.02155, eq. 2).
         Args: share: of this step in the metric.
@@ -179,10 +179,14 @@ class PolicyWorker(TrainedWorker):
 
         def micro_loss(micro: list[int], is_real: bool) -> tuple[Tensor, Metrics]:
             loss, shares = imitated(micro, is_real)
-            return coef * loss, {"ptx_loss": share * shares["loss"]}
+            return batch.ptx_coef * loss, {"ptx_loss": share * shares["loss"]}
 
+        plan = self.plan(range(len(rows)), lengths)
+        if not batch.ptx_measured:
+            self.accumulate(plan, 0, micro_loss, stats)
+            return
         with self.engine.measured() as gradients:
-            self.accumulate(self.plan(range(len(rows)), lengths), 0, micro_loss, stats)
+            self.accumulate(plan, 0, micro_loss, stats)
         stats.common["ptx_grad_norm"] = gradients.norm()
 
     @torch.no_grad()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlsys.batch import Rollouts
 from rlsys.data.collate import Collated
 from rlsys.data.encoder import PromptEncoder
+from rlsys.engines.registry import placed
 from rlsys.models.heads import PolicyModule, build_policy_module
 from rlsys.models.load import forbidden_ids
 from rlsys.roles.factory import RowSource, WorkerContext, WorkerFactory
@@ -31,17 +32,18 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class ReferenceSpec:
-    """model: folder; token_budget: padded tokens per forward pass."""
+    """model: folder; token_budget: padded tokens per forward pass; frozen: as the key."""
 
     model: str
     data: RowSource
     dtype: str
     token_budget: int
+    frozen: str = "whole"
 
     def build(self, factory: WorkerFactory) -> ReferenceWorker:
         context = factory.context(self.model, self.data, self.token_budget)
         module = sampled_policy(self.model, self.dtype, context.encoder)
-        return ReferenceWorker(module.to(factory.device), context)
+        return ReferenceWorker(placed(module.to(factory.device), self.frozen), context)
 
 
 def sampled_policy(model: str, dtype: str, encoder: PromptEncoder) -> PolicyModule:
@@ -54,8 +56,9 @@ def sampled_policy(model: str, dtype: str, encoder: PromptEncoder) -> PolicyModu
 class ReferenceWorker:
     """The reference policy on one rank."""
 
-    def __init__(self, module: PolicyModule, context: WorkerContext) -> None:
-        self.module, self.context = module.eval(), context
+    def __init__(self, module: nn.Module, context: WorkerContext) -> None:
+        self.module, self.context = module, context
+        module.eval()
 
     def logprobs(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
         """This rank's rows and their [.., T] log-probabilities."""
@@ -65,7 +68,10 @@ class ReferenceWorker:
         )
 
     def _forward(self, batch: Collated, temperature: float = 1.0) -> Tensor:
-        return self.module(batch.inputs, batch.logit_positions, batch.labels, temperature)
+        logprobs: Tensor = self.module(
+            batch.inputs, batch.logit_positions, batch.labels, temperature
+        )
+        return logprobs
 
 
 class ReferenceHandle(RoleHandle[ReferenceSpec]):

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlsys.algorithms.scorer_losses import cost_loss, cost_signs, reward_loss
 from rlsys.batch import Rollouts
 from rlsys.data.collate import Collated, collate
 from rlsys.data.rows import PreferencePair, RankedPair, preferred
+from rlsys.engines.registry import placed
 from rlsys.micro_batches import Tokens
 from rlsys.models.adapters import add_lora, lora_scaling, merged
 from rlsys.models.heads import ScorerModule, build_scorer_module, freeze
@@ -39,17 +40,20 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """A trained scorer. model: its folder; token_budget: padded tokens per forward pass."""
+    """A trained scorer. model: its folder; token_budget: padded tokens per forward pass; frozen: as
+    the key.
+    """
 
     model: str
     data: RowSource
     dtype: str
     token_budget: int
+    frozen: str = "whole"
 
     def build(self, factory: WorkerFactory) -> ScorerWorker:
         context = factory.context(self.model, self.data, self.token_budget)
         module = build_scorer_module(self.model, self.dtype, new_head=False, seed=0)
-        return ScorerWorker(module.to(factory.device), context)
+        return ScorerWorker(placed(module.to(factory.device), self.frozen), context)
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,9 @@ class PairScorer:
 class ScorerWorker(PairScorer):
     """A frozen reward or cost model."""
 
-    def __init__(self, module: ScorerModule, context: WorkerContext) -> None:
-        self.module, self.context = module.eval(), context
+    def __init__(self, module: nn.Module, context: WorkerContext) -> None:
+        self.module, self.context = module, context
+        module.eval()
 
     def score(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
         """This rank's rows and their scores, read at the last response token."""
@@ -133,7 +138,8 @@ class ScorerWorker(PairScorer):
         return forward_answers(self.context, rows, texts, self._last_scores)
 
     def _last_scores(self, batch: Collated) -> Tensor:
-        return self.module(batch.inputs, batch.last_positions).squeeze(1)
+        scores: Tensor = self.module(batch.inputs, batch.last_positions)
+        return scores.squeeze(1)
 
 
 class TrainedHead(TrainedWorker):

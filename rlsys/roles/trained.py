@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.engines.registry import build_engine
 from rlsys.micro_batches import Tokens
+from rlsys.models.heads import checkpoint_activations
 from rlsys.roles.factory import WorkerContext
 from rlsys.roles.forward import planned
 from rlsys.runtime.group import RoleHandle, S
@@ -63,6 +64,8 @@ class TrainedWorker:
 
     def __init__(self, module: nn.Module, context: WorkerContext, training: Training) -> None:
         self.context = context
+        if training.train.gradient_checkpointing:
+            checkpoint_activations(module)
         self.engine = build_engine(
             module, training.train, training.optim, training.total_steps, context.rank
         )

@@ -11,7 +11,7 @@ from rlsys.algorithms.calibration import Platt
 from rlsys.config.engine import GapConfig
 from rlsys.config.keys import key
 from rlsys.config.lagrange import LagrangeConfig
-from rlsys.config.schema import OptimConfig, TrainConfig
+from rlsys.config.schema import FROZEN, OptimConfig, TrainConfig
 from rlsys.config.updates import SamplingConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
@@ -27,7 +27,7 @@ from rlsys.roles.scorer import COST, ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
-from rlsys.stages.supervised import checkpoint_due
+from rlsys.stages.supervised import checkpoint_due, steps_of
 
 
 @dataclass
@@ -39,13 +39,21 @@ class AlignmentConfig:
     policy: str = key(MISSING, "Start policy and reference: a stage or a folder.", ref="policy")
     reward: str = key(MISSING, "Reward model: a stage or a folder.", ref="reward")
     cost: str = key(MISSING, "Cost model: a stage or a folder.", ref="cost")
-    iterations: int = key(MISSING, "Iterations.", ge=1)
+    iterations: int = key(0, "Iterations; 0: as many as `epochs` need.", ge=0)
+    epochs: float = key(0.0, "Passes over the prompts, instead of iterations.", ge=0)
     lagrange: LagrangeConfig = key(LagrangeConfig(), "The multiplier.")
     gap: GapConfig = key(
         GapConfig(), "Bound of the engine-trainer log-probability gap.", affects_result=False
     )
     optim: OptimConfig = key(OptimConfig(), "Optimiser of the policy.")
     train: TrainConfig = key(TrainConfig(), "How the policy trains.", trains=("policy",))
+    frozen: str = key(
+        "whole",
+        "Weights of reference, reward and cost model: whole on every rank; sharded over the ranks "
+        "of their group (DeepSpeed ZeRO-3); offload: sharded, in the host's memory.",
+        choices=FROZEN,
+        affects_result=False,
+    )
     checkpoint_every: int = key(
         10,
         "Iterations between the checkpoints a stopped run resumes from; 0: none.",
@@ -53,6 +61,14 @@ class AlignmentConfig:
         affects_result=False,
     )
     keep_checkpoints: int = key(2, "Newest checkpoints that are kept.", ge=1, affects_result=False)
+
+    def check(self) -> None:
+        if bool(self.iterations) == bool(self.epochs):
+            raise ConfigError("iterations: give either iterations or epochs")
+
+    def iterations_on(self, prompts: int, sampling: SamplingConfig) -> int:
+        """Iterations on as many prompts."""
+        return self.iterations or steps_of(self.epochs, prompts, sampling.num_prompts)
 
 
 def cost_constraint(
@@ -111,6 +127,7 @@ class IterationReport:
     checkpoints: StageCheckpoints
     rollout: CachedRollout
     bar: Bar
+    iterations: int
     history: list[Metrics] = field(default_factory=list)
 
     def __call__(self, state: ConstrainedState, metrics: Metrics, *_: object) -> None:
@@ -119,9 +136,9 @@ class IterationReport:
         self.history.append(metrics)
         if warning := gap_warning(metrics, f"iteration {done}"):
             self.context.display.message(warning)
-        if checkpoint_due(done, self.stage.iterations, self.stage.checkpoint_every):
+        if checkpoint_due(done, self.iterations, self.stage.checkpoint_every):
             self.checkpoints.save(done, state.as_dict())
-        if checkpoint_due(done, self.stage.iterations, self.stage.checkpoint_every or 1):
+        if checkpoint_due(done, self.iterations, self.stage.checkpoint_every or 1):
             self.rollout.evict(done)
         self.bar.advance(
             note(metrics, "reward", "cost", "violation", "lambda", "kl", "samples_per_s")

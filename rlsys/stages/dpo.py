@@ -56,14 +56,15 @@ def run_dpo(context: Context, name: str, stage: DpoStage, folder: Path) -> Resul
     limits, records = context.config.timeouts, context.data.ranked(stage.split)
     model = context.folder(stage.init)
     policy = PolicyHandle(context.group(POLICY.name))
-    training = context.training(stage.train, stage.optim, stage.steps)
+    steps = stage.steps_on(len(records))
+    training = context.training(stage.train, stage.optim, steps)
     spec = PolicySpec(
         model, context.data.slice(stage.split, RowKind.RANKED), context.config.dtype, training
     )
     policy.create(spec).result(limits.start)
     cursor = PromptCursor(len(records), context.config.seed)
     batch = min(stage.batch, cursor.count)
-    used = sorted({row for _ in range(stage.steps) for row in cursor.next(batch)})
+    used = sorted({row for _ in range(steps) for row in cursor.next(batch)})
     pairs = labelled_pairs(records, used, stage.target, load_processor(model).tokenizer)
     pairs = with_reference(policy, pairs, limits.call)
     index = {row: number for number, row in enumerate(used)}

@@ -81,6 +81,7 @@ class GrpoStage(AlignmentConfig):
     grpo: GrpoConfig = key(GrpoConfig(), "One iteration.")
 
     def check(self) -> None:
+        super().check()
         if not self.cost and self.lagrange != LagrangeConfig():
             raise ConfigError(
                 "lagrange: there is no constraint without a cost model; name one in cost"
@@ -98,22 +99,23 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
         constraint, calibration = cost_constraint(context, stage.cost, lagrange, token_budget)
     else:  # reward alone
         lagrange, multiplier.value = LagrangeConfig(rule="fixed", init=0.0), 0.0
+    count = len(context.data.prompts(stage.split))
+    iterations = stage.iterations_on(count, settings)
     rollout = rollout_handle(context, settings.max_new_tokens, settings.temperature)
     policy = PolicyHandle(context.group(POLICY.name), context.runtime.transport, settings)
     reference = ReferenceHandle(context.group(REFERENCE.name), REFERENCE.name)
     reward = ScorerHandle(context.group(REWARD.name), REWARD.name)
     cost = ScorerHandle(context.group(COST.name), COST.name) if stage.cost else None
-    _create(context, stage, rollout, policy, reference, reward, cost)
+    _create(context, stage, iterations, rollout, policy, reference, reward, cost)
     cached = CachedRollout(rollout, folder / PROGRESS / "rollouts")
     trained = {policy.role: policy}
     checkpoints = StageCheckpoints(context, name, folder, trained, keep=stage.keep_checkpoints)
-    count = len(context.data.prompts(stage.split))
     state = ConstrainedState(multiplier, PromptCursor(count, config.seed))
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
     gap = gap_for(stage.gap, config.dtype)
     run = GrpoRun(
-        stage.iterations,
+        iterations,
         constraint,
         config.seed,
         settings,
@@ -124,9 +126,9 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
         limits,
     )
     sync_weights(policy, cached, state.iteration, limits.sync)
-    with context.display.bar(name, stage.iterations) as bar:
+    with context.display.bar(name, iterations) as bar:
         bar.advance("", by=state.iteration)
-        report = IterationReport(context, name, stage, checkpoints, cached, bar)
+        report = IterationReport(context, name, stage, checkpoints, cached, bar, iterations)
         roles = GrpoRoles(cached, policy, reference, reward, cost)
         grpo_lagrangian(roles, state, run, report)
     policy.save(folder).result(limits.call)
@@ -143,6 +145,7 @@ def run_grpo(context: Context, name: str, stage: GrpoStage, folder: Path) -> Res
 def _create(
     context: Context,
     stage: GrpoStage,
+    iterations: int,
     rollout: RolloutHandle,
     policy: PolicyHandle,
     reference: ReferenceHandle,
@@ -152,20 +155,22 @@ def _create(
     """Build all roles in parallel."""
     config, dtype = context.config, context.config.dtype
     data = context.data.slice(stage.split, RowKind.PROMPTS)
-    token_budget = stage.train.micro_batch_tokens
+    token_budget, frozen = stage.train.micro_batch_tokens, stage.frozen
     named = {POLICY.name: stage.policy, REWARD.name: stage.reward, COST.name: stage.cost}
     models = {role: context.folder(source) for role, source in named.items() if source}
     check_same_processor(models)
-    steps = total_steps(stage.grpo, stage.iterations)
+    steps = total_steps(stage.grpo, iterations)
     training = context.training(stage.train, stage.optim, steps)
     started = [
         rollout.create(RolloutSpec(models[POLICY.name], data, config.engine, dtype)),
         policy.create(PolicySpec(models[POLICY.name], data, dtype, training)),
-        reference.create(ReferenceSpec(models[POLICY.name], data, dtype, token_budget)),
-        reward.create(ScorerSpec(models[REWARD.name], data, dtype, token_budget)),
+        reference.create(ReferenceSpec(models[POLICY.name], data, dtype, token_budget, frozen)),
+        reward.create(ScorerSpec(models[REWARD.name], data, dtype, token_budget, frozen)),
     ]
     if cost is not None:
-        started.append(cost.create(ScorerSpec(models[COST.name], data, dtype, token_budget)))
+        started.append(
+            cost.create(ScorerSpec(models[COST.name], data, dtype, token_budget, frozen))
+        )
     for pending in started:
         pending.result(config.timeouts.start)
 

@@ -30,13 +30,13 @@ def run_guard(context: Context, name: str, stage: GuardStage, folder: Path) -> R
     """A guard, measured on its held-out split."""
     config, limits = context.config, context.config.timeouts
     learner = GuardTrainerHandle(context.group(ROLE.name))
-    training = context.training(stage.train, stage.optim, stage.steps)
+    rows = range(len(context.data.pairs(stage.split)))
+    training = context.training(stage.train, stage.optim, stage.steps_on(len(rows)))
     model = context.folder(stage.init)
     spec = GuardTrainerSpec(
         model, context.data.slice(stage.split, RowKind.PAIRS), config.dtype, training
     )
     learner.create(spec).result(limits.start)
-    rows = range(len(context.data.pairs(stage.split)))
     run_supervised(context, name, stage, folder, learner, learner, rows)
     learner.save(folder).result(limits.call)
     guard = GuardHandle(context.group(ROLE.name))

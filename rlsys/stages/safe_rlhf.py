@@ -56,6 +56,16 @@ class SafeRlhfStage(AlignmentConfig):
 
     kind: str = key("safe_rlhf", "Kind of stage.", choices=("safe_rlhf",))
     ppo: PpoConfig = key(PpoConfig(), "One iteration.")
+    reward_critic: str = key(
+        "",
+        "What the reward's critic starts from: a reward stage or a folder; empty: as `reward`.",
+        ref="reward",
+    )
+    cost_critic: str = key(
+        "",
+        "What the cost's critic starts from: a cost stage or a folder; empty: as `cost`.",
+        ref="cost",
+    )
     critic_optim: OptimConfig = key(OptimConfig(), "Optimiser of both critics.")
     critic_train: TrainConfig = key(
         TrainConfig(), "How both critics train.", trains=("reward", "cost")
@@ -67,7 +77,9 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     config, limits = context.config, context.config.timeouts
     token_budget = stage.train.micro_batch_tokens
     constraint, calibration = cost_constraint(context, stage.cost, stage.lagrange, token_budget)
-    handles = _Handles(context, stage)
+    count = len(context.data.prompts(stage.split))
+    iterations = stage.iterations_on(count, stage.ppo)
+    handles = _Handles(context, stage, iterations)
     handles.create()
     rollout = CachedRollout(handles.rollout, folder / PROGRESS / "rollouts")
     roles = handles.roles(rollout)
@@ -78,19 +90,19 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     checkpoints = StageCheckpoints(context, name, folder, trained, keep=keep)
     state = ConstrainedState(
         Multiplier.start(stage.lagrange),
-        PromptCursor(len(context.data.prompts(stage.split)), config.seed),
+        PromptCursor(count, config.seed),
     )
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
     gap = gap_for(stage.gap, config.dtype)
     shown = len(context.data.demonstrations(*_demonstrated(stage))) if stage.ppo.ptx_coef else 0
     run = SafeRlhfRun(
-        stage.iterations, constraint, config.seed, stage.ppo, stage.lagrange, gap, limits, shown
+        iterations, constraint, config.seed, stage.ppo, stage.lagrange, gap, limits, shown
     )
     sync_weights(handles.policy, rollout, state.iteration, limits.sync)
-    with context.display.bar(name, stage.iterations) as bar:
+    with context.display.bar(name, iterations) as bar:
         bar.advance("", by=state.iteration)
-        report = IterationReport(context, name, stage, checkpoints, rollout, bar)
+        report = IterationReport(context, name, stage, checkpoints, rollout, bar, iterations)
         safe_rlhf(roles, state, run, report)
     handles.policy.save(folder).result(limits.call)
     handles.drop()
@@ -102,8 +114,8 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
 class _Handles:
     """Handles of all seven roles, on the groups of the recipe."""
 
-    def __init__(self, context: Context, stage: SafeRlhfStage) -> None:
-        self.context, self.stage = context, stage
+    def __init__(self, context: Context, stage: SafeRlhfStage, iterations: int) -> None:
+        self.context, self.stage, self.iterations = context, stage, iterations
         ppo, group = stage.ppo, context.group
         self.rollout = rollout_handle(context, ppo.max_new_tokens, ppo.temperature)
         self.policy = PolicyHandle(group(POLICY.name), context.runtime.transport, ppo)
@@ -123,23 +135,33 @@ class _Handles:
         """Build all roles in parallel."""
         context, stage, config = self.context, self.stage, self.context.config
         policy, reward, cost = map(context.folder, (stage.policy, stage.reward, stage.cost))
-        check_same_processor({POLICY.name: policy, REWARD.name: reward, COST.name: cost})
+        reward_critic = context.folder(stage.reward_critic or stage.reward)
+        cost_critic = context.folder(stage.cost_critic or stage.cost)
+        check_same_processor(
+            {
+                POLICY.name: policy,
+                REWARD.name: reward,
+                COST.name: cost,
+                REWARD_CRITIC.name: reward_critic,
+                COST_CRITIC.name: cost_critic,
+            }
+        )
         ppo, dtype = stage.ppo, config.dtype
         data = context.data.slice(stage.split, RowKind.PROMPTS)
         split, target = _demonstrated(stage)
         shown = context.data.slice(split, RowKind.DEMONSTRATIONS, target) if ppo.ptx_coef else None
-        steps = total_steps(ppo, stage.iterations)
+        steps = total_steps(ppo, self.iterations)
         trained = context.training(stage.train, stage.optim, steps)
         critic = context.training(stage.critic_train, stage.critic_optim, steps)
         token_budget = stage.train.micro_batch_tokens
         started: list[Pending[list[None]]] = [
             self.rollout.create(RolloutSpec(policy, data, config.engine, dtype)),
             self.policy.create(PolicySpec(policy, data, dtype, trained, shown)),
-            self.reference.create(ReferenceSpec(policy, data, dtype, token_budget)),
-            self.reward.create(ScorerSpec(reward, data, dtype, token_budget)),
-            self.cost.create(ScorerSpec(cost, data, dtype, token_budget)),
-            self.reward_critic.create(CriticSpec(reward, data, dtype, critic)),
-            self.cost_critic.create(CriticSpec(cost, data, dtype, critic)),
+            self.reference.create(ReferenceSpec(policy, data, dtype, token_budget, stage.frozen)),
+            self.reward.create(ScorerSpec(reward, data, dtype, token_budget, stage.frozen)),
+            self.cost.create(ScorerSpec(cost, data, dtype, token_budget, stage.frozen)),
+            self.reward_critic.create(CriticSpec(reward_critic, data, dtype, critic)),
+            self.cost_critic.create(CriticSpec(cost_critic, data, dtype, critic)),
         ]
         for pending in started:
             pending.result(config.timeouts.start)

@@ -50,6 +50,7 @@ class ScorerStage(MeasuredConfig):
     )
 
     def check(self) -> None:
+        super().check()
         if self.kind == "cost" and self.target != "more_helpful":
             raise ConfigError("target: a cost model ranks by safety already; it is for kind reward")
 
@@ -61,14 +62,14 @@ def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) ->
         stage.kind, stage.regularization, stage.sign_scale, stage.label_mode, stage.target
     )
     learner = ScorerTrainerHandle(context.group(stage.kind), loss)
-    training = context.training(stage.train, stage.optim, stage.steps)
+    count = len(context.data.rows(stage.split, _kind(stage)))
+    rows = range(min(stage.max_pairs or count, count))
+    training = context.training(stage.train, stage.optim, stage.steps_on(len(rows)))
     model = context.folder(stage.init)
     spec = ScorerTrainerSpec(
         model, context.data.slice(stage.split, _kind(stage)), config.dtype, training
     )
     learner.create(spec).result(limits.start)
-    count = len(context.data.rows(stage.split, _kind(stage)))
-    rows = range(min(stage.max_pairs or count, count))
     run_supervised(context, name, stage, folder, learner, learner, rows)
     learner.save(folder).result(limits.call)
     scorer = ScorerHandle(context.group(stage.kind), stage.kind)

@@ -70,6 +70,7 @@ class SftStage(SupervisedConfig):
     )
 
     def check(self) -> None:
+        super().check()
         if not self.split and not self.conversations:
             raise ConfigError("split: name a split, or give conversations")
         if self.filter and self.conversations:
@@ -90,15 +91,15 @@ def run_sft(context: Context, name: str, stage: SftStage, folder: Path) -> Resul
     limits = context.config.timeouts
     data, records = _demonstrated(context, stage)
     model = _start(context, stage, records, folder)
-    policy = PolicyHandle(context.group(POLICY.name))
-    training = context.training(stage.train, stage.optim, stage.steps)
-    policy.create(PolicySpec(model, data, context.config.dtype, training)).result(limits.start)
     rows: Sequence[int] = range(len(records))
     if stage.filter:
         flags = load_flags(Path(context.folder(stage.filter)))
         passed = passed_rows(context.data.pairs(stage.split), flags, stage.target)
         context.display.message(f"    the filter passed {len(passed)} of {len(rows)} rows")
         rows = passed
+    policy = PolicyHandle(context.group(POLICY.name))
+    training = context.training(stage.train, stage.optim, stage.steps_on(len(rows)))
+    policy.create(PolicySpec(model, data, context.config.dtype, training)).result(limits.start)
     learner = _Learner(policy, stage)
     last = run_supervised(context, name, stage, folder, policy, learner, rows)
     policy.save(folder).result(limits.call)

@@ -114,11 +114,21 @@ def reference_update(model: str, data: DataSlice, batch: PolicyBatch) -> PolicyW
     return worker
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"zero_stage": 0},
+        {"zero_stage": 1},
+        {"zero_stage": 2, "offload": "optimizer"},
+        {"zero_stage": 3},
+        {"zero_stage": 3, "offload": "parameters", "gradient_checkpointing": True},
+    ],
+    ids=str,
+)
 def test_two_deepspeed_ranks_with_micro_batches_equal_plain_torch(
-    cluster: Runtime, model: str, data: DataSlice, batch: PolicyBatch, stage: int
+    cluster: Runtime, model: str, data: DataSlice, batch: PolicyBatch, train: dict[str, Any]
 ) -> None:
-    policy = policy_of(cluster, model, data, "shm", zero_stage=stage)
+    policy = policy_of(cluster, model, data, "shm", **train)
     before = policy.logprobs(batch.rollouts).result(WAIT)
     stats = policy.update(batch).result(WAIT)
     found = policy.logprobs(batch.rollouts).result(WAIT)
@@ -128,6 +138,19 @@ def test_two_deepspeed_ranks_with_micro_batches_equal_plain_torch(
     assert (found - expected)[mask].abs().max() < 2e-4
     assert (found - before)[mask].abs().max() > 1e-2, "the update must move the policy"
     assert np.isfinite(list(stats.values())).all()
+
+
+@pytest.mark.parametrize("frozen", ["sharded", "offload"])
+def test_a_sharded_reference_says_what_a_whole_one_does(
+    cluster: Runtime, model: str, data: DataSlice, batch: PolicyBatch, frozen: str
+) -> None:
+    found = []
+    for where in ("whole", frozen):
+        reference = ReferenceHandle(cluster.group("reference"), "reference")
+        reference.create(ReferenceSpec(model, data, FP32, 100, where)).result(WAIT)
+        found.append(reference.logprobs(batch.rollouts).result(WAIT))
+        reference.drop().result(WAIT)
+    assert (found[0] - found[1]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("transport", ["shm", "ray", "broadcast"])

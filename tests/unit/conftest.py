@@ -1,6 +1,9 @@
 """A tiny vision-language model and four rows to feed it, made once."""
 
 import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +29,24 @@ RESPONSES = [
     ("you use it as the label says", "I will not help with it"),
     ("it is for a child", "for you"),
 ]
+
+
+MODEL_CONFIGS = Path(__file__).parents[1] / "model_configs"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The hub's cache holds the configurations, no weights, of the models that recipes name."""
+    cache = tmp_path_factory.mktemp("hub")
+    for file in MODEL_CONFIGS.glob("*.json"):
+        folder, commit = cache / f"models--{file.stem}", "0" * 40
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "main").write_text(commit)
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        shutil.copy(file, folder / "snapshots" / commit / "config.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        yield
 
 
 def _png(size: tuple[int, int], seed: int) -> bytes:

@@ -6,11 +6,13 @@ from typing import Any, cast
 import pytest
 
 import rlsys.stages.alignment as alignment
+import rlsys.stages.safe_rlhf as stage_of_ppo
 from rlsys.config.lagrange import LagrangeConfig
 from rlsys.config.schema import TimeoutConfig
 from rlsys.runtime.pending import Pending
 from rlsys.stages.alignment import IterationReport, cost_constraint
 from rlsys.stages.context import Context
+from rlsys.stages.safe_rlhf import SafeRlhfStage, _Handles
 from tests.unit.test_scorers import world
 
 
@@ -63,5 +65,36 @@ def test_a_number_needs_no_answers() -> None:
 
 def test_the_end_counts_the_iterations_before_a_resume() -> None:
     rows = [("grpo", n, {"cost": float(n), "violation": n - 2.0}) for n in (1, 2, 3, 4)]
-    report = IterationReport(make_context(rows=rows), *cast("Any", [None] * 6))
+    report = IterationReport(make_context(rows=rows), *cast("Any", [None] * 7))
     assert report.end_metrics() == {"cost_end": 3.5, "violation_end": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("named", "started"),
+    [
+        ({}, {"reward_critic": "reward", "cost_critic": "cost"}),
+        ({"reward_critic": "r", "cost_critic": "c"}, {"reward_critic": "r", "cost_critic": "c"}),
+    ],
+)
+def test_critics_start_from_the_scorers_or_from_what_is_named(
+    named: dict[str, str], started: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, Any] = {}
+
+    class Group:
+        def create(self, role: str, spec: Any) -> Pending[Any]:
+            made[role] = spec
+            return Pending.of(None)
+
+    checked: list[dict[str, str]] = []
+    monkeypatch.setattr(stage_of_ppo, "check_same_processor", checked.append)
+    context = make_context(
+        runtime=SimpleNamespace(transport=lambda: "shm"), training=lambda *_: None
+    )
+    cast("Any", context).group = lambda _: Group()
+    cast("Any", context.config).engine = SimpleNamespace(chunk_prompts=1)
+    stage = SafeRlhfStage(policy="policy", reward="reward", cost="cost", iterations=1, **named)
+    _Handles(context, stage, 1).create()
+    assert {role: made[role].model for role in started} == started
+    assert started.items() <= checked[0].items(), "their token ids are compared with the policy's"
+    assert (made["reward"].model, made["cost"].model) == ("reward", "cost")

@@ -591,7 +591,7 @@ def test_a_missing_value_of_a_stage_is_named(
 ) -> None:
     del demo["stages"][stage][key]
     wanted = {"optim": "optim.lr", "critic_optim": "critic_optim.lr"}.get(key, key)
-    with pytest.raises(ConfigError, match=rf"stages\.{stage}: .*{wanted}"):
+    with pytest.raises(ConfigError, match=rf"stages\.{stage}[:.].*{wanted}"):
         load_plain(tmp_path, demo)
 
 
@@ -771,6 +771,38 @@ def test_a_stage_that_is_null_is_removed(tmp_path: Path) -> None:
     assert list(based(tmp_path, "stages: {b: null}").stages) == ["a"]
     with pytest.raises(ConfigError, match=r"stages\.x: null, but base\.yaml has no such stage"):
         based(tmp_path, "stages: {x: null}")
+
+
+def test_the_base_of_a_recipe_may_be_given(tmp_path: Path) -> None:
+    """So one recipe of tiny sizes serves several: what it changes is in each of them."""
+    for name, seed in (("one", 1), ("two", 2)):
+        recipe = yaml.safe_load(DEMO.read_text()) | {"name": name, "seed": seed}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    own = {"base": "one.yaml", "stages": {"ppo": {"iterations": 3}}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(own))
+    first = load_config(tmp_path / "small.yaml")
+    second = load_config(tmp_path / "small.yaml", ["base=two.yaml", "seed=5"])
+    assert (first.name, first.seed, second.name, second.seed) == ("one", 1, "two", 5)
+    assert first.stages["ppo"].iterations == second.stages["ppo"].iterations == 3
+    with pytest.raises(ConfigError, match=r"base: 'three\.yaml': no such recipe"):
+        load_config(tmp_path / "small.yaml", ["base=three.yaml"])
+
+
+PAPERS = ("safe_rlhf_v_qwen2vl_7b", "safe_rlhf_v_llava_v16_7b", "dream_llava_7b",
+          "dream_qwen25vl_7b")  # fmt: skip
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_a_papers_recipe_has_a_tiny_form(paper: str) -> None:
+    """The same stages with the same settings, apart from lengths, numbers and sizes."""
+    small = ROOT / "configs" / f"tiny_{'dream' if 'dream' in paper else 'safe_rlhf_v'}.yaml"
+    whole = load_config(ROOT / "configs" / f"{paper}.yaml")
+    tiny = load_config(small, [f"base={paper}.yaml"])
+    assert list(tiny.stages) == list(whole.stages)
+    assert not any(group.gpus for group in tiny.groups.values())
+    for name, stage in whole.stages.items():
+        assert getattr(tiny.stages[name], "train", None) == getattr(stage, "train", None)
+        assert getattr(tiny.stages[name], "lagrange", None) == getattr(stage, "lagrange", None)
 
 
 def test_a_base_that_is_missing_or_leads_back_is_named(tmp_path: Path) -> None:

@@ -646,6 +646,19 @@ def test_lines_that_are_no_utf_8_are_named(folder: Path) -> None:
         prepared(folder, sft())
 
 
+def test_a_system_prompt_reaches_every_role_and_leaves_those_of_rows(folder: Path) -> None:
+    plain, asked = prepared(folder, sft()), prepared(folder, sft(), system_prompt="be kind")
+    assert plain.digest != asked.digest
+    assert {each.system for each in plain.demonstrations("train", "more_helpful").rows} == {""}
+    for rows in (
+        asked.demonstrations("train", "more_helpful").rows,
+        asked.slice("train", RowKind.DEMONSTRATIONS, "more_helpful").load().rows,
+    ):
+        assert {each.system for each in rows} == {"be kind"}
+    own = Rows([Prompt(id="own", question="?", image=None, system="its own")])
+    assert [each.system for each in asked.shown(own).rows] == ["its own"]
+
+
 def test_blank_images_reach_every_role_and_are_another_input(folder: Path) -> None:
     sighted, blank = prepared(folder, sft()), prepared(folder, sft(), blank_images=True)
     assert sighted.digest != blank.digest

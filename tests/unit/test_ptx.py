@@ -138,6 +138,20 @@ def test_the_number_of_a_step_determines_its_rows() -> None:
     assert demonstration_rows(ppo, 0, seed=7, iteration=0) == []
 
 
+def test_the_norm_of_its_gradient_need_not_be_measured(
+    tiny: str, encoder: PromptEncoder, shown: PromptEncoder, batch: PolicyBatch
+) -> None:
+    found, stats = [], []
+    for measured in (True, False):
+        each = worker(tiny, encoder, shown, ONE_BATCH)
+        given = replace(batch, demonstrations=[ROWS], ptx_coef=2.0, ptx_measured=measured)
+        stats.append(each.update(given, PPO).common)
+        found.append({name: value.clone() for name, value in each.engine.full_params()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert "ptx_grad_norm" in stats[0]
+    assert "ptx_grad_norm" not in stats[1]
+
+
 def test_a_weight_needs_a_split() -> None:
     with pytest.raises(ConfigError, match="ptx_split: name a split of demonstrations"):
         PpoConfig(ptx_coef=0.1).check()

@@ -1,6 +1,7 @@
 """One optimiser step is one step however it is cut, and padding has no say in it."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlsys.batch import PolicyBatch, PreferencePairs, Rollouts, ValueBatch
+from rlsys.batch import PolicyBatch, PreferencePairs, PromptCursor, Rollouts, ValueBatch
 from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.config.updates import PpoConfig
 from rlsys.data.collate import labelled_pairs
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.rows import PreferencePair, Rows, demonstration
 from rlsys.engines.schedules import lr_factor
-from rlsys.errors import DataError
+from rlsys.errors import ConfigError, DataError
 from rlsys.micro_batches import Tokens, micro_batches
 from rlsys.models.heads import build_policy_module, build_scorer_module
 from rlsys.models.load import forbidden_ids
@@ -27,6 +28,9 @@ from rlsys.roles.policy import PolicyWorker
 from rlsys.roles.scorer import ScorerLoss, ScorerTrainer, ScorerWorker
 from rlsys.roles.trained import Stats, Training, merge_stats
 from rlsys.runtime.process_group import Rank
+from rlsys.stages.dpo import DpoStage
+from rlsys.stages.safe_rlhf import SafeRlhfStage
+from rlsys.stages.supervised import steps_of
 from tests.helpers import worker_context
 
 ONE_BATCH, SMALL = 100_000, 60
@@ -442,6 +446,72 @@ def test_a_cosine_starts_whole_and_ends_at_a_tenth() -> None:
     assert lr_factor(500, optim, 110) == pytest.approx(0.1)
     factors = [lr_factor(step, optim, 110) for step in range(10, 111)]
     assert factors == sorted(factors, reverse=True)
+
+
+def test_a_warm_up_may_be_a_share_of_all_steps() -> None:
+    share, steps = OptimConfig(lr=1.0, warmup_ratio=0.03), OptimConfig(lr=1.0, warmup_steps=3)
+    for step in range(100):
+        assert lr_factor(step, share, 100) == lr_factor(step, steps, 100)
+    assert lr_factor(0, share, 34) == 0.5, "rounded up to two steps"
+    with pytest.raises(ConfigError, match="warmup_ratio: give either"):
+        OptimConfig(lr=1.0, warmup_steps=1, warmup_ratio=0.1).check()
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+def test_a_cosine_ends_at_its_share(final: float) -> None:
+    optim = OptimConfig(lr=1.0, schedule="cosine", final_lr=final)
+    assert lr_factor(0, optim, 100) == 1.0
+    assert lr_factor(50, optim, 100) == pytest.approx((1 + final) / 2)
+    assert lr_factor(100, optim, 100) == pytest.approx(final)
+
+
+def test_epochs_are_steps_until_every_row_was_in_them() -> None:
+    assert steps_of(3, 100, 32) == 10, "300 rows in batches of 32"
+    assert steps_of(1, 8, 32) == 1, "batches of all rows"
+    assert steps_of(0.25, 128, 32) == 1
+    cursor, seen = PromptCursor(100, seed=0), Counter[int]()
+    for _ in range(steps_of(2, 100, 32)):
+        seen.update(cursor.next(32))
+    assert min(seen.values()) >= 2
+    assert DpoStage(init="x", epochs=3, batch=32).steps_on(100) == 10
+    assert DpoStage(init="x", steps=7).steps_on(100) == 7
+    ppo = PpoConfig(num_prompts=32)
+    assert SafeRlhfStage(epochs=3).iterations_on(100, ppo) == 10
+    assert SafeRlhfStage(iterations=5).iterations_on(100, ppo) == 5
+
+
+@pytest.mark.parametrize("given", [{}, {"steps": 1, "epochs": 1.0}])
+def test_a_stage_needs_one_length(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="give either steps or epochs"):
+        DpoStage(init="x", **given).check()
+    named = {"iterations" if key == "steps" else key: value for key, value in given.items()}
+    with pytest.raises(ConfigError, match="give either iterations or epochs"):
+        SafeRlhfStage(**named).check()
+
+
+# gradient checkpointing
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_checkpointed_layers_run_twice_for_the_same_step(
+    lora_rank: int, tiny: str, encoder: PromptEncoder, batch: Batches
+) -> None:
+    found, runs = [], []
+    for checkpointed in (False, True):
+        train = TrainConfig(
+            engine="torch", gradient_checkpointing=checkpointed, lora_rank=lora_rank
+        )
+        module = build_policy_module(tiny, "float32", ())
+        training = Training(train, OPTIM, total_steps=10, seed=0)
+        worker = PolicyWorker(module, worker_context(encoder, ONE_BATCH), training)
+        counted: list[int] = []
+        mlp = module.vlm.base_model.language_model.layers[0].mlp
+        mlp.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        worker.update(batch.policy, PPO)
+        found.append(weights(worker))
+        runs.append(len(counted))
+    assert distance(*found) < 1e-6
+    assert runs[1] == 2 * runs[0] > 0
 
 
 def test_a_schedule_without_warm_up_starts_whole() -> None:
