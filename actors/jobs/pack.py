@@ -11,6 +11,10 @@ from rlsys.config.load import dump_config
 from rlsys.config.references import references
 from rlsys.config.schema import RunConfig
 from rlsys.data.worlds import WORLDS
+from rlsys.models.hub import is_hub_name
+
+FOLDERS = ("prompts", "rubrics", "folder")
+"""Keys of stages that name a folder which no stage makes."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,12 @@ def make_absolute(config: RunConfig) -> Packed:
         shared["data.source"] = config.data.source = str(Path(config.data.source).resolve())
     for name, stage in config.stages.items():
         for dotted, source in references(stage).items():
-            if source.partition("/")[0] not in config.stages:
+            if source.partition("/")[0] not in config.stages and not is_hub_name(source):
                 shared[f"stages.{name}.{dotted}"] = _set(stage, dotted, source)
-        prompts = getattr(stage, "prompts", "")  # of a judge: a folder, or a world's name
-        if prompts and prompts not in WORLDS:
-            shared[f"stages.{name}.prompts"] = _set(stage, "prompts", prompts)
+        for key in FOLDERS:
+            folder = getattr(stage, key, "")
+            if folder and folder not in WORLDS:  # which have prompts of their own
+                shared[f"stages.{name}.{key}"] = _set(stage, key, folder)
     return Packed(config, shared)
 
 

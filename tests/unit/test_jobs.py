@@ -89,9 +89,10 @@ def test_a_recipe_cannot_read_the_environment(
 def test_paths_are_those_of_this_directory_and_are_said(
     demo: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "rows").mkdir()
+    for folder in ("rows", "old/policy"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    ppo = replace(demo.stages["ppo"], policy="old/policy")
+    ppo = replace(demo.stages["ppo"], policy="old/policy", cost="owner/cost-on-the-hub")
     config = replace(
         demo, data=replace(demo.data, source="rows"), stages={**demo.stages, "ppo": ppo}
     )
@@ -104,6 +105,7 @@ def test_paths_are_those_of_this_directory_and_are_said(
     assert packed.config.data.source == str(tmp_path / "rows")
     assert packed.config.stages["ppo"].policy == str(tmp_path / "old/policy")
     assert packed.config.stages["ppo"].reward == ppo.reward, "a stage stays a stage"
+    assert packed.config.stages["ppo"].cost == ppo.cost, "a name on the hub stays one"
     assert config.data.source == "rows", "the given recipe is not changed"
 
 
