@@ -31,6 +31,7 @@ from rlsys.judging.prompts import load_rubrics
 from rlsys.models.load import load_processor, structure_tokens
 from rlsys.report.benchmark import ANSWERS, TABLE, benchmark_section
 from rlsys.report.section import KindReport
+from rlsys.roles.rollout import ROLE as ROLLOUT
 from rlsys.stages.answering import decode_samples
 from rlsys.stages.context import Context
 from rlsys.stages.judge import (

@@ -11,6 +11,7 @@ from rlsys.evaluation.benchmarks.mossbench import MOSSBENCH
 from rlsys.evaluation.benchmarks.siuo import SIUO
 from rlsys.evaluation.benchmarks.spa_vl import SPA_VL
 from rlsys.evaluation.benchmarks.vlguard import VLGUARD
+from rlsys.registries import by_name
 
 ALL: tuple[Benchmark, ...] = (
     SIUO,
@@ -23,6 +24,4 @@ ALL: tuple[Benchmark, ...] = (
     SPA_VL,
     BEAVERTAILS_V,
 )
-BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in ALL}
-if len(BENCHMARKS) < len(ALL):
-    raise ValueError(f"two benchmarks share a name: {[each.name for each in ALL]}")
+BENCHMARKS = by_name("benchmark", ((each.name, each) for each in ALL))
