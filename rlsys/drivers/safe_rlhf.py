@@ -102,8 +102,8 @@ def estimate(
     seed = sample_seed(run.seed, state.iteration, -1, -1)
     mixed = mix_advantages(reward_advantages, cost_advantages, state.multiplier.value)
     shown = demonstration_rows(ppo, run.demonstrations, seed=run.seed, iteration=state.iteration)
-    ptx = {"demonstrations": shown, "ptx_coef": ppo.ptx_coef, "ptx_measured": ppo.ptx_grad_norm}
     policy = PolicyBatch(rollouts, scores.policy_logprobs, mixed, seed)
+    policy = replace(policy, demonstrations=shown, ptx_coef=ppo.ptx_coef)
     described = {
         "shaped_reward": rewards, "reward_values": scores.reward_values,
         "reward_returns": reward_returns, "reward_advantages": reward_advantages,
@@ -112,7 +112,7 @@ def estimate(
         "advantages": mixed,
     }  # fmt: skip
     return Batches(
-        replace(policy, **ptx),
+        replace(policy, ptx_measured=ppo.ptx_grad_norm),
         ValueBatch(rollouts, scores.reward_values, reward_returns, seed),
         ValueBatch(rollouts, scores.cost_values, cost_returns, seed),
         describe_estimates(rollouts, described),
