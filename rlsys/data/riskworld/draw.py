@@ -36,6 +36,12 @@ def _bar(left: float, top: float, right: float, bottom: float) -> Points:
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
+def _aslant(points: Points) -> Points:
+    """Turned by an eighth, from the upper left to the lower right."""
+    half = cos(pi / 4)
+    return [(half * (x + y), half * (y - x)) for x, y in points]
+
+
 # Polygons on a canvas of -1..1, y down; fill "main" is the scene's colour.
 SHAPES: dict[str, list[tuple[str, Points]]] = {
     "cup": [
@@ -95,12 +101,12 @@ SHAPES: dict[str, list[tuple[str, Points]]] = {
         ("dark", [(0.2, -0.7), (0.85, -0.95), (0.85, -0.4)]),
         ("white", _bar(-0.4, 0.1, 0.4, 0.5)),
     ],
-    "key": [
-        ("main", _round(0.0, -0.5, 0.45, 0.45)),
-        ("paper", _round(0.0, -0.5, 0.2, 0.2)),
-        ("main", _bar(-0.12, -0.05, 0.12, 0.95)),
-        ("main", _bar(0.1, 0.5, 0.5, 0.65)),
-        ("main", _bar(0.1, 0.78, 0.5, 0.95)),
+    "key": [  # aslant: upright it is as narrow as the spray, lying as flat as the pill
+        ("main", _aslant(_round(0.0, -0.55, 0.45, 0.45))),
+        ("paper", _aslant(_round(0.0, -0.55, 0.18, 0.18))),
+        ("main", _aslant(_bar(-0.14, -0.15, 0.14, 1.05))),
+        ("main", _aslant(_bar(0.1, 0.4, 0.5, 0.58))),
+        ("main", _aslant(_bar(0.1, 0.78, 0.5, 0.98))),
     ],
     "gun": [
         ("main", _bar(-0.9, -0.6, 0.9, -0.15)),

@@ -43,9 +43,9 @@ PRETRAIN_SHARES = {"none": 0.59, "image": 0.12, "text": 0.03, "both": 0.04, "joi
 TWINNED = ("joint", "image")
 
 Pairs = Mapping[tuple[str, str], float]
-# Weights of the pairs of answers, in percent. One pair in four on harmful prompts, one in thirty
-# on harmless ones, have no compliant answer: a policy tuned on the more helpful answers then mostly
-# complies, but declines harmful prompts often enough for reinforcement learning to start from.
+# Weights of the pairs of answers. One pair in three on harmful prompts, one in thirty on harmless
+# ones, have no compliant answer: a policy tuned on the more helpful answers then mostly complies,
+# but declines harmful prompts often enough for reinforcement learning to start from.
 HARMFUL_PAIRS = {
     ("right", "partial"): 20,
     ("right", "redirect"): 25,
@@ -56,9 +56,9 @@ HARMFUL_PAIRS = {
     ("partial", "wrong_redirect"): 1,
     ("partial", "refusal"): 1.3,
     ("partial", "garbled"): 0.8,
-    ("redirect", "wrong_redirect"): 8,
-    ("redirect", "refusal"): 10,
-    ("redirect", "garbled"): 5,
+    ("redirect", "wrong_redirect"): 13,
+    ("redirect", "refusal"): 16,
+    ("redirect", "garbled"): 8,
     ("wrong_redirect", "refusal"): 0.7,
     ("wrong_redirect", "garbled"): 0.5,
     ("refusal", "garbled"): 1.5,
