@@ -16,7 +16,6 @@ from rlsys.config.updates import SamplingConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
 from rlsys.display import Bar, note
-from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.constraint import Constraint
 from rlsys.drivers.gap import gap_warning
@@ -25,6 +24,7 @@ from rlsys.evaluation.budget import end_metrics
 from rlsys.evaluation.scorers import cost_calibration, count_labels
 from rlsys.roles.scorer import COST, ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
+from rlsys.stages.cached_rollout import CachedRollout
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
 from rlsys.stages.supervised import checkpoint_due, steps_of

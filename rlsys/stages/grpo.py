@@ -17,7 +17,6 @@ from rlsys.config.schema import RunConfig
 from rlsys.config.updates import UpdateConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
-from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.constraint import Constraint
 from rlsys.drivers.gap import gap_for
@@ -45,6 +44,7 @@ from rlsys.stages.alignment import (
     check_prompts,
     cost_constraint,
 )
+from rlsys.stages.cached_rollout import CachedRollout
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind

@@ -17,7 +17,6 @@ from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
 from rlsys.data.prepare import Read
 from rlsys.data.slice import RowKind
 from rlsys.display import note
-from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.gap import gap_for, gap_warning
 from rlsys.drivers.rlaif import rlaif, sync_policy
 from rlsys.drivers.rlaif_state import RlaifRoles, RlaifRun, RlaifState
@@ -28,11 +27,15 @@ from rlsys.report.drawing import GREEN
 from rlsys.report.feedback import feedback_section
 from rlsys.report.section import KindReport
 from rlsys.roles.factory import check_same_processor
+from rlsys.roles.guard import ROLE as GUARD
 from rlsys.roles.guard import GuardHandle, GuardSpec
+from rlsys.roles.policy import ROLE as POLICY
 from rlsys.roles.policy import PolicyHandle, PolicySpec
+from rlsys.roles.rollout import ROLE as ROLLOUT
 from rlsys.roles.rollout import RolloutHandle, RolloutSpec
-from rlsys.roles.scorer import ScorerHandle, ScorerSpec
+from rlsys.roles.scorer import COST, ScorerHandle, ScorerSpec
 from rlsys.runtime.pending import Metrics
+from rlsys.stages.cached_rollout import CachedRollout
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
 from rlsys.stages.judge import OpenJudge, judge_inputs, judge_roles, open_judge
@@ -86,7 +89,7 @@ def run_rlaif(context: Context, name: str, stage: RlaifStage, folder: Path) -> R
     A resumed stage finds the judge's earlier replies in its cache.
     """
     limits = context.config.timeouts
-    policy = PolicyHandle(context.group("policy"), context.runtime.transport)
+    policy = PolicyHandle(context.group(POLICY.name), context.runtime.transport)
     checkpoints = StageCheckpoints(context, name, folder, {policy.role: policy})
     with (
         open_judge(context, stage.judge, stage.split) as opened,
@@ -132,23 +135,23 @@ def _create(
     """Build all roles at once. Returns: cost model and guard, None if not in the stage."""
     config, dtype = context.config, context.config.dtype
     data = context.data.slice(stage.split, RowKind.PROMPTS)
-    models = {"policy": context.folder(stage.policy)}
+    models = {POLICY.name: context.folder(stage.policy)}
     steps = stage.rounds * stage.epochs * -(-stage.num_prompts // stage.minibatch)
     training = context.training(stage.train, stage.optim, steps)
-    budget = stage.train.micro_batch_tokens
+    token_budget = stage.train.micro_batch_tokens
     cost = guard = None
     created = [
-        rollout.create(RolloutSpec(models["policy"], data, config.engine, dtype)),
-        policy.create(PolicySpec(models["policy"], data, dtype, training)),
+        rollout.create(RolloutSpec(models[POLICY.name], data, config.engine, dtype)),
+        policy.create(PolicySpec(models[POLICY.name], data, dtype, training)),
     ]
     if stage.cost:
-        models["cost"] = context.folder(stage.cost)
-        cost = ScorerHandle(context.group("cost"), "cost")
-        created.append(cost.create(ScorerSpec(models["cost"], data, dtype, budget)))
+        models[COST.name] = context.folder(stage.cost)
+        cost = ScorerHandle(context.group(COST.name), COST.name)
+        created.append(cost.create(ScorerSpec(models[COST.name], data, dtype, token_budget)))
     if stage.guard:
-        models["guard"] = context.folder(stage.guard)
-        guard = GuardHandle(context.group("guard"), stage.guard_threshold)
-        created.append(guard.create(GuardSpec(models["guard"], data, dtype, budget)))
+        models[GUARD.name] = context.folder(stage.guard)
+        guard = GuardHandle(context.group(GUARD.name), stage.guard_threshold)
+        created.append(guard.create(GuardSpec(models[GUARD.name], data, dtype, token_budget)))
     check_same_processor(models)
     for pending in created:
         pending.result(config.timeouts.start)
@@ -180,8 +183,8 @@ def _run_of(context: Context, stage: RlaifStage, opened: OpenJudge) -> RlaifRun:
 
 
 def _roles(stage: RlaifStage, earlier: Mapping[str, Any]) -> Sequence[str]:
-    optional = [role for role in ("cost", "guard") if getattr(stage, role)]
-    return ("rollout", "policy", *optional, *judge_roles(stage, earlier))
+    optional = [role.name for role in (COST, GUARD) if getattr(stage, role.name)]
+    return (ROLLOUT.name, POLICY.name, *optional, *judge_roles(stage, earlier))
 
 
 def _parts(stage: RlaifStage) -> Sequence[str]:

@@ -15,7 +15,6 @@ from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
 from rlsys.config.updates import PpoConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
-from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.gap import gap_for
 from rlsys.drivers.multiplier import Multiplier
@@ -43,6 +42,7 @@ from rlsys.stages.alignment import (
     check_prompts,
     cost_constraint,
 )
+from rlsys.stages.cached_rollout import CachedRollout
 from rlsys.stages.checkpoints import StageCheckpoints
 from rlsys.stages.context import Context
 from rlsys.stages.kind import Result, StageKind

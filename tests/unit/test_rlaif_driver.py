@@ -16,7 +16,6 @@ from torch import Tensor
 
 from rlsys.batch import PreferencePairs, Rollouts, SampleRequest
 from rlsys.config.engine import GapConfig
-from rlsys.drivers.cached_rollout import CachedRollout
 from rlsys.drivers.rlaif import rlaif, sync_policy
 from rlsys.drivers.rlaif_state import RlaifRoles, RlaifRun, RlaifState
 from rlsys.engines.weights import Loaded, TensorEntry, WeightUpdate
@@ -28,6 +27,7 @@ from rlsys.judging.outcomes import ParseReason
 from rlsys.judging.pairs import PairRule
 from rlsys.judging.parse import Observation, ParseFailure
 from rlsys.runtime.pending import Metrics, Pending
+from rlsys.stages.cached_rollout import CachedRollout
 from tests.fakes import FakeRollout, FakeScorer, Log, later
 from tests.unit.test_feedback import KEY, ScriptedJudge, as_json, make_judge
 
