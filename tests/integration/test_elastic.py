@@ -158,7 +158,7 @@ def test_engines_are_added_and_removed_by_the_command_line(loop: Loop) -> None:
             loop.iterate_until(loop.all_ready(count), WAIT)
             said, _ = command.communicate(timeout=30)
         assert command.returncode == 0, said
-        assert f"{count} rollout engines asked for" in said
+        assert f"{count} rollout engines requested" in said
         assert loop.iterate() == loop.expected
         assert {each["weight_version"] for each in loop.engines()} <= {
             loop.version, loop.version - 1, loop.version - 2,
