@@ -41,8 +41,11 @@ class FakePolicy:
     steps: list[PreferencePairs] = field(default_factory=list)
     gap: float = 0.0
     betas: set[float] = field(default_factory=set)
+    compared: list[list[tuple[int, int]]] = field(default_factory=list)
 
     def logprobs(self, rollouts: Rollouts) -> Pending[Tensor]:
+        keys = zip(rollouts.prompt_index.tolist(), rollouts.sample_index.tolist(), strict=True)
+        self.compared.append(list(keys))
         return Pending.of(rollouts.engine_logprobs + self.gap)
 
     def pair_logprobs(self, pairs: PreferencePairs) -> Pending[Tensor]:
@@ -275,13 +278,14 @@ def test_chunks_are_judged_in_their_order_each_by_itself(order: Sequence[int]) -
         if number == len(order) - 1:
             for each in order:
                 chunks[each].set_result(None)
-        worse = replace(chunk, engine_logprobs=chunk.engine_logprobs - number * 1e-6)
-        return later(chunks[number]).map(lambda _: whole(0, worse).result(1.0))
+        return later(chunks[number]).map(lambda _: whole(0, chunk).result(1.0))
 
-    rows = go(Judging(**vars(graded_judge())), chunk=2, pend=arriving, rounds=1)[2]
+    judge = Judging(**vars(graded_judge()))
+    log, policy, rows, _ = go(judge, chunk=2, pend=arriving, rounds=1)
     assert [len(call) for call in calls] == [2] * 6
     assert calls == sorted(calls)
-    assert rows[0]["gap/max"] == 0.0
+    first = [(request.prompt_index, request.sample_index) for request in log.requests[0][:2]]
+    assert policy.compared == [first], "engine and trainer, on the first chunk alone"
     assert untimed(rows) == untimed(go(graded_judge(), rounds=1)[2])
 
 
