@@ -81,14 +81,13 @@ def collate(
         labels[row, : len(response)] = response
     images = {i: p.pixels for i, p in zip(prompt_index, prompts, strict=True) if p.pixels}
     image_number = {index: number for number, index in enumerate(images)}
-    distinct = list(images.values()) or [encoder.blank()]  # nothing for a language model
     steps = torch.arange(width)[None, :].minimum(counts[:, None] - 1)
     return Collated(
         inputs={
             "input_ids": ids,
             "attention_mask": mask,
             "mm_token_type_ids": (ids == encoder.image_token_id).int(),
-            "pixels": {k: torch.cat([p[k] for p in distinct]) for k in distinct[0]},
+            "pixels": list(images.values()) or [encoder.blank()],
             "prompt": torch.tensor(prompt_index),
             "prompt_tokens": starts,
             "image_index": torch.tensor([image_number.get(i, -1) for i in prompt_index]),

@@ -17,6 +17,7 @@ from rlsys.data.rows import Prompt, Rows, with_hint
 from rlsys.errors import DataError
 from rlsys.models.families.registry import family_of_processor
 from rlsys.models.family import Family
+from rlsys.models.features import Pixels
 from rlsys.models.load import structure_tokens
 
 _Key = tuple[int, str]
@@ -54,7 +55,7 @@ class PromptEncoder:
         self._placeholder_id: int = vocabulary.get(self.family.placeholder(processor), -1)
         self._bos = _leading_token(self.tokenizer)
         self._cache, self._number = cache or EncodedCache(), next(_NUMBERS)
-        self._blank: dict[str, Tensor] = {}
+        self._blank = Pixels()
         # Tokens by which images make a prompt grow: by their sizes, and by row.
         self._growth: dict[tuple[tuple[int, int], ...], int] = {(): 0}
         self._grown: dict[int, int] = {}
@@ -95,7 +96,7 @@ class PromptEncoder:
             kept = self._cache.get((self._number, key))
             found[key] = kept or self._encode(key)
             if kept is None:
-                self._cache.put((self._number, key), found[key])
+                self._cache.put((self._number, key), found[key], found[key].nbytes)
         return [found[key] for key in keys]
 
     def render(self, record: Prompt, hint: str = "") -> str:
@@ -167,14 +168,14 @@ class PromptEncoder:
         )
         return rendered if rendered.startswith(self._bos) else self._bos + rendered
 
-    def blank(self) -> dict[str, Tensor]:
+    def blank(self) -> Pixels:
         """Pixels of an empty picture: what a batch without images still shows the vision tower, so
         that every rank trains the same parameters in every step.
         """
         if not self._blank and self.family.max_images != 0:
             image = Image.new("RGB", (56, 56))
             batch = self._call(self._conversation("", 1), [image])
-            self._blank = self.family.pixels(batch, self.processor)
+            self._blank = Pixels(self.family.pixels(batch, self.processor))
         return self._blank
 
     def response(self, text: str) -> Tensor:
@@ -197,7 +198,7 @@ class PromptEncoder:
         batch = self._process(record, text)
         expanded = batch["input_ids"][0].clone()
         self._check_length(key[0], len(expanded))
-        pixels = self.family.pixels(batch, self.processor) if count else {}
+        pixels = Pixels(self.family.pixels(batch, self.processor) if count else {})
         return EncodedPrompt(expanded, collapsed, pixels)
 
     def _process(self, record: Prompt, text: str) -> Any:

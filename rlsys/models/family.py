@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +14,16 @@ PIECES = "pieces"
 """Key of a prompt's pixels: how many entries its images have in the encoded output."""
 
 
+Features = Tensor | list[Tensor]
+"""Of images in order: one tensor, or a list with one of each."""
+
+
 class Family:
     """A family whose base model takes encoded images (``mm_encoder_outputs``), as transformers'
     vision-language models do. A family overrides what differs.
 
-    model_types: ``model_type`` of its configurations; processor: name of its processor class;
+    model_types: ``model_type`` of its configurations; layout: keys of a prompt's pixels that
+    ``inputs`` and ``positions`` read; processor: name of its processor class;
     vision, projector: components of the names of their weights, all others are the language
     model's; max_images: most images of a prompt, None for any number.
     """
@@ -29,6 +35,7 @@ class Family:
     projector: ClassVar[tuple[str, ...]]
     auto_class: ClassVar[str] = "AutoModelForImageTextToText"
     max_images: ClassVar[int | None] = None
+    layout: ClassVar[tuple[str, ...]] = ()
 
     def placeholder(self, processor: Any) -> str:
         """The token of an image in a rendered conversation, one per image."""
@@ -64,6 +71,14 @@ class Family:
         """transformers' output of vision tower and projector."""
         given = {key: value for key, value in pixels.items() if key != PIECES}
         return trunk.get_image_features(**given, return_dict=True)
+
+    def features(self, encoded: Any) -> dict[str, Features]:
+        """What the base model reads of the output."""
+        return {"pooler_output": encoded.pooler_output}
+
+    def from_features(self, features: dict[str, Features]) -> Any:
+        """An output with these features, of any number of images."""
+        return SimpleNamespace(**features)
 
     def select(self, encoded: Any, entries: Sequence[int]) -> Any:
         """The output with these entries, in this order; an entry may repeat."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from rlsys.algorithms.logprobs import at_temperature, forbid, token_logprobs
 from rlsys.errors import ModelError
 from rlsys.models.families.registry import family_of
 from rlsys.models.family import PIECES, Family
+from rlsys.models.features import FeatureCache, Pixels, encode, joined, tower_digest
 from rlsys.models.load import load_head, load_policy, load_trunk
 from rlsys.models.packing import Packing, pack, shared_width
 
@@ -20,15 +23,21 @@ NO_TOKEN = -100  # torch's ignore_index
 
 Inputs = dict[str, Any]
 """input_ids, attention_mask, mm_token_type_ids [B, L]; prompt, prompt_tokens [B]: number of each
-row's prompt, and its length; pixels: features of the distinct prompts' images, empty for a language
-model; image_index [B]: index of each row's prompt among these, -1 for a row without an image."""
+row's prompt, and its length; pixels: one ``Pixels`` per distinct prompt with images, an empty one
+for a language model; image_index [B]: index of each row's prompt among these, -1 for a row without an image."""
 
 _TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
-def run_trunk(trunk: Any, inputs: Inputs, positions: Tensor) -> Tensor:
+Encode = Callable[[Sequence[Pixels]], Any]
+"""transformers' output of vision tower and projector for all images."""
+
+
+def run_trunk(
+    trunk: Any, inputs: Inputs, positions: Tensor, encode_images: Encode | None = None
+) -> Tensor:
     """Last hidden states [B, T, H] at these positions [B, T] of the rows. Each distinct image
-    passes the vision tower once; rows with the same prompt share what is computed of it where that
+    passes the vision tower once, or is taken from ``encode_images``; rows with the same prompt share what is computed of it where that
     is cheaper (``rlsys.models.packing``), to the same result.
 
     A batch without images encodes a blank one with weight zero: all ranks of a group reduce the
@@ -42,11 +51,13 @@ def run_trunk(trunk: Any, inputs: Inputs, positions: Tensor) -> Tensor:
         indices = torch.arange(len(index))[:, None] * text["input_ids"].shape[1] + positions
     else:
         indices, index = packing.flat_indices(positions), index[packing.longest]
-    encoded, entries = _encode(family, trunk, pixels, index)
+    entries = _entries(pixels, index)
+    encoded = (encode_images or partial(encode, trunk))(pixels) if pixels[0] else None
+    layout = joined(pixels, family.layout, device) if pixels[0] else {}
     if packing is None:
-        given: dict[str, Any] = dict(family.inputs(text, pixels, entries))
+        given: dict[str, Any] = dict(family.inputs(text, layout, entries))
     else:
-        given = _packed(family, trunk, text, pixels, entries, packing.to(device))
+        given = _packed(family, trunk, text, layout, entries, packing.to(device))
     if entries:
         given["mm_encoder_outputs"] = {"image": family.select(encoded, entries)}
     hidden = trunk(**given, use_cache=False).last_hidden_state
@@ -62,45 +73,57 @@ def _packing(config: Any, inputs: Inputs) -> Packing | None:
     return pack(inputs["prompt"].tolist(), starts.tolist(), counts.tolist(), width)
 
 
-def _encode(
-    family: Family, trunk: Any, pixels: dict[str, Tensor], index: Tensor
-) -> tuple[Any, list[int]]:
-    """What the vision tower makes of the pixels, and the entries of it that rows with these prompts
-    [R] hold, in order.
+def _entries(pixels: Sequence[Pixels], index: Tensor) -> list[int]:
+    """Of what the vision tower makes of the pixels: those that rows with these prompts [R] hold, in
+    order.
     """
-    if not pixels:
-        return None, []
-    ends = pixels[PIECES].cumsum(0).tolist()
-    starts = [0, *ends]
-    entries = [n for i in index[index >= 0].tolist() for n in range(starts[i], ends[i])]
-    return family.encode(trunk, pixels), entries
+    ends = list(accumulate((int(each[PIECES]) for each in pixels if each), initial=0))
+    return [n for i in index[index >= 0].tolist() for n in range(ends[i], ends[i + 1])]
 
 
 def _packed(
     family: Family,
     trunk: Any,
     text: dict[str, Tensor],
-    pixels: dict[str, Tensor],
+    layout: dict[str, Tensor],
     entries: Sequence[int],
     packing: Packing,
 ) -> dict[str, Any]:
     """Arguments of the base model for packed rows; ``text`` [B, L] is of the plain ones."""
     longest = {key: value[packing.longest] for key, value in text.items()}
-    positions = family.positions(trunk, longest, pixels, entries)
+    positions = family.positions(trunk, longest, layout, entries)
     packed = {key: value.flatten()[packing.source] for key, value in text.items()}
-    return family.inputs(packed, pixels, entries) | {
+    return family.inputs(packed, layout, entries) | {
         "attention_mask": packing.masks(trunk.config),
         "position_ids": positions.gather(-1, packing.position.expand(*positions.shape[:-1], -1)),
     }
 
 
 def to_device(inputs: Inputs, device: Any) -> Inputs:
-    """Text and pixels; the rest only says which rows belong together."""
-    pixels = {k: v.to(device) for k, v in inputs["pixels"].items()}
-    return inputs | {key: inputs[key].to(device) for key in _TEXT} | {"pixels": pixels}
+    """The text; pixels follow where they are encoded, the rest says which rows belong together."""
+    return inputs | {key: inputs[key].to(device) for key in _TEXT}
 
 
-class PolicyModule(nn.Module):
+class TrunkModule(nn.Module):
+    """What reads hidden states of a vision-language model. cache: of the features of its images,
+    used where its vision tower and projector are frozen (None: they are computed every time).
+    """
+
+    cache: FeatureCache | None = None
+    _encode: Encode | None = None
+    _decided = False
+
+    def hidden(self, trunk: Any, inputs: Inputs, positions: Tensor) -> Tensor:
+        """As ``run_trunk``."""
+        if not self._decided:  # not before the first pass: engines cast, shard and load weights
+            tower = None if self.cache is None else tower_digest(trunk)
+            if self.cache is not None and tower is not None:
+                self._encode = partial(self.cache.features, tower, trunk)
+            self._decided = True
+        return run_trunk(trunk, to_device(inputs, trunk.device), positions, self._encode)
+
+
+class PolicyModule(TrunkModule):
     """Log-probabilities of response tokens over the set the sampler may draw from."""
 
     vlm: Any
@@ -119,7 +142,7 @@ class PolicyModule(nn.Module):
         Returns: [B, T] fp32, nats, on the CPU; zero where there is no token.
         """
         device = self.vlm.device
-        hidden = run_trunk(self.vlm.base_model, to_device(inputs, device), logit_positions)
+        hidden = self.hidden(self.vlm.base_model, inputs, logit_positions)
         rows, steps = (labels != NO_TOKEN).nonzero(as_tuple=True)
         logits = self.vlm.get_output_embeddings()(hidden[rows.to(device), steps.to(device)])
         chosen = labels[rows, steps].to(device)
@@ -128,7 +151,7 @@ class PolicyModule(nn.Module):
         return torch.zeros(labels.shape).index_put((rows, steps), logprobs)
 
 
-class ScorerModule(nn.Module):
+class ScorerModule(TrunkModule):
     """A trunk with a linear head read at given positions: one output for reward, cost and both
     critics, several for a guard.
     """
@@ -145,9 +168,7 @@ class ScorerModule(nn.Module):
         """Args: positions [B, T] to read. Returns: [B, T], or [B, T, outputs] where there
         are several, fp32, on the CPU.
         """
-        device = self.trunk.device
-        hidden = run_trunk(self.trunk, to_device(inputs, device), positions)
-        return self.head(hidden).squeeze(-1).float().cpu()
+        return self.head(self.hidden(self.trunk, inputs, positions)).squeeze(-1).float().cpu()
 
 
 def build_policy_module(folder: str, dtype: str, forbidden: Sequence[int]) -> PolicyModule:

@@ -10,15 +10,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlsys.data.encoded import EncodedCache
 from rlsys.data.encoder import PromptEncoder
 from rlsys.data.rows import Prompt, Rows
 from rlsys.engines.fingerprints import Bytes
+from rlsys.engines.registry import placed
 from rlsys.engines.transports.base import Transport, WeightReader, WeightWriter
 from rlsys.engines.weights import WeightUpdate
 from rlsys.errors import ModelError
+from rlsys.models.features import FeatureCache
+from rlsys.models.heads import TrunkModule
 from rlsys.models.load import load_processor, processor_behaviour
 from rlsys.models.packing import shared_width
 from rlsys.runtime.process_group import Rank
@@ -40,7 +43,8 @@ class WorkerContext:
     """Rank, device and data of a worker.
 
     token_budget: padded tokens per forward pass; writer: trainers' side of a transport, by name;
-    shared_width: of the model (``rlsys.models.packing``), 0 where rows share no prompt.
+    shared_width: of the model (``rlsys.models.packing``), 0 where rows share no prompt; features: of
+    images under frozen vision towers.
     """
 
     rank: Rank
@@ -49,6 +53,14 @@ class WorkerContext:
     device: str
     writer: Callable[[str], WeightWriter]
     shared_width: int = 0
+    features: FeatureCache | None = None
+
+    def frozen(self, module: TrunkModule, where: str = "whole") -> nn.Module:
+        """A module that does not train, on this device; collective unless it is ``whole``. Args:
+        where: its weights are, as the key ``frozen`` says.
+        """
+        module.cache = self.features
+        return placed(module.to(self.device).eval().requires_grad_(False), where)
 
 
 class Engine(Protocol):
@@ -76,7 +88,7 @@ class WorkerFactory:
         self.device = "cpu" if cpu else "cuda"
         self._rows: dict[RowSource, Rows[Prompt]] = {}
         self._encoders: dict[tuple[str, RowSource], PromptEncoder] = {}
-        self._encoded = EncodedCache()
+        self._encoded, self._features = EncodedCache(), FeatureCache()
         self._engines: dict[str, tuple[Hashable, Any]] = {}
         self._writers: dict[str, WeightWriter] = {}
 
@@ -86,7 +98,9 @@ class WorkerFactory:
 
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         width, encoder = shared_width(config, self.device), self.encoder(model, data)
-        return WorkerContext(self.rank, encoder, token_budget, self.device, self.writer, width)
+        return WorkerContext(
+            self.rank, encoder, token_budget, self.device, self.writer, width, self._features
+        )
 
     def encoder(self, model: str, data: RowSource) -> PromptEncoder:
         """Shared by all roles whose tokenizers and processors do the same."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlsys.algorithms.moderation import moderation_loss
 from rlsys.batch import Rollouts
@@ -15,7 +15,7 @@ from rlsys.data.collate import Collated, collate
 from rlsys.data.rows import PreferencePair
 from rlsys.guard.decision import Moderation, moderations
 from rlsys.guard.labels import OUTPUTS, Label, labelled_answers
-from rlsys.models.heads import ScorerModule, build_scorer_module
+from rlsys.models.heads import build_scorer_module
 from rlsys.roles.factory import RowSource, WorkerContext, WorkerFactory
 from rlsys.roles.forward import answer_tokens, forward_answers, forward_rollouts, merge_rows
 from rlsys.roles.role import Role
@@ -59,7 +59,7 @@ class GuardSpec:
         module = build_scorer_module(
             self.model, self.dtype, new_head=False, seed=0, outputs=OUTPUTS
         )
-        return GuardWorker(module.to(factory.device), context)
+        return GuardWorker(context.frozen(module), context)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ Item = tuple[int, str, Label]
 class GuardWorker:
     """A frozen guard."""
 
-    def __init__(self, module: ScorerModule, context: WorkerContext) -> None:
+    def __init__(self, module: nn.Module, context: WorkerContext) -> None:
         self.module, self.context = module.eval(), context
 
     def moderate(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from rlsys.batch import Rollouts
 from rlsys.data.collate import Collated
 from rlsys.data.encoder import PromptEncoder
-from rlsys.engines.registry import placed
 from rlsys.models.heads import PolicyModule, build_policy_module
 from rlsys.models.load import forbidden_ids
 from rlsys.roles.factory import RowSource, WorkerContext, WorkerFactory
@@ -43,7 +42,7 @@ class ReferenceSpec:
     def build(self, factory: WorkerFactory) -> ReferenceWorker:
         context = factory.context(self.model, self.data, self.token_budget)
         module = sampled_policy(self.model, self.dtype, context.encoder)
-        return ReferenceWorker(placed(module.to(factory.device), self.frozen), context)
+        return ReferenceWorker(context.frozen(module, self.frozen), context)
 
 
 def sampled_policy(model: str, dtype: str, encoder: PromptEncoder) -> PolicyModule:
@@ -57,8 +56,7 @@ class ReferenceWorker:
     """The reference policy on one rank."""
 
     def __init__(self, module: nn.Module, context: WorkerContext) -> None:
-        self.module, self.context = module, context
-        module.eval()
+        self.module, self.context = module.eval(), context
 
     def logprobs(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
         """This rank's rows and their [.., T] log-probabilities."""

@@ -14,7 +14,6 @@ from rlsys.algorithms.scorer_losses import cost_loss, cost_signs, reward_loss
 from rlsys.batch import Rollouts
 from rlsys.data.collate import Collated, collate
 from rlsys.data.rows import PreferencePair, RankedPair, preferred
-from rlsys.engines.registry import placed
 from rlsys.micro_batches import Tokens
 from rlsys.models.adapters import add_lora, lora_scaling, merged
 from rlsys.models.heads import ScorerModule, build_scorer_module, freeze
@@ -53,7 +52,7 @@ class ScorerSpec:
     def build(self, factory: WorkerFactory) -> ScorerWorker:
         context = factory.context(self.model, self.data, self.token_budget)
         module = build_scorer_module(self.model, self.dtype, new_head=False, seed=0)
-        return ScorerWorker(placed(module.to(factory.device), self.frozen), context)
+        return ScorerWorker(context.frozen(module, self.frozen), context)
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,7 @@ class ScorerWorker(PairScorer):
     """A frozen reward or cost model."""
 
     def __init__(self, module: nn.Module, context: WorkerContext) -> None:
-        self.module, self.context = module, context
-        module.eval()
+        self.module, self.context = module.eval(), context
 
     def score(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
         """This rank's rows and their scores, read at the last response token."""

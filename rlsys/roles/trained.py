@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlsys.config.schema import OptimConfig, TrainConfig
 from rlsys.engines.registry import build_engine
 from rlsys.micro_batches import Tokens
-from rlsys.models.heads import checkpoint_activations
+from rlsys.models.heads import TrunkModule, checkpoint_activations
 from rlsys.roles.factory import WorkerContext
 from rlsys.roles.forward import planned
 from rlsys.runtime.group import RoleHandle, S
@@ -62,8 +62,9 @@ MicroLoss = Callable[[list[int], bool], tuple[Tensor, Metrics]]
 class TrainedWorker:
     """A module under a training engine. Ranks of a group call its methods in the same order."""
 
-    def __init__(self, module: nn.Module, context: WorkerContext, training: Training) -> None:
+    def __init__(self, module: TrunkModule, context: WorkerContext, training: Training) -> None:
         self.context = context
+        module.cache = context.features
         if training.train.gradient_checkpointing:
             checkpoint_activations(module)
         self.engine = build_engine(

@@ -13,6 +13,7 @@ from rlsys.data.collate import Collated, collate
 from rlsys.data.encoder import PromptEncoder
 from rlsys.errors import ModelError
 from rlsys.models.adapters import add_lora, lora_scaling, merged, trained_tensors
+from rlsys.models.features import Pixels
 from rlsys.models.heads import (
     PolicyModule,
     ScorerModule,
@@ -41,6 +42,12 @@ def scorer(tiny: str) -> ScorerModule:
 
 def batch_of(encoder: PromptEncoder, rows: Sequence[int], width: int | None = None) -> Collated:
     return collate(encoder, rows, None, [encoder.response(ANSWERS[r]) for r in rows], width)
+
+
+def one_row_pixels(batch: Collated) -> Pixels:
+    """Of a batch whose rows show one prompt."""
+    (pixels,) = batch.inputs["pixels"]
+    return pixels
 
 
 def say(module: PolicyModule, batch: Collated, temperature: float = 1.0) -> Tensor:
@@ -165,7 +172,7 @@ def test_a_temperature_divides_the_logits(policy: PolicyModule, encoder: PromptE
     """One row, whose logits come from the model's own forward pass."""
     batch, count = batch_of(encoder, [2]), lengths(encoder)[2]
     plain = {key: batch.inputs[key] for key in batch.inputs if key not in ("pixels", "image_index")}
-    logits = policy.vlm(**plain, **batch.inputs["pixels"], use_cache=False).logits[0]
+    logits = policy.vlm(**plain, **one_row_pixels(batch), use_cache=False).logits[0]
     logits[:, list(policy.forbidden)] = float("-inf")
     positions, labels = batch.logit_positions[0, :count], batch.labels[0, :count]
     for temperature in (0.7, 1.0, 1.3):
@@ -199,8 +206,9 @@ def test_the_image_matters(
     policy: PolicyModule, scorer: ScorerModule, encoder: PromptEncoder
 ) -> None:
     batch = batch_of(encoder, [0])
-    pixels = batch.inputs["pixels"]
-    inputs = batch.inputs | {"pixels": pixels | {"pixel_values": -pixels["pixel_values"]}}
+    pixels = one_row_pixels(batch)
+    inverted = Pixels(pixels | {"pixel_values": -pixels["pixel_values"]})
+    inputs = batch.inputs | {"pixels": [inverted]}
     other = Collated(inputs, batch.logit_positions, batch.labels, batch.last_positions)
     assert float((say(policy, other) - say(policy, batch)).abs().max()) > 1e-4
     assert (

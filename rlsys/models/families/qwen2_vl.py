@@ -22,6 +22,7 @@ class Qwen2VL(Family):
     processor = "Qwen2VLProcessor"
     vision: ClassVar[tuple[str, ...]] = ("blocks", "patch_embed")
     projector: ClassVar[tuple[str, ...]] = ("merger",)
+    layout: ClassVar[tuple[str, ...]] = (GRID,)
 
     def pixels(self, batch: Any, processor: Any) -> dict[str, Tensor]:
         return {
