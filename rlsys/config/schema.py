@@ -219,6 +219,13 @@ class TrainConfig:
         "Names of the language model's modules that get an adapter.",
     )
 
+    @property
+    def shares_base(self) -> bool:
+        """Whether the frozen weights can be those of other roles in the process: ZeRO-3 would cut
+        them up.
+        """
+        return bool(self.lora_rank) and self.zero_stage < 3
+
     def check(self) -> None:
         if self.lora_rank and not self.lora_targets:
             raise ConfigError("lora_targets: name at least one module, or set lora_rank to 0")
@@ -230,7 +237,8 @@ class TrainConfig:
             raise ConfigError("offload: parameters needs zero_stage 3; give optimizer")
 
 
-FROZEN = ("whole", "sharded", "offload")
+WHOLE = "whole"
+FROZEN = (WHOLE, "sharded", "offload")
 
 
 @dataclass

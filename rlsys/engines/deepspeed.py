@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlsys.config.schema import TrainConfig
 from rlsys.engines.gradients import Gradients, measured
+from rlsys.engines.trained_state import load_trained
 from rlsys.runtime.pending import Metrics
 from rlsys.runtime.process_group import Rank
 
@@ -68,10 +69,10 @@ class DeepSpeedEngine:
         return GatheredParameters(list(parameters), modifier_rank=None)
 
     def save(self, folder: Path, tag: str) -> None:
-        self.engine.save_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=False)
+        self.engine.save_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=True)
 
     def load(self, folder: Path, tag: str) -> None:
-        path, _ = self.engine.load_checkpoint(str(folder), tag=tag)
+        path, _ = self.engine.load_checkpoint(str(folder), tag=tag, custom_load_fn=load_trained)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed checkpoint {tag!r} in {folder}")
 

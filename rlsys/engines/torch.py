@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlsys.engines.gradients import Gradients, measured
+from rlsys.engines.trained_state import load_trained, trained_state
 from rlsys.runtime.pending import Metrics
 from rlsys.runtime.process_group import Rank
 
@@ -64,7 +65,7 @@ class TorchEngine:
         if self.rank.rank == 0:
             (folder / tag).mkdir(parents=True, exist_ok=True)
             state = {
-                "module": self.module.state_dict(),
+                "module": trained_state(self.module),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
             }
@@ -72,6 +73,6 @@ class TorchEngine:
 
     def load(self, folder: Path, tag: str) -> None:
         state = torch.load(folder / tag / "state.pt", weights_only=True)
-        self.module.load_state_dict(state["module"])
+        load_trained(state["module"], self.module)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -1,4 +1,4 @@
-"""What frozen vision towers make of images: computed once, shared by roles with the same weights."""
+"""What frozen vision towers make of images, computed once for all roles with the same tower."""
 
 from __future__ import annotations
 

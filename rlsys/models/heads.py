@@ -24,7 +24,8 @@ NO_TOKEN = -100  # torch's ignore_index
 Inputs = dict[str, Any]
 """input_ids, attention_mask, mm_token_type_ids [B, L]; prompt, prompt_tokens [B]: number of each
 row's prompt, and its length; pixels: one ``Pixels`` per distinct prompt with images, an empty one
-for a language model; image_index [B]: index of each row's prompt among these, -1 for a row without an image."""
+for a language model; image_index [B]: index of each row's prompt among these, -1 for a row without
+an image."""
 
 _TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
 
@@ -37,8 +38,9 @@ def run_trunk(
     trunk: Any, inputs: Inputs, positions: Tensor, encode_images: Encode | None = None
 ) -> Tensor:
     """Last hidden states [B, T, H] at these positions [B, T] of the rows. Each distinct image
-    passes the vision tower once, or is taken from ``encode_images``; rows with the same prompt share what is computed of it where that
-    is cheaper (``rlsys.models.packing``), to the same result.
+    passes the vision tower once, or is what ``encode_images`` makes of it; rows with the same
+    prompt share what is computed of it where that is cheaper (``rlsys.models.packing``), to the
+    same result.
 
     A batch without images encodes a blank one with weight zero: all ranks of a group reduce the
     gradients of the same parameters in every step.
@@ -176,14 +178,15 @@ def build_policy_module(folder: str, dtype: str, forbidden: Sequence[int]) -> Po
 
 
 def build_scorer_module(
-    folder: str, dtype: str, *, new_head: bool, seed: int, outputs: int = 1
+    folder: str, dtype: str, *, new_head: bool, seed: int, outputs: int = 1, trunk: Any = None
 ) -> ScorerModule:
-    """A scorer from a scorer's checkpoint, or with a fresh small head on a policy's trunk.
+    """A scorer from a scorer's checkpoint, or with a fresh small head on a policy's trunk. Args:
+    trunk: that of the checkpoint (None: it is loaded).
 
     Raises: ModelError when ``new_head`` is False and the checkpoint has no head with as many
     outputs: scores of a random head would be meaningless.
     """
-    module = ScorerModule(load_trunk(folder, dtype), outputs)
+    module = ScorerModule(load_trunk(folder, dtype) if trunk is None else trunk, outputs)
     weight = load_head(folder)
     if not new_head and (weight is None or len(weight) != outputs):
         kind = "reward or cost model" if outputs == 1 else "guard"

@@ -11,11 +11,11 @@ from rlsys.algorithms.masked import aggregate
 from rlsys.algorithms.value_loss import clipped_value_loss
 from rlsys.batch import Rollouts, ValueBatch, step_rows
 from rlsys.config.updates import PpoConfig
-from rlsys.models.heads import build_scorer_module
+from rlsys.models.shared import Base
 from rlsys.roles.factory import RowSource, WorkerFactory
 from rlsys.roles.forward import collate_rollouts, forward_rollouts, merge_rows
 from rlsys.roles.role import Role
-from rlsys.roles.scorer import TrainedHead
+from rlsys.roles.scorer import TrainedHead, trained_scorer
 from rlsys.roles.trained import Stats, TrainedHandle, Training, merge_stats
 from rlsys.runtime.group import RankGroup
 from rlsys.runtime.pending import Metrics, Pending
@@ -38,17 +38,19 @@ class Critic(Protocol):
 
 @dataclass(frozen=True)
 class CriticSpec:
-    """model: folder of the scorer it is initialised from."""
+    """model: folder of the scorer it is initialised from; base: as of ``ScorerSpec``."""
 
     model: str
     data: RowSource
     dtype: str
     training: Training
+    base: Base | None = None
 
     def build(self, factory: WorkerFactory) -> CriticWorker:
         token_budget = self.training.train.micro_batch_tokens
         context = factory.context(self.model, self.data, token_budget)
-        module = build_scorer_module(self.model, self.dtype, new_head=False, seed=0)
+        base = self.base if self.training.train.shares_base else None
+        module = trained_scorer(factory, self.model, self.dtype, base)
         return CriticWorker(module.to(factory.device), context, self.training)
 
 

@@ -24,6 +24,7 @@ from rlsys.models.features import FeatureCache
 from rlsys.models.heads import TrunkModule
 from rlsys.models.load import load_processor, processor_behaviour
 from rlsys.models.packing import shared_width
+from rlsys.models.shared import SharedModels
 from rlsys.runtime.process_group import Rank
 
 
@@ -43,8 +44,8 @@ class WorkerContext:
     """Rank, device and data of a worker.
 
     token_budget: padded tokens per forward pass; writer: trainers' side of a transport, by name;
-    shared_width: of the model (``rlsys.models.packing``), 0 where rows share no prompt; features: of
-    images under frozen vision towers.
+    shared_width: of the model (``rlsys.models.packing``), 0 where rows share no prompt; features:
+    of images under frozen vision towers.
     """
 
     rank: Rank
@@ -89,6 +90,7 @@ class WorkerFactory:
         self._rows: dict[RowSource, Rows[Prompt]] = {}
         self._encoders: dict[tuple[str, RowSource], PromptEncoder] = {}
         self._encoded, self._features = EncodedCache(), FeatureCache()
+        self.models = SharedModels(self.device)
         self._engines: dict[str, tuple[Hashable, Any]] = {}
         self._writers: dict[str, WeightWriter] = {}
 

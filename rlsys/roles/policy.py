@@ -73,9 +73,9 @@ class PolicySpec:
     demonstrations: RowSource | None = None
 
     def build(self, factory: WorkerFactory) -> PolicyWorker:
-        token_budget = self.training.train.micro_batch_tokens
-        context = factory.context(self.model, self.data, token_budget)
-        module = sampled_policy(self.model, self.dtype, context.encoder)
+        context = factory.context(self.model, self.data, self.training.train.micro_batch_tokens)
+        models = factory.models if self.training.train.shares_base else None
+        module = sampled_policy(self.model, self.dtype, context.encoder, models)
         shown = None
         if self.demonstrations is not None:
             shown = factory.encoder(self.model, self.demonstrations)

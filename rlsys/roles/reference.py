@@ -8,10 +8,12 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from rlsys.batch import Rollouts
+from rlsys.config.schema import WHOLE
 from rlsys.data.collate import Collated
 from rlsys.data.encoder import PromptEncoder
-from rlsys.models.heads import PolicyModule, build_policy_module
-from rlsys.models.load import forbidden_ids
+from rlsys.models.heads import PolicyModule
+from rlsys.models.load import forbidden_ids, load_policy
+from rlsys.models.shared import SharedModels
 from rlsys.roles.factory import RowSource, WorkerContext, WorkerFactory
 from rlsys.roles.forward import forward_rollouts, merge_rows
 from rlsys.roles.role import Role
@@ -37,17 +39,23 @@ class ReferenceSpec:
     data: RowSource
     dtype: str
     token_budget: int
-    frozen: str = "whole"
+    frozen: str = WHOLE
 
     def build(self, factory: WorkerFactory) -> ReferenceWorker:
         context = factory.context(self.model, self.data, self.token_budget)
-        module = sampled_policy(self.model, self.dtype, context.encoder)
+        models = factory.models if self.frozen == WHOLE else None
+        module = sampled_policy(self.model, self.dtype, context.encoder, models)
         return ReferenceWorker(context.frozen(module, self.frozen), context)
 
 
-def sampled_policy(model: str, dtype: str, encoder: PromptEncoder) -> PolicyModule:
-    """A policy whose log-probabilities are over the tokens that the engines may sample."""
-    module = build_policy_module(model, dtype, ())
+def sampled_policy(
+    folder: str, dtype: str, encoder: PromptEncoder, models: SharedModels | None = None
+) -> PolicyModule:
+    """A policy whose log-probabilities are over the tokens that the engines may sample. Args:
+    models: that it shares its frozen weights with (None: it has weights of its own).
+    """
+    vlm = load_policy(folder, dtype) if models is None else models.model(folder, dtype)
+    module = PolicyModule(vlm, ())
     module.forbidden = tuple(forbidden_ids(encoder.processor, module.vlm.config))
     return module
 

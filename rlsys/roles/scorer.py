@@ -12,12 +12,21 @@ from torch import Tensor, nn
 
 from rlsys.algorithms.scorer_losses import cost_loss, cost_signs, reward_loss
 from rlsys.batch import Rollouts
+from rlsys.config.schema import WHOLE
 from rlsys.data.collate import Collated, collate
 from rlsys.data.rows import PreferencePair, RankedPair, preferred
 from rlsys.micro_batches import Tokens
-from rlsys.models.adapters import add_lora, lora_scaling, merged
+from rlsys.models.adapters import (
+    adapter_base,
+    add_lora,
+    add_saved_adapter,
+    lora_scaling,
+    merged,
+    save_adapter,
+)
 from rlsys.models.heads import ScorerModule, build_scorer_module, freeze
 from rlsys.models.load import save_head
+from rlsys.models.shared import Base
 from rlsys.roles.factory import RowSource, WorkerContext, WorkerFactory
 from rlsys.roles.forward import forward_answers, forward_rollouts, merge_rows, planned
 from rlsys.roles.role import Role
@@ -40,36 +49,54 @@ class Scorer(Protocol):
 @dataclass(frozen=True)
 class ScorerSpec:
     """A trained scorer. model: its folder; token_budget: padded tokens per forward pass; frozen: as
-    the key.
+    the key; base: a model that stays in memory whole (see ``trained_scorer``).
     """
 
     model: str
     data: RowSource
     dtype: str
     token_budget: int
-    frozen: str = "whole"
+    frozen: str = WHOLE
+    base: Base | None = None
 
     def build(self, factory: WorkerFactory) -> ScorerWorker:
         context = factory.context(self.model, self.data, self.token_budget)
-        module = build_scorer_module(self.model, self.dtype, new_head=False, seed=0)
+        base = self.base if self.frozen == WHOLE else None
+        module = trained_scorer(factory, self.model, self.dtype, base)
         return ScorerWorker(context.frozen(module, self.frozen), context)
+
+
+def trained_scorer(
+    factory: WorkerFactory, model: str, dtype: str, base: Base | None
+) -> ScorerModule:
+    """The scorer of a folder. If it was trained as an adapter of ``base``, on the weights that all
+    roles with this base have in common.
+    """
+    trunk = None
+    if base is not None and adapter_base(model) == base.digest:
+        trunk = factory.models.trunk(base.folder, dtype)
+        add_saved_adapter(trunk, model)
+    return build_scorer_module(model, dtype, new_head=False, seed=0, trunk=trunk)
 
 
 @dataclass(frozen=True)
 class ScorerTrainerSpec:
-    """A new scorer. model: folder of the policy whose trunk it is initialised from."""
+    """A new scorer. model: folder of the policy whose trunk it is initialised from; digest: of that
+    policy, which adapters are saved with.
+    """
 
     model: str
     data: RowSource
     dtype: str
     training: Training
+    digest: str = ""
 
     def build(self, factory: WorkerFactory) -> ScorerTrainer:
         token_budget = self.training.train.micro_batch_tokens
         context = factory.context(self.model, self.data, token_budget)
         seed = self.training.seed
         module = build_scorer_module(self.model, self.dtype, new_head=True, seed=seed)
-        return ScorerTrainer(module.to(factory.device), context, self.training)
+        return ScorerTrainer(module.to(factory.device), context, self.training, self.digest)
 
 
 @dataclass(frozen=True)
@@ -145,23 +172,28 @@ class TrainedHead(TrainedWorker):
     in full.
     """
 
-    def __init__(self, module: ScorerModule, context: WorkerContext, training: Training) -> None:
+    def __init__(
+        self, module: ScorerModule, context: WorkerContext, training: Training, base: str = ""
+    ) -> None:
+        """Args: base: digest of the model that the trunk is."""
         if training.train.lora_rank:
             add_lora(module.trunk, training.train, training.seed)
         elif training.train.freeze:
             freeze(module, training.train.freeze)
         super().__init__(module, context, training)
-        self.module = module
+        self.module, self.base = module, base
         self._scaling = lora_scaling(module.trunk)
 
     def save_model(self, folder: Path) -> None:
-        """The trunk as a transformers checkpoint, adapters merged, and the head beside it.
-        Collective.
+        """The trunk as a transformers checkpoint, adapters merged, and the head beside it; the
+        adapters alone too, if it is known what they belong to. Collective.
         """
         state = {n: t.clone() for n, t in self.engine.full_params()}
         if self.context.rank.rank == 0:
             head = state.pop("head.weight")
             named = [(name.removeprefix("trunk."), tensor) for name, tensor in state.items()]
+            if self._scaling and self.base:
+                save_adapter(folder, self.module.trunk, dict(named), self.base)
             trunk = dict(merged(named, self._scaling))
             self.module.trunk.save_pretrained(folder, state_dict=trunk)
             save_head(folder, head)

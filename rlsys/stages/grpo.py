@@ -24,6 +24,7 @@ from rlsys.drivers.grpo_lagrangian import GrpoRoles, GrpoRun, grpo_lagrangian
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.sampling import sync_weights, total_steps
 from rlsys.errors import ConfigError
+from rlsys.models.shared import Base
 from rlsys.report import training as charts
 from rlsys.report.drawing import SKY
 from rlsys.report.section import KindReport
@@ -159,17 +160,18 @@ def _create(
     named = {POLICY.name: stage.policy, REWARD.name: stage.reward, COST.name: stage.cost}
     models = {role: context.folder(source) for role, source in named.items() if source}
     check_same_processor(models)
+    base = Base(models[POLICY.name], context.digest(stage.policy))
     steps = total_steps(stage.grpo, iterations)
     training = context.training(stage.train, stage.optim, steps)
     started = [
         rollout.create(RolloutSpec(models[POLICY.name], data, config.engine, dtype)),
         policy.create(PolicySpec(models[POLICY.name], data, dtype, training)),
         reference.create(ReferenceSpec(models[POLICY.name], data, dtype, token_budget, frozen)),
-        reward.create(ScorerSpec(models[REWARD.name], data, dtype, token_budget, frozen)),
+        reward.create(ScorerSpec(models[REWARD.name], data, dtype, token_budget, frozen, base)),
     ]
     if cost is not None:
         started.append(
-            cost.create(ScorerSpec(models[COST.name], data, dtype, token_budget, frozen))
+            cost.create(ScorerSpec(models[COST.name], data, dtype, token_budget, frozen, base))
         )
     for pending in started:
         pending.result(config.timeouts.start)

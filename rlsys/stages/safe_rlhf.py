@@ -21,6 +21,7 @@ from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import safe_rlhf
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
 from rlsys.drivers.sampling import sync_weights, total_steps
+from rlsys.models.shared import Base
 from rlsys.report import training as charts
 from rlsys.report.drawing import BLUE
 from rlsys.report.section import KindReport
@@ -153,15 +154,16 @@ class _Handles:
         steps = total_steps(ppo, self.iterations)
         trained = context.training(stage.train, stage.optim, steps)
         critic = context.training(stage.critic_train, stage.critic_optim, steps)
-        token_budget = stage.train.micro_batch_tokens
+        token_budget, frozen = stage.train.micro_batch_tokens, stage.frozen
+        base = Base(policy, context.digest(stage.policy))
         started: list[Pending[list[None]]] = [
             self.rollout.create(RolloutSpec(policy, data, config.engine, dtype)),
             self.policy.create(PolicySpec(policy, data, dtype, trained, shown)),
-            self.reference.create(ReferenceSpec(policy, data, dtype, token_budget, stage.frozen)),
-            self.reward.create(ScorerSpec(reward, data, dtype, token_budget, stage.frozen)),
-            self.cost.create(ScorerSpec(cost, data, dtype, token_budget, stage.frozen)),
-            self.reward_critic.create(CriticSpec(reward_critic, data, dtype, critic)),
-            self.cost_critic.create(CriticSpec(cost_critic, data, dtype, critic)),
+            self.reference.create(ReferenceSpec(policy, data, dtype, token_budget, frozen)),
+            self.reward.create(ScorerSpec(reward, data, dtype, token_budget, frozen, base)),
+            self.cost.create(ScorerSpec(cost, data, dtype, token_budget, frozen, base)),
+            self.reward_critic.create(CriticSpec(reward_critic, data, dtype, critic, base)),
+            self.cost_critic.create(CriticSpec(cost_critic, data, dtype, critic, base)),
         ]
         for pending in started:
             pending.result(config.timeouts.start)

@@ -67,7 +67,11 @@ def run_scorer(context: Context, name: str, stage: ScorerStage, folder: Path) ->
     training = context.training(stage.train, stage.optim, stage.steps_on(len(rows)))
     model = context.folder(stage.init)
     spec = ScorerTrainerSpec(
-        model, context.data.slice(stage.split, _kind(stage)), config.dtype, training
+        model,
+        context.data.slice(stage.split, _kind(stage)),
+        config.dtype,
+        training,
+        context.digest(stage.init),
     )
     learner.create(spec).result(limits.start)
     run_supervised(context, name, stage, folder, learner, learner, rows)
