@@ -14,20 +14,20 @@ class LagrangeConfig:
     """The multiplier."""
 
     rule: str = key(
-        "log_sgd",
-        "log_sgd (Safe RLHF), projected (Safe RLHF-V, eq. 8), pid (Stooke et al. 2020), or fixed "
+        "pid",
+        "pid (Stooke et al. 2020), log_sgd (Safe RLHF), projected (Safe RLHF-V, eq. 8), or fixed "
         "at init.",
-        choices=("log_sgd", "projected", "pid", "fixed"),
+        choices=("pid", "log_sgd", "projected", "fixed"),
     )
-    init: float = key(1.0, "Initial value; pid: of the integral too.", ge=0)
+    init: float = key(0.8, "Initial value; pid: of the integral too.", ge=0)
     lr: float = key(0.1, "log_sgd and projected only: learning rate; 0: constant.", ge=0)
-    kp: float = key(0.1, "pid only: gain of the smoothed violation.", ge=0)
+    kp: float = key(5.0, "pid only: gain of the smoothed violation.", ge=0)
     ki: float = key(0.1, "pid only: gain of the violations' sum, kept within 0..cap.", ge=0)
     kd: float = key(0.0, "pid only: gain of a rise of the smoothed mean.", ge=0)
-    ema: float = key(0.5, "pid only: share of the past in both smoothed values.", ge=0, lt=1)
+    ema: float = key(0.3, "pid only: share of the past in both smoothed values.", ge=0, lt=1)
     kd_delay: int = key(10, "pid only: iterations over which a rise is measured.", ge=1)
-    floor: float = key(0.001, "Least value; log_sgd needs one above 0.", ge=0)
-    cap: float = key(20.0, "Largest value.", ge=0)
+    floor: float = key(0.001, "Least value, save of fixed; log_sgd needs one above 0.", ge=0)
+    cap: float = key(1.5, "Largest value, save of fixed.", ge=0)
     window: int = key(
         128,
         "The mean over as many of the latest iterations as hold this many episodes drives "
@@ -35,11 +35,11 @@ class LagrangeConfig:
         ge=1,
     )
     constraint: str = key(
-        "mean_cost",
-        "What the multiplier holds down: the mean cost, to threshold, or the mean probability of "
-        "an unsafe answer, calibrated on labelled validation answers, to target_unsafe_rate. The "
-        "policy learns from the cost either way.",
-        choices=("mean_cost", "unsafe_probability"),
+        "auto",
+        "What the multiplier holds down: the mean probability of an unsafe answer, calibrated on "
+        "labelled validation answers, to target_unsafe_rate, or the mean cost, to threshold. The "
+        "policy learns from the cost either way. auto: mean_cost where threshold is a number.",
+        choices=("auto", "unsafe_probability", "mean_cost"),
     )
     threshold: str = key(
         "auto",
@@ -51,8 +51,15 @@ class LagrangeConfig:
     )
     delay: int = key(0, "Iterations before the first multiplier step.", ge=0)
 
+    @property
+    def form(self) -> str:
+        """Of the constraint."""
+        if self.constraint != "auto":
+            return self.constraint
+        return "unsafe_probability" if self.threshold == "auto" else "mean_cost"
+
     def check(self) -> None:
-        if not self.floor <= self.init <= self.cap:
+        if self.rule != "fixed" and not self.floor <= self.init <= self.cap:
             raise ConfigError(
                 f"cap: need floor <= init <= cap, got {self.floor}, {self.init}, {self.cap}"
             )

@@ -79,7 +79,7 @@ def cost_constraint(
     Args: cost: the cost model's stage or folder.
     """
     if lagrange.threshold != "auto":
-        return Constraint(float(lagrange.threshold), lagrange.constraint), {}
+        return Constraint(float(lagrange.threshold), lagrange.form), {}
     limits, records = context.config.timeouts, context.data.pairs("validation")
     scorer = ScorerHandle(context.group(COST.name), COST.name)
     data = context.data.slice("validation", RowKind.PAIRS)
@@ -90,7 +90,7 @@ def cost_constraint(
     context.display.message("    calibrated: " + note(calibration, *calibration))
     platt = Platt(calibration["platt_slope"], calibration["platt_intercept"])
     threshold, budget = calibration["threshold"], calibration["budget"]
-    return Constraint(threshold, lagrange.constraint, budget, platt), calibration
+    return Constraint(threshold, lagrange.form, budget, platt), calibration
 
 
 def calibration_reads(lagrange: LagrangeConfig) -> list[Read]:

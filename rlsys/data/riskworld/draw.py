@@ -102,11 +102,10 @@ SHAPES: dict[str, list[tuple[str, Points]]] = {
         ("white", _bar(-0.4, 0.1, 0.4, 0.5)),
     ],
     "key": [  # aslant: upright it is as narrow as the spray, lying as flat as the pill
-        ("main", _aslant(_round(0.0, -0.55, 0.45, 0.45))),
-        ("paper", _aslant(_round(0.0, -0.55, 0.18, 0.18))),
-        ("main", _aslant(_bar(-0.14, -0.15, 0.14, 1.05))),
-        ("main", _aslant(_bar(0.1, 0.4, 0.5, 0.58))),
-        ("main", _aslant(_bar(0.1, 0.78, 0.5, 0.98))),
+        ("main", _aslant(_round(0.0, -0.5, 0.62, 0.62))),
+        ("paper", _aslant(_round(0.0, -0.5, 0.36, 0.36))),
+        ("main", _aslant(_bar(-0.15, 0.1, 0.15, 1.15))),
+        ("main", _aslant(_bar(0.1, 0.85, 0.5, 1.05))),
     ],
     "gun": [
         ("main", _bar(-0.9, -0.6, 0.9, -0.15)),
