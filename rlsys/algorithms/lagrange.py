@@ -33,6 +33,16 @@ def projected_step(
     return min(max(multiplier + lr * (mean_cost - threshold), floor), cap)
 
 
+def fixed_step(
+    multiplier: float, mean_cost: float, threshold: float, *, lr: float, floor: float, cap: float
+) -> float:
+    """lambda <- lambda: a constant weight of cost against reward, the reward shaping that Safe RLHF
+    (arXiv 2310.12773) compares with.
+    """
+    _check(multiplier, mean_cost, threshold, floor, cap)
+    return multiplier
+
+
 @dataclass(frozen=True)
 class PidState:
     """What PID control carries from step to step.
@@ -82,7 +92,7 @@ def pid_step(
     return multiplier, PidState(integral, violation, (*state.costs, cost)[-kd_delay:])
 
 
-MULTIPLIER_RULES = {"log_sgd": log_sgd_step, "projected": projected_step}
+MULTIPLIER_RULES = {"log_sgd": log_sgd_step, "projected": projected_step, "fixed": fixed_step}
 """The rules whose only state is lambda."""
 
 

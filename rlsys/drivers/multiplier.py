@@ -43,8 +43,6 @@ class Multiplier:
         if iteration < config.delay:
             return
         bounds = {"floor": config.floor, "cap": config.cap}
-        if config.rule == "fixed":
-            return
         if config.rule == "pid":
             self.value, self.pid = pid_step(
                 self.pid,

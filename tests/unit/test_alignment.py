@@ -9,6 +9,7 @@ import rlsys.stages.alignment as alignment
 import rlsys.stages.safe_rlhf as stage_of_ppo
 from rlsys.config.lagrange import LagrangeConfig
 from rlsys.config.schema import TimeoutConfig
+from rlsys.models.shared import Base
 from rlsys.runtime.pending import Pending
 from rlsys.stages.alignment import IterationReport, cost_constraint
 from rlsys.stages.context import Context
@@ -89,7 +90,9 @@ def test_critics_start_from_the_scorers_or_from_what_is_named(
     checked: list[dict[str, str]] = []
     monkeypatch.setattr(stage_of_ppo, "check_same_processor", checked.append)
     context = make_context(
-        runtime=SimpleNamespace(transport=lambda: "shm"), training=lambda *_: None
+        runtime=SimpleNamespace(transport=lambda: "shm"),
+        training=lambda *_: None,
+        digest=lambda name: f"digest of {name}",
     )
     cast("Any", context).group = lambda _: Group()
     cast("Any", context.config).engine = SimpleNamespace(chunk_prompts=1)
@@ -98,3 +101,5 @@ def test_critics_start_from_the_scorers_or_from_what_is_named(
     assert {role: made[role].model for role in started} == started
     assert started.items() <= checked[0].items(), "their token ids are compared with the policy's"
     assert (made["reward"].model, made["cost"].model) == ("reward", "cost")
+    bases = {made[role].base for role in ("reward", "cost", "reward_critic", "cost_critic")}
+    assert bases == {Base("policy", "digest of policy")}

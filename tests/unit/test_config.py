@@ -182,8 +182,9 @@ def test_what_trains_names_parts_of_its_model(tmp_path: Path) -> None:
     config = load_config(
         DEMO,
         [
-            "stages.ppo.train.lora_rank=2", "stages.cost.train.freeze=[vision, projector, head]",
+            "stages.ppo.train={freeze: [], lora_rank: 2}", "stages.cost.train.freeze=[vision, projector, head]",
             f"stages.reward={{init: {tmp_path}, train: {{freeze: [embed_tokens]}}}}",
+            "stages.ppo.critic_train.freeze=[]",
         ],
     )  # fmt: skip
     assert config.stages["cost"].train.freeze[0] == "vision"
@@ -258,9 +259,9 @@ BAD_OVERRIDES = [
     ("engine.extra.tensor_paralel_size=2",
      "engine.extra.tensor_paralel_size: vLLM's EngineArgs have no such argument"),
     # names that match no part of a model
-    ("stages.ppo.train={lora_rank: 2, lora_targets: [q_proj, query]}",
+    ("stages.ppo.train={freeze: [], lora_rank: 2, lora_targets: [q_proj, query]}",
      "stages.ppo.train.lora_targets: no module of the language model has the name 'query'"),
-    ("stages.ppo.critic_train={lora_rank: 2, lora_targets: [lm_head]}",
+    ("stages.ppo.critic_train={freeze: [], lora_rank: 2, lora_targets: [lm_head]}",
      "stages.ppo.critic_train.lora_targets: no module"),
     ("stages.cost.train.freeze=[vision, tower]",
      "stages.cost.train.freeze: no parameter has a component named 'tower'"),

@@ -314,10 +314,12 @@ def test_a_range_ends_where_the_method_does(
     [
         ({}, ""),
         ({"floor": 1.0, "init": 1.0, "cap": 1.0}, ""),
-        ({"floor": 1.1}, "cap: need floor"),
-        ({"cap": 0.9}, "cap: need floor"),
-        ({"floor": 0.0}, "floor: log_sgd"),
-        ({"floor": 0.0, "rule": "projected"}, ""),
+        ({"floor": 0.9}, "cap: need floor"),
+        ({"cap": 0.7}, "cap: need floor"),
+        ({"rule": "fixed", "init": 1000.0}, ""),
+        ({"rule": "log_sgd"}, ""),
+        ({"rule": "log_sgd", "floor": 0.0}, "floor: log_sgd"),
+        ({"rule": "projected", "floor": 0.0}, ""),
         ({"rule": "pid", "kp": 0.0}, ""),
         ({"rule": "pid", "ki": 0.0}, ""),
         ({"rule": "pid", "kp": 0.0, "ki": 0.0, "kd": 1.0}, "ki: pid"),
@@ -335,3 +337,16 @@ def test_keys_of_the_multiplier_fit_together(changes: dict[str, Any], said: str)
         return
     with pytest.raises(ConfigError, match=said):
         config.check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "form"),
+    [
+        ({}, "unsafe_probability"),
+        ({"threshold": "-1.5"}, "mean_cost"),
+        ({"constraint": "mean_cost"}, "mean_cost"),
+        ({"constraint": "unsafe_probability"}, "unsafe_probability"),
+    ],
+)
+def test_a_threshold_that_is_a_number_is_one_of_costs(changes: dict[str, Any], form: str) -> None:
+    assert dataclasses.replace(lagrange.LagrangeConfig(), **changes).form == form

@@ -47,7 +47,7 @@ PROMPTS = 9
 
 
 def make_run(iterations: int = 1, threshold: float = 0.0, **lagrange: Any) -> SafeRlhfRun:
-    settings = {"rule": "projected", "init": 1.0, "lr": 0.5, "floor": 0.0, "window": 8}
+    settings = {"rule": "projected", "init": 1.0, "lr": 0.5, "floor": 0.0, "cap": 20, "window": 8}
     return SafeRlhfRun(
         iterations=iterations,
         constraint=Constraint(threshold),
@@ -414,7 +414,7 @@ def test_the_window_forgets_old_episodes() -> None:
     ],
 )
 def test_the_window_holds_whole_batches(window: int, sizes: list[int], kept: list[int]) -> None:
-    config = LagrangeConfig(rule="projected", lr=1.0, init=0.0, floor=0.0, window=window)
+    config = LagrangeConfig(rule="projected", lr=1.0, init=0.0, floor=0.0, cap=99.0, window=window)
     multiplier = Multiplier.start(config)
     for number, size in enumerate(sizes):
         costs = [float(number + row) for row in range(size)]

@@ -26,7 +26,7 @@ from tests.fakes import Log, make_roles
 
 
 def make_run(iterations: int = 1, kl_beta: float = 0.1, **lagrange: Any) -> GrpoRun:
-    settings = {"rule": "projected", "init": 1.0, "lr": 0.5, "floor": 0.0, "window": 8}
+    settings = {"rule": "projected", "init": 1.0, "lr": 0.5, "floor": 0.0, "cap": 20, "window": 8}
     return GrpoRun(
         iterations=iterations,
         constraint=Constraint(0.0),
