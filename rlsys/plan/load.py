@@ -81,7 +81,9 @@ def _size(rows: Sequence[int], tokens: Sequence[Tokens], width: int) -> tuple[in
 
 @dataclass(frozen=True)
 class RoleMemory:
-    """Bytes of a role on one rank; transient: activations, logits and copies during a call."""
+    """Bytes of a role on one rank; transient: activations, logits and copies during a call; shared:
+    of its weights, those that other roles may hold too.
+    """
 
     role: RolePlan
     held: memory.Held
@@ -90,6 +92,7 @@ class RoleMemory:
     cache: float = 0
     sync: float = 0
     ptx: float = 0
+    shared: float = 0
 
     @property
     def transient(self) -> float:
@@ -109,9 +112,11 @@ def role_memory(role: RolePlan, lengths: Lengths, ranks: int, dtype: str) -> Rol
     vocab = model.shape.vocab if role.batch.logits else 0
     logits = memory.logit_bytes(vocab, itemsize, sizes.answers, training=train is not None)
     forward = memory.forward_bytes(model.shape, itemsize, sizes.largest, patches)
+    base = [part for part in model.parts if role.batch.logits or part.name != "head"]
+    shared = itemsize * sum(part.total - part.trained for part in base)
     if train is None:
         held = memory.frozen_state(model.total, ranks=ranks, itemsize=itemsize, frozen=role.frozen)
-        return RoleMemory(role, held, forward, logits)
+        return RoleMemory(role, held, forward, logits, shared=shared)
     held = memory.trained_state(
         model.total, model.trained, ranks=ranks, itemsize=itemsize, engine=train.engine,
         zero_stage=train.zero_stage, offload=train.offload,
@@ -130,7 +135,7 @@ def role_memory(role: RolePlan, lengths: Lengths, ranks: int, dtype: str) -> Rol
         largest = model.shape.hidden * model.shape.query if adapters else model.largest
         sync = memory.bucket_bytes(largest, itemsize, BUCKET_BYTES, adapters=adapters)
     ptx = memory.FP32 * model.trained if role.ptx_norm else 0
-    return RoleMemory(role, held, max(kept, forward), logits, sync=sync, ptx=ptx)
+    return RoleMemory(role, held, max(kept, forward), logits, sync=sync, ptx=ptx, shared=shared)
 
 
 def engine_memory(role: RolePlan, lengths: Lengths, dtype: str) -> RoleMemory:
@@ -157,7 +162,10 @@ class ProcessMemory:
 
     @property
     def resident(self) -> float:
-        return sum(each.held.resident + each.cache for each in self.roles)
+        """What roles share is there once."""
+        shared = [each.shared for each in self.roles if each.role.shares]
+        every = sum(each.held.resident + each.cache for each in self.roles)
+        return every - sum(shared) + max(shared, default=0)
 
     @property
     def transient(self) -> float:

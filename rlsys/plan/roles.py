@@ -8,7 +8,7 @@ from typing import Any
 
 from rlsys.config.engine import EngineConfig
 from rlsys.config.references import start_model
-from rlsys.config.schema import TINY, RunConfig, TrainConfig
+from rlsys.config.schema import TINY, WHOLE, RunConfig, TrainConfig
 from rlsys.config.updates import SamplingConfig
 from rlsys.guard.labels import OUTPUTS
 from rlsys.models.outline import configuration
@@ -38,7 +38,8 @@ class Batch:
 class RolePlan:
     """A role in a stage. train: None where it is frozen; path: of its TrainConfig in the recipe;
     engine: of vLLM roles, whose batch is what they draw; ptx_norm: the norm of PTX's gradient is
-    measured; syncs: its weights are sent to engines.
+    measured; syncs: its weights are sent to engines; shares: the frozen weights are those of the
+    policy's start (``rlsys.models.shared``), in memory once per process.
     """
 
     role: str
@@ -51,6 +52,7 @@ class RolePlan:
     engine: EngineConfig | None = None
     ptx_norm: bool = False
     syncs: bool = False
+    shares: bool = False
 
 
 def stage_roles(config: RunConfig, name: str, answer: int) -> list[RolePlan]:
@@ -88,7 +90,22 @@ def _role(config: RunConfig, name: str, role: str, answer: int) -> RolePlan | No
         ptx_norm=role == "policy"
         and bool(measured and measured.ptx_coef and measured.ptx_grad_norm),
         syncs=role == "policy" and STAGES[stage.kind].samples,
+        shares=_shares(config, stage, role, train),
     )
+
+
+def _shares(config: RunConfig, stage: Any, role: str, train: TrainConfig | None) -> bool:
+    """Whether a role of a stage that samples holds the policy's start, whole and frozen, with an
+    adapter of its own or without one.
+    """
+    if not STAGES[stage.kind].samples or not getattr(stage, "reward", ""):
+        return False
+    whole = train.shares_base if train else stage.frozen == WHOLE
+    if role in ("policy", "reference"):
+        return whole
+    scorer = config.stages.get(_source(config, stage, role))
+    adapted = scorer is not None and bool(scorer.train.lora_rank) and scorer.init == stage.policy
+    return whole and adapted
 
 
 def _judge(config: RunConfig, name: str) -> RolePlan:

@@ -182,7 +182,8 @@ def test_what_trains_names_parts_of_its_model(tmp_path: Path) -> None:
     config = load_config(
         DEMO,
         [
-            "stages.ppo.train={freeze: [], lora_rank: 2}", "stages.cost.train.freeze=[vision, projector, head]",
+            "stages.ppo.train={freeze: [], lora_rank: 2}",
+            "stages.cost.train.freeze=[vision, projector, head]",
             f"stages.reward={{init: {tmp_path}, train: {{freeze: [embed_tokens]}}}}",
             "stages.ppo.critic_train.freeze=[]",
         ],

@@ -226,6 +226,28 @@ def test_what_does_not_fit_says_which_key_saves_how_much() -> None:
     assert saved > 16 * GB, "half of three models of 16.6 GB"
 
 
+def adapted(*changes: str) -> RunConfig:
+    """The paper's recipe with adapters on one frozen model, which nothing shards."""
+    lora = "{lora_rank: 8, zero_stage: 1, freeze: [], offload: none}"
+    keys = ("reward.train", "cost.train", "ppo.train", "ppo.critic_train")
+    given = [f"stages.{key}={lora}" for key in keys]
+    bases = ["stages.reward.init=sft", "stages.cost.init=sft", "stages.ppo.policy=sft"]
+    return recipe(EIGHT[0], *given, *bases, "stages.ppo.frozen=whole", *changes)
+
+
+def test_roles_with_adapters_of_one_model_hold_it_once() -> None:
+    def resident(config: RunConfig) -> float:
+        processes = stage_memory(config, "ppo", default_lengths(config))
+        return next(each.resident for each in processes if each.group == "train")
+
+    base = describe(configuration("Qwen/Qwen2-VL-7B-Instruct"), scorer=False, train=None)
+    one = base.total * 2  # bfloat16
+    assert one < resident(adapted()) <= 1.1 * one
+    # a scorer that is not an adapter of the policy's start, and its critic
+    for change in ("stages.reward.train.lora_rank=0", "stages.cost.init=Qwen/Qwen2-VL-7B-Instruct"):
+        assert resident(adapted(change)) > 2.8 * one, change  # without lm_head
+
+
 def test_an_engine_whose_share_is_too_small_is_named() -> None:
     config = recipe("dream_qwen25vl_7b", "engine.gpu_memory_utilization=0.2")
     processes = {e.group: e for e in stage_memory(config, "rlaif", default_lengths(config))}
