@@ -110,13 +110,14 @@ S = TypeVar("S", bound=SampleScores)
 class PolicyBatch:
     """Rollouts with the other inputs of a policy update, [B, T].
 
+    old_logprobs: None where one step takes the whole batch (``Policy.update_once``);
     reference_logprobs: needed where ``kl_beta``, the weight of a KL term in the loss, is not 0;
     demonstrations: the rows of every optimiser step that are imitated with the weight ``ptx_coef``
     (none: no such term), ptx_measured: with the norm of that term's gradient.
     """
 
     rollouts: Rollouts
-    old_logprobs: Tensor
+    old_logprobs: Tensor | None
     advantages: Tensor
     shuffle_seed: int
     reference_logprobs: Tensor | None = None

@@ -107,6 +107,11 @@ class FakePolicy:
         self.log.batches.append(batch)
         return Pending.of({"loss": 0.5})
 
+    def update_once(self, batch: PolicyBatch) -> Pending[tuple[Metrics, Tensor]]:
+        self.log.calls.append(f"{self.name}.update_once")
+        self.log.batches.append(batch)
+        return Pending.of(({"loss": 0.5}, batch.rollouts.engine_logprobs + self.gap))
+
     def publish(self, version: int) -> Pending[WeightUpdate]:
         self.log.calls.append("publish")
         return Pending.of(WeightUpdate(version, (), "none", None))

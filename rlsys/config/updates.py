@@ -34,6 +34,11 @@ class UpdateConfig(SamplingConfig):
     )
     score_clip: float = key(50.0, "Rewards and costs are clipped to -score_clip..score_clip.", gt=0)
 
+    @property
+    def is_one_step(self) -> bool:
+        """Whether one optimiser step takes all samples of an iteration, once."""
+        return self.epochs == 1 and self.minibatch >= self.num_prompts * self.samples_per_prompt
+
 
 @dataclass
 class PpoConfig(UpdateConfig):

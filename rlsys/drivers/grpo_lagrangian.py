@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -78,14 +78,22 @@ def grpo_lagrangian(
     while state.iteration < run.iterations:
         started = time.perf_counter()
         rollouts, scores = sample_and_score(roles, state, run)  # 1, 2
-        metrics = describe(rollouts, scores, run.constraint, run.gap)
+        once, metrics = run.update.is_one_step, Metrics()
+        if not once:
+            metrics = describe(rollouts, scores, run.constraint, run.gap)
         if run.constraint is not None:  # 3
             measured, bound = run.constraint.measure(scores.costs).tolist(), run.constraint.bound
             state.multiplier.step(measured, bound, run.lagrange, state.iteration)
             metrics |= state.multiplier.metrics(run.constraint)
         batch, described = estimate(rollouts, scores, state, run)  # 4
         with timed(state.timings, "update"):  # 5
-            stats = roles.policy.update(batch).result(run.timeouts.call)
+            if once:
+                updated = roles.policy.update_once(batch)
+                stats, logprobs = updated.result(run.timeouts.call)
+                scores = replace(scores, policy_logprobs=logprobs)
+                metrics |= describe(rollouts, scores, run.constraint, run.gap)
+            else:
+                stats = roles.policy.update(batch).result(run.timeouts.call)
         with timed(state.timings, "sync"):  # 6
             version, limit = state.iteration + 1, run.timeouts.sync
             synced = sync_weights(roles.policy, roles.rollout, version, limit)
@@ -100,7 +108,10 @@ def grpo_lagrangian(
 def sample_and_score(
     roles: GrpoRoles, state: ConstrainedState, run: GrpoRun
 ) -> tuple[Rollouts, SampleScores]:
-    """Draw responses; every finished chunk is scored at once, while others decode."""
+    """Draw responses; every finished chunk is scored at once, while others decode. Where one step
+    takes the whole batch, the policy's log-probabilities come out of its first pass, and are not a
+    number until then.
+    """
     limit, update = run.timeouts.call, run.update
     prompts = state.cursor.next(update.num_prompts)
     requests = sample_requests(
@@ -110,8 +121,10 @@ def sample_and_score(
     with timed(state.timings, "sample"):
         for chunk in as_completed(roles.rollout.generate(requests), limit):
             zeros = Pending.of(torch.zeros(len(chunk)))
+            unknown = torch.full_like(chunk.engine_logprobs, torch.nan)
+            own = Pending.of(unknown) if update.is_one_step else roles.policy.logprobs(chunk)
             answers = {
-                "policy_logprobs": roles.policy.logprobs(chunk),
+                "policy_logprobs": own,
                 "reference_logprobs": roles.reference.logprobs(chunk),
                 "rewards": roles.reward.score(chunk),
                 "costs": zeros if roles.cost is None else roles.cost.score(chunk),
@@ -139,7 +152,7 @@ def estimate(
         described["cost_advantages"] = cost_advantages
     batch = PolicyBatch(
         rollouts,
-        scores.policy_logprobs,
+        None if run.update.is_one_step else scores.policy_logprobs,
         mixed[:, None].expand_as(scores.policy_logprobs).contiguous(),
         sample_seed(run.seed, state.iteration, -1, -1),
         scores.reference_logprobs,

@@ -10,9 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlsys.algorithms.kl import k3
-from rlsys.algorithms.masked import aggregate, length_mask, masked_sum
-from rlsys.algorithms.policy_loss import ppo_clip
+from rlsys.algorithms.masked import length_mask
 from rlsys.algorithms.preference import dpo_loss, implicit_rewards
 from rlsys.batch import PolicyBatch, PreferencePairs, Rollouts, step_rows
 from rlsys.config.updates import UpdateConfig
@@ -24,8 +22,9 @@ from rlsys.micro_batches import Tokens
 from rlsys.models.adapters import add_lora, lora_scaling, merged, trained_tensors
 from rlsys.models.heads import PolicyModule, freeze, freeze_unread
 from rlsys.models.load import checkpoint_names
+from rlsys.roles.clipped import ClippedLoss
 from rlsys.roles.factory import RowSource, WorkerContext, WorkerFactory
-from rlsys.roles.forward import collate_rollouts, forward_rollouts, merge_rows
+from rlsys.roles.forward import forward_rollouts, merge_rows
 from rlsys.roles.imitation import imitation
 from rlsys.roles.reference import Reference, sampled_policy
 from rlsys.roles.role import Role
@@ -49,6 +48,12 @@ class Policy(Reference, Publisher, Protocol):
 
     def update(self, batch: PolicyBatch) -> Pending[Metrics]:
         """Epochs of clipped policy gradients over the batch."""
+        ...
+
+    def update_once(self, batch: PolicyBatch) -> Pending[tuple[Metrics, Tensor]]:
+        """One step on the whole batch, which needs no ``old_logprobs``. Returns: metrics, and the
+        log-probabilities [B, T] before the step.
+        """
         ...
 
 
@@ -115,50 +120,36 @@ class PolicyWorker(TrainedWorker):
     def update(self, batch: PolicyBatch, update: UpdateConfig) -> Stats:
         """Epochs of clipped policy gradients over the batch."""
         rollouts = batch.rollouts
-        lengths = rollouts.tokens
         steps = step_rows(len(rollouts), update.minibatch, update.epochs, batch.shuffle_seed)
         stats = Stats()
         for number, rows in enumerate(steps):
             if batch.demonstrations:
                 shown, share = batch.demonstrations[number], 1 / len(steps)
                 self._imitate(shown, batch, update.loss_form, share, stats)
-            tokens = int(rollouts.lengths[rows].sum())
-
-            def micro_loss(
-                micro: list[int], is_real: bool, rows: list[int] = rows, tokens: int = tokens
-            ) -> tuple[Tensor, Metrics]:
-                inputs = collate_rollouts(self.context.encoder, rollouts, micro)
-                logprobs = self._forward(inputs, rollouts.temperature)
-                mask = rollouts.mask[micro] & is_real
-                logprobs = logprobs.masked_fill(~mask, 0.0)
-                old = batch.old_logprobs[micro].masked_fill(~mask, 0.0)
-                losses, clipped = ppo_clip(
-                    logprobs,
-                    old,
-                    batch.advantages[micro].masked_fill(~mask, 0.0),
-                    clip=update.policy_clip,
-                )
-                if batch.reference_logprobs is not None and batch.kl_beta:
-                    reference = batch.reference_logprobs[micro].masked_fill(~mask, 0.0)
-                    losses = losses + batch.kl_beta * k3(logprobs, reference)
-                loss = aggregate(
-                    losses,
-                    mask,
-                    form=update.loss_form,
-                    global_tokens=tokens,
-                    global_sequences=len(rows),
-                )
-                whole = tokens * len(steps)
-                update_kl = masked_sum(k3(old, logprobs.detach()), mask) / whole
-                clip_fraction = masked_sum(clipped.float(), mask) / whole
-                return loss, {
-                    "loss": float(loss.detach()) / len(steps),
-                    "clip_fraction": float(clip_fraction),
-                    "update_kl": float(update_kl),
-                }
-
-            self.train_step(self.plan(rows, lengths), rows[0], micro_loss, stats)
+            self._clipped_step(batch, update, rows, len(steps), stats)
         return stats
+
+    def update_once(
+        self, batch: PolicyBatch, update: UpdateConfig
+    ) -> tuple[Stats, tuple[list[int], Tensor]]:
+        """One step on all rows, whose old log-probabilities are those of its own first pass: also
+        this rank's rows with them.
+        """
+        stats, rows = Stats(), range(len(batch.rollouts))
+        return stats, self._clipped_step(batch, update, rows, 1, stats).old()
+
+    def _clipped_step(
+        self,
+        batch: PolicyBatch,
+        update: UpdateConfig,
+        rows: Sequence[int],
+        steps: int,
+        stats: Stats,
+    ) -> ClippedLoss:
+        encoder = self.context.encoder
+        loss = ClippedLoss(encoder, batch, update, rows, steps, self._forward)
+        self.train_step(self.plan(rows, batch.rollouts.tokens), rows[0], loss, stats)
+        return loss
 
     def sft_step(self, rows: Sequence[int], loss_form: str) -> Stats:
         """One supervised step: cross-entropy of the rows' answers, response tokens only."""
@@ -280,6 +271,12 @@ class PolicyHandle(TrainedHandle[PolicySpec]):
 
     def update(self, batch: PolicyBatch) -> Pending[Metrics]:
         return self._all(PolicyWorker.update, batch, self.settings).map(merge_stats)
+
+    def update_once(self, batch: PolicyBatch) -> Pending[tuple[Metrics, Tensor]]:
+        def merge(parts: list[tuple[Stats, tuple[list[int], Tensor]]]) -> tuple[Metrics, Tensor]:
+            return merge_stats([s for s, _ in parts]), merge_rows([old for _, old in parts])
+
+        return self._all(PolicyWorker.update_once, batch, self.settings).map(merge)
 
     def publish(self, version: int) -> Pending[WeightUpdate]:
         def from_rank_0(updates: list[WeightUpdate | None]) -> WeightUpdate:

@@ -132,8 +132,29 @@ def test_the_kl_term_goes_with_the_batch() -> None:
 
 
 def test_an_engine_that_disagrees_with_the_trainer_stops_the_run() -> None:
-    with pytest.raises(LogprobGapError):
-        go(make_run(), gap=0.1)
+    for run in (make_run(), one_step(make_run())):
+        with pytest.raises(LogprobGapError):
+            go(run, gap=0.1)
+
+
+def one_step(run: GrpoRun) -> GrpoRun:
+    return replace(run, update=replace(run.update, minibatch=12))
+
+
+def test_one_step_for_a_batch_takes_no_forward_pass_before_it() -> None:
+    rows, log, _ = go(one_step(make_run(iterations=2)), gap=1e-5, reference_gap=0.2)
+    twice, both, _ = go(make_run(iterations=2), gap=1e-5, reference_gap=0.2)
+    assert log.calls.count("policy.update_once") == 2
+    assert not {"policy.logprobs", "policy.update"} & set(log.calls)
+    assert "policy.update_once" not in both.calls
+    assert all(batch.old_logprobs is None for batch in log.batches)
+    assert all(torch.isfinite(batch.advantages).all() for batch in log.batches)
+    for once, other in zip(rows, twice, strict=True):
+        same = [name for name in once if "time" not in name and "per_s" not in name]
+        assert {n: once[n] for n in same if "sync" not in n} == {
+            n: other[n] for n in same if "sync" not in n
+        }
+        assert once["kl"] > 0
 
 
 def test_a_resumed_run_repeats_the_rest_of_the_whole_one() -> None:

@@ -137,6 +137,10 @@ STEPS: dict[str, Step] = {
             replace(batch.policy, reference_logprobs=batch.policy.old_logprobs, kl_beta=0.5), PPO
         ),
     ),
+    "policy in one step": (
+        policy,
+        lambda worker, batch: worker.update_once(replace(batch.policy, old_logprobs=None), PPO)[0],
+    ),
     "sft": (imitator, lambda worker, _: worker.sft_step(PAIRS, "token_mean")),
     "sft by sequence": (imitator, lambda worker, _: worker.sft_step(PAIRS, "sequence_mean")),
     "dpo": (policy, lambda worker, _: worker.dpo_step(known_pairs(worker), 0.5)),
@@ -144,6 +148,24 @@ STEPS: dict[str, Step] = {
     "reward": (trainer, lambda worker, _: worker.step(PAIRS, REWARD)),
     "cost": (trainer, lambda worker, _: worker.step(PAIRS, COST)),
 }
+
+
+def test_one_step_finds_the_old_logprobs_itself(
+    tiny: str, encoder: PromptEncoder, batch: Batches
+) -> None:
+    """To the same weights, metrics and log-probabilities as with a forward pass before it."""
+    once, twice = (policy(tiny, encoder, SMALL) for _ in range(2))
+    rollouts = batch.policy.rollouts
+    rows, known = twice.logprobs(rollouts)
+    old = merge_rows([(rows, known)])
+    every = replace(PPO, epochs=1, minibatch=len(rollouts))
+    reference = old + 0.1
+    given = replace(batch.policy, old_logprobs=old, reference_logprobs=reference, kl_beta=0.5)
+    expected = twice.update(given, every)
+    stats, found = once.update_once(replace(given, old_logprobs=None), every)
+    torch.testing.assert_close(merge_rows([found]), old.masked_fill(~rollouts.mask, 0.0))
+    assert stats.shares == pytest.approx(expected.shares, abs=1e-6)
+    assert distance(weights(once), weights(twice)) < 1e-6
 
 
 @pytest.mark.parametrize("name", STEPS)
