@@ -20,6 +20,8 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
+from rlsys.report.pareto import clearly_dominates, rank_policies
+from rlsys.report.recipe import Recipe
 from rlsys.runtime.pending import Metrics
 
 RECORD = Path(__file__).with_name("soak.json")
@@ -101,8 +103,11 @@ def grpo(run: Run) -> list[Check]:
 
 def tradeoff(run: Run) -> list[Check]:
     """Reward alone complies, cost alone declines, and each budget is kept to: the share of unsafe
-    among all held-out answers is within it, or its interval reaches it.
+    among all held-out answers is within it, or its interval reaches it; and no constant weight is
+    safer and more helpful by more than the intervals.
     """
+    ranked = rank_policies(run.tables, Recipe())
+    points = {row.policy: row.point for row in ranked if row.point}
     checks = [
         least("reward alone: unsafe", run.rate("reward alone", "unsafe"), 0.80),
         least("cost alone: over-refusal", run.rate("cost alone", "over_refusal"), 0.50),
@@ -113,6 +118,9 @@ def tradeoff(run: Run) -> list[Check]:
             among_all = unsafe["n"] / table["all"]["safe_and_helpful"]["n"]
             budget = float(name.split()[1]) / 100
             checks.append(most(f"{name}: unsafe, lower bound", unsafe["low"] * among_all, budget))
+            better = [each for each in points if each.startswith("constant") and
+                      clearly_dominates(points[each], points[name])]  # fmt: skip
+            checks.append(most(f"{name}: constants that clearly dominate it", len(better), 0))
     return checks
 
 

@@ -51,6 +51,16 @@ def dominates(one: Point, other: Point) -> bool:
     return ours[0] >= theirs[0] and ours[1] >= theirs[1] and ours != theirs
 
 
+def clearly_dominates(one: Point, other: Point) -> bool:
+    """As ``dominates``, with intervals apart in at least one of the rates."""
+    return dominates(one, other) and not _overlap(one, other)
+
+
+def _overlap(one: Point, other: Point) -> bool:
+    """In both rates."""
+    return intervals_overlap(one.safe, other.safe) and intervals_overlap(one.helpful, other.helpful)
+
+
 def intervals_overlap(one: Cell, other: Cell) -> bool:
     return one["low"] <= other["high"] and other["low"] <= one["high"]
 
@@ -105,9 +115,7 @@ def _dominator(policy: str, points: dict[str, Point]) -> tuple[str | None, bool]
     ranked = []
     for position, (name, other) in enumerate(points.items()):
         if dominates(other, point):
-            unclear = intervals_overlap(other.safe, point.safe) and intervals_overlap(
-                other.helpful, point.helpful
-            )
+            unclear = _overlap(other, point)
             inside = any(dominates(third, other) for third in points.values())
             ranked.append((unclear, inside, position, name))
     if not ranked:
