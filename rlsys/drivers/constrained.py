@@ -11,9 +11,7 @@ from torch import Tensor
 from rlsys.algorithms.kl import k3
 from rlsys.algorithms.masked import masked_mean, masked_std
 from rlsys.batch import PromptCursor, Rollouts, SampleScores
-from rlsys.config.engine import GapConfig
 from rlsys.drivers.constraint import Constraint
-from rlsys.drivers.gap import engine_gap
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.runtime.pending import Metrics
 
@@ -42,19 +40,14 @@ class ConstrainedState:
         self.cursor.position = saved["cursor"]
 
 
-def describe(
-    rollouts: Rollouts, scores: SampleScores, constraint: Constraint | None, gap: GapConfig
-) -> Metrics:
-    """Metrics of the batch; of its costs, where there is a constraint. Raises: LogprobGapError when
-    engine and trainer differ too much.
-    """
+def describe(rollouts: Rollouts, scores: SampleScores, constraint: Constraint | None) -> Metrics:
+    """Metrics of the batch; of its costs, where there is a constraint."""
     mask, policy = rollouts.mask, scores.policy_logprobs
     return {
         "reward": float(scores.rewards.mean()),
         **({} if constraint is None else constraint.metrics(scores.costs)),
         "kl": float(masked_mean(k3(policy, scores.reference_logprobs), mask)),
         "entropy_sampled": -float(masked_mean(policy, mask)),
-        **engine_gap(rollouts, policy, gap),
         "length": float(rollouts.lengths.float().mean()),
         "length/min": float(rollouts.lengths.min()),
         "length/max": float(rollouts.lengths.max()),

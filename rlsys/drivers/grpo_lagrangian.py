@@ -31,6 +31,7 @@ from rlsys.config.schema import TimeoutConfig
 from rlsys.config.updates import UpdateConfig
 from rlsys.drivers.constrained import ConstrainedState, describe, describe_estimates
 from rlsys.drivers.constraint import Constraint
+from rlsys.drivers.gap import engine_gap
 from rlsys.drivers.sampling import sample_requests, sync_weights
 from rlsys.drivers.timing import timed
 from rlsys.roles.policy import Policy
@@ -80,7 +81,7 @@ def grpo_lagrangian(
         rollouts, scores = sample_and_score(roles, state, run)  # 1, 2
         once, metrics = run.update.is_one_step, Metrics()
         if not once:
-            metrics = describe(rollouts, scores, run.constraint, run.gap)
+            metrics |= engine_gap(rollouts, scores.policy_logprobs, run.gap)
         if run.constraint is not None:  # 3
             measured, bound = run.constraint.measure(scores.costs).tolist(), run.constraint.bound
             state.multiplier.step(measured, bound, run.lagrange, state.iteration)
@@ -91,7 +92,7 @@ def grpo_lagrangian(
                 updated = roles.policy.update_once(batch)
                 stats, logprobs = updated.result(run.timeouts.call)
                 scores = replace(scores, policy_logprobs=logprobs)
-                metrics |= describe(rollouts, scores, run.constraint, run.gap)
+                metrics |= engine_gap(rollouts, logprobs, run.gap)
             else:
                 stats = roles.policy.update(batch).result(run.timeouts.call)
         with timed(state.timings, "sync"):  # 6
@@ -99,6 +100,7 @@ def grpo_lagrangian(
             synced = sync_weights(roles.policy, roles.rollout, version, limit)
         state.iteration += 1
         state.timings["time/iteration"] = time.perf_counter() - started
+        metrics |= describe(rollouts, scores, run.constraint)
         metrics |= {f"policy/{key}": value for key, value in stats.items()}
         metrics["samples_per_s"] = len(rollouts) / state.timings["time/iteration"]
         metrics |= described | state.timings | synced

@@ -23,7 +23,8 @@ from rlsys.batch import (
     sample_seed,
 )
 from rlsys.drivers.constrained import ConstrainedState, describe, describe_estimates
-from rlsys.drivers.safe_rlhf_state import Batches, Report, Roles, SafeRlhfRun
+from rlsys.drivers.gap import engine_gap
+from rlsys.drivers.safe_rlhf_state import Batches, Report, Roles, SafeRlhfRun, update
 from rlsys.drivers.sampling import demonstration_rows, sample_requests, sync_weights
 from rlsys.drivers.timing import timed
 from rlsys.runtime.pending import as_completed
@@ -34,20 +35,12 @@ def safe_rlhf(roles: Roles, state: ConstrainedState, run: SafeRlhfRun, report: R
     while state.iteration < run.iterations:
         started = time.perf_counter()
         rollouts, scores = sample_and_score(roles, state, run)  # 1, 2
-        metrics = describe(rollouts, scores, run.constraint, run.gap)
+        metrics = describe(rollouts, scores, run.constraint)
+        metrics |= engine_gap(rollouts, scores.policy_logprobs, run.gap)
         measured, bound = run.constraint.measure(scores.costs).tolist(), run.constraint.bound
         state.multiplier.step(measured, bound, run.lagrange, state.iteration)  # 3
         batches = estimate(rollouts, scores, state, run)  # 4
-        metrics |= batches.metrics
-        with timed(state.timings, "update"):  # 5
-            updates = {
-                "policy": roles.policy.update(batches.policy),
-                "reward_critic": roles.reward_critic.update(batches.reward),
-                "cost_critic": roles.cost_critic.update(batches.cost),
-            }
-            for name, pending in updates.items():
-                stats = pending.result(run.timeouts.call)
-                metrics |= {f"{name}/{key}": value for key, value in stats.items()}
+        metrics |= batches.metrics | update(roles, batches, state, run)  # 5
         with timed(state.timings, "sync"):  # 6
             version, limit = state.iteration + 1, run.timeouts.sync
             synced = sync_weights(roles.policy, roles.rollout, version, limit)

@@ -1,4 +1,4 @@
-"""Roles, settings and report callback of PPO-Lagrangian."""
+"""Roles, settings, report callback and update of PPO-Lagrangian."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rlsys.config.schema import TimeoutConfig
 from rlsys.config.updates import PpoConfig
 from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.constraint import Constraint
+from rlsys.drivers.timing import timed
 from rlsys.roles.critic import Critic
 from rlsys.roles.policy import Policy
 from rlsys.roles.reference import Reference
@@ -58,3 +59,18 @@ class SafeRlhfRun:
 
 
 Report = Callable[[ConstrainedState, Metrics, Rollouts, Scores], None]
+
+
+def update(roles: Roles, batches: Batches, state: ConstrainedState, run: SafeRlhfRun) -> Metrics:
+    """Policy and both critics at once."""
+    metrics = Metrics()
+    with timed(state.timings, "update"):
+        updates = {
+            "policy": roles.policy.update(batches.policy),
+            "reward_critic": roles.reward_critic.update(batches.reward),
+            "cost_critic": roles.cost_critic.update(batches.cost),
+        }
+        for name, pending in updates.items():
+            stats = pending.result(run.timeouts.call)
+            metrics |= {f"{name}/{key}": value for key, value in stats.items()}
+    return metrics

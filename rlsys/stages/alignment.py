@@ -119,7 +119,9 @@ def check_prompts(where: str, split: str, sampling: SamplingConfig, data: Datase
 
 @dataclass
 class IterationReport:
-    """Logs every iteration, warns of a large gap, writes the checkpoints that are due."""
+    """Logs every iteration, warns of a large gap, writes the checkpoints that are due. lag: by how
+    many versions rollouts are older than the policy that trains on them.
+    """
 
     context: Context
     name: str
@@ -128,6 +130,7 @@ class IterationReport:
     rollout: CachedRollout
     bar: Bar
     iterations: int
+    lag: int = 0
     history: list[Metrics] = field(default_factory=list)
 
     def __call__(self, state: ConstrainedState, metrics: Metrics, *_: object) -> None:
@@ -139,7 +142,7 @@ class IterationReport:
         if checkpoint_due(done, self.iterations, self.stage.checkpoint_every):
             self.checkpoints.save(done, state.as_dict())
         if checkpoint_due(done, self.iterations, self.stage.checkpoint_every or 1):
-            self.rollout.evict(done)
+            self.rollout.evict(done - self.lag)
         self.bar.advance(
             note(metrics, "reward", "cost", "violation", "lambda", "kl", "samples_per_s")
         )

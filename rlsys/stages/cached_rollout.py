@@ -15,6 +15,7 @@ import torch
 
 from rlsys.batch import Rollouts, SampleRequest
 from rlsys.engines.weights import Loaded, WeightUpdate
+from rlsys.errors import DataError
 from rlsys.roles.rollout import Rollout
 from rlsys.runtime.pending import Pending
 
@@ -51,18 +52,42 @@ class CachedRollout:
         return [self._chunk(chunk) for chunk in self.rollout.chunks(requests)]
 
     def _chunk(self, requests: Sequence[SampleRequest]) -> Pending[Rollouts]:
-        name = hashlib.sha256(repr(requests).encode()).hexdigest()[:16]
-        path = self.folder / f"{requests[0].prompt_index:09d}-{name}.pt"
+        path = self.folder / _name(requests)
         if path.exists():
-            return Pending.of(Rollouts(**torch.load(path, weights_only=True)))
+            return _read(path)
         (drawn,) = self.rollout.generate(requests)
         return drawn.map(partial(_write, path)).now()
+
+    def kept(self, requests: list[SampleRequest], version: int) -> list[Pending[Rollouts]]:
+        """The chunks of these requests that were drawn under weights of this version. Raises:
+        DataError for one that is missing.
+        """
+        found = []
+        for chunk in self.rollout.chunks(requests):
+            paths = sorted(self.root.glob(f"version-{version}-*/{_name(chunk)}"))
+            if not paths:
+                raise DataError(
+                    f"{self.root}: rollouts of weights version {version} that the next iteration "
+                    f"trains on are missing (prompt {chunk[0].prompt_index}); delete "
+                    f"{self.root.parent} to start the stage again"
+                )
+            found.append(_read(paths[0]))
+        return found
 
     def evict(self, version: int) -> None:
         """Remove rollouts of weights older than ``version``."""
         for folder in self.root.glob("version-*"):
             if int(folder.name.split("-")[1]) < version:
                 shutil.rmtree(folder)
+
+
+def _name(requests: Sequence[SampleRequest]) -> str:
+    digest = hashlib.sha256(repr(requests).encode()).hexdigest()[:16]
+    return f"{requests[0].prompt_index:09d}-{digest}.pt"
+
+
+def _read(path: Path) -> Pending[Rollouts]:
+    return Pending.of(Rollouts(**torch.load(path, weights_only=True)))
 
 
 def _write(path: Path, chunk: Rollouts) -> Rollouts:

@@ -15,10 +15,10 @@ from rlsys.config.schema import OptimConfig, RunConfig, TrainConfig
 from rlsys.config.updates import PpoConfig
 from rlsys.data.prepare import Datasets, Read
 from rlsys.data.slice import RowKind
-from rlsys.drivers.constrained import ConstrainedState
 from rlsys.drivers.gap import gap_for
 from rlsys.drivers.multiplier import Multiplier
 from rlsys.drivers.safe_rlhf import safe_rlhf
+from rlsys.drivers.safe_rlhf_ahead import AheadState, safe_rlhf_ahead
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
 from rlsys.drivers.sampling import sync_weights, total_steps
 from rlsys.models.shared import Base
@@ -57,6 +57,11 @@ class SafeRlhfStage(AlignmentConfig):
 
     kind: str = key("safe_rlhf", "Kind of stage.", choices=("safe_rlhf",))
     ppo: PpoConfig = key(PpoConfig(), "One iteration.")
+    one_step_ahead: bool = key(
+        False,
+        "Draw the next batch while this one trains: its rollouts are then one version of the "
+        "weights older than the policy, which the ratio of the clipped loss is against.",
+    )
     reward_critic: str = key(
         "",
         "What the reward's critic starts from: a reward stage or a folder; empty: as `reward`.",
@@ -89,10 +94,7 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     }
     keep = stage.keep_checkpoints
     checkpoints = StageCheckpoints(context, name, folder, trained, keep=keep)
-    state = ConstrainedState(
-        Multiplier.start(stage.lagrange),
-        PromptCursor(count, config.seed),
-    )
+    state = AheadState(Multiplier.start(stage.lagrange), PromptCursor(count, config.seed))
     if (saved := checkpoints.restore()) is not None:
         state.restore(saved)
     gap = gap_for(stage.gap, config.dtype)
@@ -103,8 +105,12 @@ def run_safe_rlhf(context: Context, name: str, stage: SafeRlhfStage, folder: Pat
     sync_weights(handles.policy, rollout, state.iteration, limits.sync)
     with context.display.bar(name, iterations) as bar:
         bar.advance("", by=state.iteration)
-        report = IterationReport(context, name, stage, checkpoints, rollout, bar, iterations)
-        safe_rlhf(roles, state, run, report)
+        lag = int(stage.one_step_ahead)
+        report = IterationReport(context, name, stage, checkpoints, rollout, bar, iterations, lag)
+        if stage.one_step_ahead:
+            safe_rlhf_ahead(roles, rollout, state, run, report)
+        else:
+            safe_rlhf(roles, state, run, report)
     handles.policy.save(folder).result(limits.call)
     handles.drop()
     steady = report.steady_state()

@@ -471,8 +471,7 @@ def test_divergence_and_entropy_are_means_over_tokens() -> None:
     policy = torch.full((2, 4), -1.0)
     reference = torch.tensor([[-1.5, 9.0, 9.0, 9.0], [-1.0] * 4])
     scores = SampleScores(policy, reference, torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0]))
-    gap = GapConfig(warn=100.0)
-    found = describe(rollouts, scores, Constraint(0.5), gap)
+    found = describe(rollouts, scores, Constraint(0.5))
     # exp(-0.5) - 1 + 0.5 nats at one of five tokens
     assert found["kl"] == pytest.approx(0.1065307 / 5, abs=1e-6)
     assert found["entropy_sampled"] == 1.0
