@@ -39,7 +39,7 @@ FEEDBACK = """
     optim: {{lr: 1.0e-3}}
 """
 RISK = {"malicious_content": "x", "source": "image", "risk_category": "Privacy"}
-STAGES = ("start", "reward", "cost", "guard", "dpo", "grpo", "ppo", "rlaif")
+STAGES = ("start", "reward", "cost", "guard", "dpo", "grpo", "ppo", "ahead", "rlaif")
 
 
 class Kill(NamedTuple):
@@ -78,6 +78,8 @@ KILLS = [
     Kill("ppo", 3, f"{ROLLOUT}.load", 3, 2),  # sync
     Kill("ppo", 4, SAVE, 2, 2),  # a checkpoint, half written
     Kill("ppo", 4, f"{POLICY}.save_model", 1, 4),  # after the last iteration
+    Kill("ahead", 2, "rlsys.drivers.multiplier:Multiplier.step", 3, 2),  # the next batch is drawn
+    Kill("ahead", 3, f"{POLICY}.update", 2, 2),
     Kill("evaluation", 0, "rlsys.stages.answering:Evaluator.evaluate", 2, 0),
     Kill("rlaif", 0, "rlsys.drivers.rlaif:_finish_scoring", 2, 0),  # one chunk is judged
     Kill("rlaif", 0, f"{POLICY}.dpo_step", 2, 0),
