@@ -88,7 +88,8 @@ class GuardWorker:
     """A frozen guard."""
 
     def __init__(self, module: nn.Module, context: WorkerContext) -> None:
-        self.module, self.context = module.eval(), context
+        self.module, self.context = module, context
+        module.eval()  # DeepSpeed's returns nothing
 
     def moderate(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
         """This rank's rows and their outputs [.., OUTPUTS], read at the last response token."""

@@ -64,7 +64,8 @@ class ReferenceWorker:
     """The reference policy on one rank."""
 
     def __init__(self, module: nn.Module, context: WorkerContext) -> None:
-        self.module, self.context = module.eval(), context
+        self.module, self.context = module, context
+        module.eval()  # DeepSpeed's returns nothing
 
     def logprobs(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
         """This rank's rows and their [.., T] log-probabilities."""

@@ -152,7 +152,8 @@ class ScorerWorker(PairScorer):
     """A frozen reward or cost model."""
 
     def __init__(self, module: nn.Module, context: WorkerContext) -> None:
-        self.module, self.context = module.eval(), context
+        self.module, self.context = module, context
+        module.eval()  # DeepSpeed's returns nothing
 
     def score(self, rollouts: Rollouts) -> tuple[list[int], Tensor]:
         """This rank's rows and their scores, read at the last response token."""
