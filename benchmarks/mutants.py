@@ -105,8 +105,7 @@ def load() -> list[Mutant]:
     """Every fault of the list. Raises: SystemExit naming one whose text is not there once."""
     mutants: list[Mutant] = []
     for file, entry in yaml.safe_load(FAULTS.read_text()).items():
-        names = [name if "::" in name else f"{name}.py" for name in entry["tests"]]
-        tests = tuple(f"tests/unit/test_{name}" for name in names)
+        tests = tuple(_test_path(name) for name in entry["tests"])
         text = (ROOT / file).read_text()
         for name, (old, new) in entry["faults"].items():
             if name in {each.name for each in mutants}:
@@ -115,6 +114,12 @@ def load() -> list[Mutant]:
                 sys.exit(f"{name}: {old!r} is {count} times in {file}, once is needed")
             mutants.append(Mutant(name, file, old, new, tests))
     return mutants
+
+
+def _test_path(name: str) -> str:
+    """encoder, families/features, or updates.py::test_one."""
+    folder, slash, file = name.rpartition("/")
+    return f"tests/unit/{folder}{slash}test_{file if '::' in file else file + '.py'}"
 
 
 def copy_part(source: Path, target: Path) -> None:
