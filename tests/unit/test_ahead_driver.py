@@ -119,6 +119,14 @@ def test_the_ratio_is_against_the_policy_that_drew(tmp_path: Path) -> None:
         assert batch.old_logprobs is not None
         assert torch.equal(batch.old_logprobs, batch.rollouts.engine_logprobs)
         assert torch.equal(scores.policy_logprobs, batch.rollouts.engine_logprobs)
+        assert torch.equal(scores.costs, torch.ones(8))
+        keys = batch.rollouts.prompt_index, batch.rollouts.sample_index
+        torch.testing.assert_close(scores.rewards, 0.1 * keys[0] - 0.2 * keys[1])
+        torch.testing.assert_close(
+            scores.cost_values - scores.reward_values, torch.full((8, 4), 0.3)
+        )
+        kl = scores.policy_logprobs - scores.reference_logprobs
+        torch.testing.assert_close(kl, torch.full((8, 4), -0.2))
     # the gap is the measured one of engine and trainer, under the same weights
     assert [row["gap/max"] for row in seen.rows] == pytest.approx([5e-5] * ITERATIONS, rel=1e-2)
 

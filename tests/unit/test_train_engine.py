@@ -231,6 +231,23 @@ def test_a_rank_without_rows_adds_nothing(
     assert all(bool((g == 0).all()) for g in gradients)
 
 
+def test_ranks_return_their_own_rows_of_one_step(
+    tiny: str, encoder: PromptEncoder, batch: Batches
+) -> None:
+    """Over nine ranks for eight rows, so that one has none."""
+    worker = policy(tiny, encoder)
+    worker.engine.step = lambda: {}  # type: ignore[method-assign]
+    given = replace(batch.policy, old_logprobs=None)
+    old = merge_rows([worker.logprobs(given.rollouts)])
+    parts = []
+    for rank in range(9):
+        worker.context = replace(worker.context, rank=Rank(rank, 9))
+        parts.append(worker.update_once(given, PPO)[1])
+    assert sorted(len(rows) for rows, _ in parts)[0] == 0
+    assert sorted(row for rows, _ in parts for row in rows) == list(range(8))
+    torch.testing.assert_close(merge_rows(parts), old.masked_fill(~given.rollouts.mask, 0.0))
+
+
 @pytest.mark.parametrize("field", ["old_logprobs", "advantages"])
 def test_padding_of_a_policy_batch_moves_no_policy_parameter(
     field: str, tiny: str, encoder: PromptEncoder, batch: Batches

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from rlsys.batch import PolicyBatch, Rollouts, ValueBatch
 from rlsys.config.updates import PpoConfig
 from rlsys.data.rows import PreferencePair, Rows
-from rlsys.roles import critic, policy
+from rlsys.roles import clipped, critic
 from rlsys.roles.critic import CriticWorker
 from rlsys.roles.policy import PolicyWorker
 from rlsys.roles.scorer import ScorerLoss, ScorerTrainer
@@ -62,7 +62,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, Tensor], Any]:
         return SimpleNamespace(inputs=rows, logit_positions=None, labels=None)
 
     monkeypatch.setattr(critic, "collate_rollouts", inputs)
-    monkeypatch.setattr(policy, "collate_rollouts", inputs)
+    monkeypatch.setattr(clipped, "collate_rollouts", inputs)
 
     def make(kind: type, outputs: Tensor) -> Any:
         worker = kind.__new__(kind)
