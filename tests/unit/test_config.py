@@ -1,6 +1,7 @@
 """Recipes: what loads, what does not, and what it says."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_there_are_recipes() -> None:
     assert DEMO in RECIPES
 
 
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with what examples/smollm2/prepare.py makes, as far as a check reads it."""
+    model = tmp_path / "runs/smollm2-data/model"
+    model.mkdir(parents=True)
+    config = {"model_type": "llama", "num_hidden_layers": 1, "vocab_size": 64, "hidden_size": 64}
+    (model / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_recipe_loads(path: Path) -> None:
     config = load_config(path)
@@ -81,6 +93,7 @@ def values(node: Any) -> Iterator[Any]:
             yield from values(value)
 
 
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_omegaconf_object_leaves_the_loader(path: Path) -> None:
     overrides = ["engine.extra={attention_config: {b: [1, {c: 2}]}}"]
@@ -91,6 +104,7 @@ def test_no_omegaconf_object_leaves_the_loader(path: Path) -> None:
     assert not [value for value in found if isinstance(value, Container)]
 
 
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_dumped_recipe_loads_to_an_equal_one(path: Path, tmp_path: Path) -> None:
     config = load_config(path, ["seed=41", "engine.extra={attention_config: {b: null}}"])
