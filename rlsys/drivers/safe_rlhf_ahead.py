@@ -4,13 +4,13 @@ batch k trains (asynchronous RLHF, arXiv 2410.18252).
 As ``safe_rlhf``, save that a batch is one version older than the policy it trains. The ratio of the
 clipped loss, the KL penalty and the critics' advantages are therefore against the policy that drew
 it, whose log-probabilities are the engine's own; that engine and trainer agree is proven on the
-first chunk of the next batch, before the policy is trained on.
+chunk of the next batch's first prompts, before the policy is trained on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -66,7 +66,7 @@ def safe_rlhf_ahead(
         check_staleness(rollouts, state.iteration)
         metrics = describe(rollouts, scores, run.constraint)
         with timed(state.timings, "prove"):
-            first = next(ahead)
+            first = ahead[0].result(run.timeouts.call)
             own = roles.policy.logprobs(first).result(run.timeouts.call)
             metrics |= engine_gap(first, own, run.gap)
         measured, bound = run.constraint.measure(scores.costs).tolist(), run.constraint.bound
@@ -74,7 +74,7 @@ def safe_rlhf_ahead(
         batches = estimate(rollouts, scores, state, run)
         metrics |= batches.metrics | update(roles, batches, state, run)
         with timed(state.timings, "sample"):  # what the update did not hide
-            chunks = [first, *ahead]
+            chunks = [first, *as_completed(ahead[1:], run.timeouts.call)]
         version = state.iteration + 1
         with timed(state.timings, "sync"):
             synced = sync_weights(roles.policy, roles.rollout, version, run.timeouts.sync)
@@ -105,14 +105,13 @@ def first_batch(
     return list(as_completed(pending, run.timeouts.call))
 
 
-def draw_ahead(roles: Roles, state: AheadState, run: SafeRlhfRun) -> Iterator[Rollouts]:
-    """The chunks of the next iteration's batch as they arrive; the engines start now. In the last
-    iteration one prompt's, for the proof alone.
+def draw_ahead(roles: Roles, state: AheadState, run: SafeRlhfRun) -> list[Pending[Rollouts]]:
+    """The chunks of the next iteration's batch, in the order of its prompts; the engines start now.
+    In the last iteration one prompt's, for the proof alone.
     """
     last = state.iteration + 1 == run.iterations
     state.prompts = state.cursor.next(1 if last else run.ppo.num_prompts)
-    pending = roles.rollout.generate(requests_of(state, run, state.iteration + 1))
-    return as_completed(pending, run.timeouts.call)
+    return roles.rollout.generate(requests_of(state, run, state.iteration + 1))
 
 
 def score(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -22,9 +25,9 @@ from rlsys.drivers.safe_rlhf_ahead import AheadState, check_staleness, safe_rlhf
 from rlsys.drivers.safe_rlhf_state import Roles, SafeRlhfRun
 from rlsys.engines.weights import WeightUpdate
 from rlsys.errors import DataError, LogprobGapError
-from rlsys.runtime.pending import Metrics
+from rlsys.runtime.pending import Metrics, Pending
 from rlsys.stages.cached_rollout import CachedRollout
-from tests.fakes import FakeRollout, Log, make_roles, make_rollouts
+from tests.fakes import FakePolicy, FakeRollout, Log, later, make_roles, make_rollouts
 
 ITERATIONS = 4
 
@@ -129,6 +132,31 @@ def test_the_ratio_is_against_the_policy_that_drew(tmp_path: Path) -> None:
         torch.testing.assert_close(kl, torch.full((8, 4), -0.2))
     # the gap is the measured one of engine and trainer, under the same weights
     assert [row["gap/max"] for row in seen.rows] == pytest.approx([5e-5] * ITERATIONS, rel=1e-2)
+
+
+def test_the_order_in_which_chunks_arrive_changes_no_number(tmp_path: Path) -> None:
+    """The proof is on the first prompts' chunk, not on the first chunk to arrive."""
+
+    def gap_of(rollouts: Rollouts) -> Pending[torch.Tensor]:
+        return Pending.of(rollouts.engine_logprobs + 1e-6 * (1 + rollouts.prompt_index[:, None]))
+
+    def metrics(pend: Callable[[int, Rollouts], Pending[Rollouts]], folder: Path) -> list[Metrics]:
+        roles, _ = make_roles()
+        engines = FakeRollout(Log(), chunk=2, pend=pend)
+        policy = FakePolicy(Log())
+        policy.logprobs = gap_of  # type: ignore[method-assign]
+        seen = go(replace(roles, rollout=engines, policy=policy), make_run(), folder)
+        return [{k: v for k, v in row.items() if k.startswith("gap/")} for row in seen.rows]
+
+    def first_is_late(number: int, chunk: Rollouts) -> Pending[Rollouts]:
+        if number:
+            return Pending.of(chunk)
+        future: Future[Rollouts] = Future()
+        Timer(0.05, future.set_result, [chunk]).start()
+        return later(future)
+
+    in_order = metrics(lambda number, chunk: Pending.of(chunk), tmp_path / "in-order")
+    assert metrics(first_is_late, tmp_path / "late") == in_order
 
 
 def test_a_gap_over_the_limit_stops_the_run_before_any_update(tmp_path: Path) -> None:
