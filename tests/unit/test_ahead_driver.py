@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -148,8 +149,10 @@ def test_the_order_in_which_chunks_arrive_changes_no_number(tmp_path: Path) -> N
         seen = go(replace(roles, rollout=engines, policy=policy), make_run(), folder)
         return [{k: v for k, v in row.items() if k.startswith("gap/")} for row in seen.rows]
 
+    late = cycle([True, False, False, False])  # four chunks a batch
+
     def first_is_late(number: int, chunk: Rollouts) -> Pending[Rollouts]:
-        if number:
+        if not next(late):
             return Pending.of(chunk)
         future: Future[Rollouts] = Future()
         Timer(0.05, future.set_result, [chunk]).start()
