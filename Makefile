@@ -13,7 +13,7 @@ demo: .venv/.ready
 
 # Small tensors and waits for processes to start: two tests at a time, with one thread per process,
 # take little more than half the time of one after the other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations=12
 
 test: lint .venv/.ready
 	$(PYTEST) tests/unit

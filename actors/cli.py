@@ -43,6 +43,9 @@ def run(
     resume: Annotated[
         bool, typer.Option(help="Continue the last run of this name; an error if there is none.")
     ] = False,
+    trace: Annotated[
+        bool, typer.Option(help="Write what every role did when, as a Chrome trace for Perfetto.")
+    ] = False,
 ) -> None:
     """Run a recipe here, or on the cluster this process was submitted to. A stopped run of the
     same recipe is resumed.
@@ -62,14 +65,14 @@ def run(
             "in process: one rank per group, weights through shared memory; the keys ranks, cpus,"
             " gpus and engine.transport do not apply"
         )
-        run_local(loaded, resume=resume)
+        run_local(loaded, resume=resume, trace=trace)
     else:
         from actors.cluster import check_private, open_cluster
         from rlsys.display import Display
         from rlsys.stages.recipe import run_recipe
 
         check_private(loaded)
-        run_recipe(loaded, Display(), open_cluster, resume=resume)
+        run_recipe(loaded, Display(), open_cluster, resume=resume, trace=trace)
 
 
 Disentangle = Annotated[

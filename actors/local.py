@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rlsys.config.schema import RunConfig
 
 
-def run_local(config: RunConfig, *, resume: bool = False) -> None:
+def run_local(config: RunConfig, *, resume: bool = False, trace: bool = False) -> None:
     """Run a recipe in this process, offline unless its data or a model is on the hub. The
     environment of engines is set already.
     """
@@ -25,7 +25,7 @@ def run_local(config: RunConfig, *, resume: bool = False) -> None:
     source = config.data.source
     if (source in WORLDS or Path(source).is_dir()) and not hub_models(config):
         os.environ.update(OFFLINE)
-    run_recipe(config, Display(), open_local, resume=resume)
+    run_recipe(config, Display(), open_local, resume=resume, trace=trace)
 
 
 def engine_environment() -> None:

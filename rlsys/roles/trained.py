@@ -18,6 +18,7 @@ from rlsys.roles.factory import WorkerContext
 from rlsys.roles.forward import planned
 from rlsys.runtime.group import RoleHandle, S
 from rlsys.runtime.pending import Metrics, Pending
+from rlsys.runtime.trace import span
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class TrainedWorker:
     ) -> None:
         """One optimiser step over this rank's micro-batches."""
         self.accumulate(plan, dummy_row, micro_loss, stats)
-        stats.common |= self.engine.step()
+        with span("step"):
+            stats.common |= self.engine.step()
         self.engine.module.eval()
 
     def accumulate(
@@ -90,8 +92,10 @@ class TrainedWorker:
         """
         self.engine.module.train()
         for rows in plan:
-            loss, shares = micro_loss(rows or [dummy_row], bool(rows))
-            self.engine.backward(loss)
+            with span("forward"):
+                loss, shares = micro_loss(rows or [dummy_row], bool(rows))
+            with span("backward"):
+                self.engine.backward(loss)
             stats.add(shares)
 
     def plan(self, rows: Sequence[int], tokens: Sequence[Tokens]) -> list[list[int]]:

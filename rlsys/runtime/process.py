@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import TCPStore
 from rlsys.engines.transports.base import Transport
 from rlsys.leftovers import shared_folder
 from rlsys.roles.factory import WorkerFactory
+from rlsys.runtime import trace
 from rlsys.runtime.group import ProcessInfo, WorkerSpec
 from rlsys.runtime.process_group import Rank, join_group, open_store
 
@@ -26,7 +27,7 @@ class RankProcess:
     ) -> None:
         torch.manual_seed(seed)
         self.transports, self.token, self.ip = transports, token, ip
-        self.workers: dict[str, Any] = {}
+        self.workers: dict[str, Any] = {trace.ROLE: trace.Recorder()}
         self._factory: WorkerFactory | None = None
         self._store: TCPStore | None = None
 
@@ -64,10 +65,12 @@ class RankProcess:
     def create(self, role: str, spec: WorkerSpec) -> None:
         """Build a role's worker, replacing one of the same name."""
         self.workers.pop(role, None)
-        self.workers[role] = spec.build(self.factory)
+        with trace.span("create", role):
+            self.workers[role] = spec.build(self.factory)
 
     def drop(self, role: str) -> None:
         self.workers.pop(role, None)
 
     def call(self, role: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.workers[role], method)(*args, **kwargs)
+        with trace.span(method, role):
+            return getattr(self.workers[role], method)(*args, **kwargs)

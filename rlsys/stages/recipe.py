@@ -34,18 +34,25 @@ from rlsys.stages.failure import FailurePage, with_restarts
 from rlsys.stages.kind import StageKind
 from rlsys.stages.registry import STAGES
 from rlsys.stages.run_dir import RunDir, open_run_dir
+from rlsys.stages.trace import TraceFile
 
 OpenRuntime = Callable[[RunConfig, Path], AbstractContextManager[Runtime]]
 
 
 def run_recipe(
-    config: RunConfig, display: Display, open_runtime: OpenRuntime, *, resume: bool = False
+    config: RunConfig,
+    display: Display,
+    open_runtime: OpenRuntime,
+    *,
+    resume: bool = False,
+    trace: bool = False,
 ) -> Path:
     """Run a recipe, from data to report. When a process dies that cannot be replaced, all are
     started again and the stage goes on from its last checkpoint. Returns: the run directory.
 
     Args: open_runtime: starts the processes of the groups; resume: continue the last run of this
-    name. Raises: ConfigError when there is no such run or it has another recipe.
+    name; trace: write what ran when to ``trace.json``. Raises: ConfigError when there is no run to
+    resume or it has another recipe.
     """
     runs = Path(config.runs_dir).resolve()
     with open_run_dir(config, runs, resume=resume) as run:
@@ -69,11 +76,13 @@ def run_recipe(
             name=config.name,
         )
 
+        traced = TraceFile(run.path) if trace else None
+
         def attempt() -> None:
             with open_runtime(config, run.path) as runtime:
                 run.describe(runtime)
                 context = Context(config, runtime, data, run.path, display, metrics)
-                _run_stages(context, store, run)
+                _run_stages(context, store, run, traced)
 
         with closing(metrics), FailurePage(run.path, config.groups, display.message):
             with_restarts(attempt, config.failure.max_restarts, display.message)
@@ -81,15 +90,21 @@ def run_recipe(
         run.finish()
     for line in budget_lines(load_run(run.path)):
         display.message(escape(line.text))
+    if traced:
+        display.message(f"trace: {escape(str(traced.path))} (opens in Perfetto)")
     display.message(f"report: {escape(str(report))}")
     return run.path
 
 
-def _run_stages(context: Context, store: ArtifactStore, run: RunDir) -> None:
+def _run_stages(
+    context: Context, store: ArtifactStore, run: RunDir, traced: TraceFile | None
+) -> None:
     entries: list[dict[str, Any]] = []
     for name, stage in context.config.stages.items():
         entries.append(_run_stage(context, store, name, stage, STAGES[stage.kind]))
         run.write("stages.json", entries)
+        if traced:
+            traced.collect(context.config, context.runtime)
 
 
 def _run_stage(

@@ -18,6 +18,7 @@ from tests.integration.helpers import RLSYS, artifact, rows_of, wait_until
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "examples/photos/recipe.yaml")
+TRAINED = {"policy", "reference", "reward", "cost", "reward_critic", "cost_critic", "guard"}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,14 @@ def command(workdir: Path, *overrides: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def photos(workdir: Path) -> Path:
-    """A finished run of the example's recipe, as it is."""
+    """A finished run of the example's recipe, as it is, with its trace."""
     done = subprocess.run(
-        command(workdir), capture_output=True, text=True, timeout=250, cwd=workdir, check=False
+        command(workdir, "--trace"),
+        capture_output=True,
+        text=True,
+        timeout=250,
+        cwd=workdir,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return workdir / "runs/photos"
@@ -62,6 +68,30 @@ def test_two_whole_iterations_on_real_photographs(photos: Path) -> None:
     left = [path.name for path in (photos.parent / "artifacts").glob("*/progress")]
     assert left == [], "the checkpoints of a finished stage are gone"
     assert list((photos / "wandb").glob("offline-run-*/*.wandb")), "the tracker must have recorded"
+
+
+def test_the_trace_shows_every_role_at_work(photos: Path) -> None:
+    events = json.loads((photos / "trace.json").read_text())["traceEvents"]
+    spans = [each for each in events if each["ph"] == "X"]
+    assert {each["cat"] for each in spans} >= {*TRAINED, "rollout", "driver"}
+    assert {("policy", "update"), ("policy", "backward"), ("reward", "score"),
+            ("rollout", "draw"), ("driver", "sync")} <= {
+                (each["cat"], each["name"]) for each in spans}  # fmt: skip
+    # on one clock: both iterations' updates lie within the driver's phase of that name
+    phases, updates = (
+        [each for each in spans if (each["cat"], each["name"]) == (track, "update")]
+        for track in ("driver", "policy")
+    )
+    slack = 50_000  # microseconds, between the clocks of two processes
+    assert len(updates) >= len(phases) == 2
+    assert all(
+        any(
+            phase["ts"] - slack <= each["ts"]
+            and each["ts"] + each["dur"] <= phase["ts"] + phase["dur"] + slack
+            for phase in phases
+        )
+        for each in updates
+    )
 
 
 @pytest.mark.timeout(500)
@@ -102,9 +132,6 @@ def test_generate_wants_one_kind_of_prompt(given: list[str]) -> None:
     done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "ConfigError give either --prompts FILE, or --image" in done.stderr
-
-
-TRAINED = {"policy", "reference", "reward", "cost", "reward_critic", "cost_critic", "guard"}
 
 
 @pytest.mark.timeout(500)

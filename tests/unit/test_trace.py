@@ -1,0 +1,91 @@
+"""Spans of a process, and the trace of several."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from rlsys.drivers.timing import timed
+from rlsys.runtime.process import RankProcess
+from rlsys.runtime.trace import DRIVER, ROLE, Recorder, Span, Spans, chrome_trace, span
+
+
+class Sleeper:
+    def work(self) -> int:
+        with span("forward"):
+            return 7
+
+
+def take() -> tuple[Span, ...]:
+    return Recorder().take().spans
+
+
+def test_a_call_is_a_span_of_its_role_and_holds_those_inside_it() -> None:
+    take()
+    process = RankProcess(0, {}, "token")
+    process.workers["reward"] = Sleeper()
+    with timed({}, "score"):
+        assert process.call("reward", "work") == 7
+    forward, work, score = take()
+    assert [each.name for each in (forward, work, score)] == ["forward", "work", "score"]
+    assert [each.track for each in (forward, work, score)] == ["reward", "reward", DRIVER]
+    # the starts are on the wall clock, the durations are not
+    assert score.duration >= work.duration >= forward.duration
+    assert score.start <= work.start <= forward.start
+    assert take() == (), "what was handed out is gone"
+
+
+def test_a_failed_call_is_in_the_trace_too() -> None:
+    take()
+    process = RankProcess(0, {}, "token")
+    process.workers["reward"] = object()
+    with pytest.raises(AttributeError):
+        process.call("reward", "missing")
+    assert [each.name for each in take()] == ["missing"]
+    assert process.call(ROLE, "take").spans == ()
+
+
+def test_spans_of_two_threads_do_not_share_a_track() -> None:
+    take()
+
+    def work() -> None:
+        with span("generate", "rollout"):
+            both.wait(5)
+
+    both = threading.Barrier(2)
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    events = events_of([Spans("here", 1, take())])
+    assert [event["cat"] for event in events] == ["rollout", "rollout"]
+    assert len({event["tid"] for event in events}) == 2
+
+
+def events_of(processes: list[Spans]) -> list[dict[str, Any]]:
+    return [each for each in chrome_trace(processes)["traceEvents"] if each["ph"] == "X"]
+
+
+def test_the_trace_has_a_track_per_role_in_microseconds() -> None:
+    policy = Spans("a", 7, (Span("policy", "update", 5_000_000, 2_000, 1),))
+    again = Spans("a", 7, (Span("reward", "score", 6_000_000, 1_000, 1),))
+    driver = Spans("b", 7, (Span(DRIVER, "update", 4_000_000, 9_000, 1),))
+    update, score, phase = events_of([policy, again, driver])
+    assert (update["ts"], update["dur"]) == (5_000.0, 2.0)
+    assert update["pid"] == score["pid"] != phase["pid"]
+    assert len({update["tid"], score["tid"], phase["tid"]}) == 3
+    names = {
+        (each["name"], each["args"]["name"])
+        for each in chrome_trace([policy, again, driver])["traceEvents"]
+        if each["ph"] == "M"
+    }
+    assert names == {
+        ("process_name", "policy, reward (a, 7)"),
+        ("process_name", "driver (b, 7)"),
+        ("thread_name", "policy"),
+        ("thread_name", "reward"),
+        ("thread_name", "driver"),
+    }
