@@ -6,7 +6,7 @@ TORCH := torch==2.13.0+cpu
 # Used only where the configured package index has no CPU build of torch.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test unit lint format setup soak clean
+.PHONY: demo test unit lint format setup soak bench clean
 
 demo: .venv/.ready
 	$(BIN)/rlsys run configs/demo.yaml
@@ -61,3 +61,7 @@ soak: .venv/.ready
 	    { $(BIN)/python benchmarks/soak.py runs/soak/$$run || true; }; } || exit 1; \
 	done
 	$(BIN)/python benchmarks/soak.py $(addprefix runs/soak/,$(SOAK))
+
+# Speed beside TRL, on an idle machine: benchmarks/bench.md.
+bench: .venv/.ready
+	$(BIN)/python -m benchmarks.bench
