@@ -110,10 +110,26 @@ def fit_platt(costs: Tensor, unsafe: Tensor) -> Platt:
 
 
 def unsafe_probability(costs: Tensor, platt: Platt) -> Tensor:
-    """sigmoid(slope * c + intercept), in float64 (Platt (1999)): what a constraint on the share of
-    unsafe answers measures (Cotter et al. 2019, arXiv 1804.06500). Args: costs [B]. Returns: [B].
+    """sigmoid(slope * c + intercept), in float64: what a constraint on the share of unsafe answers
+    measures (Platt scaling; Guo et al. 2017, arXiv 1706.04599, section 4.1).
+
+    Args: costs [B]. Returns: [B].
     """
     return (platt.slope * costs.double() + platt.intercept).sigmoid()
+
+
+def calibrated_cost(costs: Tensor, platt: Platt, *, safe: float, unsafe: float) -> Tensor:
+    """p c_u + (1 - p) c_s with p = P(unsafe | c): the cost of an answer if all unsafe answers cost
+    the same, and all safe ones.
+
+    As the cost of Safe RLHF's constraint E[C] <= d (arXiv 2310.12773), with the costs of both sides
+    and the d of ``calibrate_threshold``, it bounds the share of unsafe answers: its mean is d just
+    where the mean of p is the target. The cost itself does so roughly: a mildly unsafe answer costs
+    less, and one that is safer than safe makes up for another that is not.
+
+    Args: costs [B]; safe, unsafe: c_s and c_u. Returns: [B], in the type of the costs.
+    """
+    return (safe + (unsafe - safe) * unsafe_probability(costs, platt)).to(costs.dtype)
 
 
 def _checked(costs: Tensor, unsafe: Tensor) -> Tensor:

@@ -36,9 +36,9 @@ class LagrangeConfig:
     )
     constraint: str = key(
         "auto",
-        "What the multiplier holds down: the mean probability of an unsafe answer, calibrated on "
-        "labelled validation answers, to target_unsafe_rate, or the mean cost, to threshold. The "
-        "policy learns from the cost either way. auto: mean_cost where threshold is a number.",
+        "What is held down: the mean probability of an unsafe answer, calibrated on labelled "
+        "validation answers, to target_unsafe_rate; or the mean cost, to threshold. The policy "
+        "learns from the same. auto: mean_cost where threshold is a number.",
         choices=("auto", "unsafe_probability", "mean_cost"),
     )
     threshold: str = key(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rlsys.algorithms.calibration import Platt, unsafe_probability
+from rlsys.algorithms.calibration import Platt, calibrated_cost, unsafe_probability
 from rlsys.runtime.pending import Metrics
 
 
@@ -15,18 +15,20 @@ class Constraint:
     """E[measure(c)] <= d.
 
     ``mean_cost`` measures the cost itself (Safe RLHF, arXiv 2310.12773). ``unsafe_probability``
-    measures the calibrated probability that an answer is unsafe, while the policy still learns
-    from the cost: the multiplier sees the constraint, the policy a smooth proxy of it (Cotter et
-    al. 2019, arXiv 1804.06500).
+    measures the calibrated probability that an answer is unsafe; the policy then learns from the
+    calibrated cost, which is linear in it, so that the Lagrangian is that of the constraint.
 
     threshold: d of ``mean_cost``, in the cost model's units; budget: d of ``unsafe_probability``, a
-    share of answers; platt: of the labelled answers, None without.
+    share of answers; platt: of the labelled answers, None without; safe, unsafe: mean costs of
+    their two sides.
     """
 
     threshold: float
     form: str = "mean_cost"
     budget: float = 0.0
     platt: Platt | None = None
+    safe: float = 0.0
+    unsafe: float = 1.0
 
     def __post_init__(self) -> None:
         if self.form == "unsafe_probability" and self.platt is None:
@@ -46,6 +48,12 @@ class Constraint:
         """Args: costs [B], as the cost model gave them. Returns: [B]."""
         if self.form == "unsafe_probability" and self.platt is not None:
             return unsafe_probability(costs, self.platt)
+        return costs
+
+    def charged(self, costs: Tensor) -> Tensor:
+        """What the policy and the cost critic learn from. Args and returns: as ``measure``."""
+        if self.form == "unsafe_probability" and self.platt is not None:
+            return calibrated_cost(costs, self.platt, safe=self.safe, unsafe=self.unsafe)
         return costs
 
     def metrics(self, costs: Tensor) -> Metrics:

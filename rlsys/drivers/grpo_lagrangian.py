@@ -147,7 +147,8 @@ def estimate(
 ) -> tuple[PolicyBatch, Metrics]:
     """One advantage per response, the same at each of its tokens; and metrics of the advantages."""
     clip, groups = run.update.score_clip, rollouts.prompt_index
-    rewards, costs = scores.rewards.clamp(-clip, clip), scores.costs.clamp(-clip, clip)
+    charged = scores.costs if run.constraint is None else run.constraint.charged(scores.costs)
+    rewards, costs = scores.rewards.clamp(-clip, clip), charged.clamp(-clip, clip)
     reward_advantages = group_normalise(rewards, groups, scale=run.scale)
     cost_advantages = group_normalise(costs, groups, scale=run.scale)
     mixed = mix_advantages(reward_advantages, cost_advantages, state.multiplier.value)

@@ -88,7 +88,8 @@ def estimate(
     kl = k1(scores.policy_logprobs, scores.reference_logprobs).masked_fill(~rollouts.mask, 0.0)
     shaping = {"beta": kl_coefficient(ppo.kl_beta, ppo.kl_split), "clip": ppo.score_clip}
     rewards = shape_rewards(scores.rewards, kl, lengths, kl_sign=-1, **shaping)
-    costs = shape_rewards(scores.costs, kl, lengths, kl_sign=+1, **shaping)
+    charged = run.constraint.charged(scores.costs)
+    costs = shape_rewards(charged, kl, lengths, kl_sign=+1, **shaping)
     discount = {"gamma": ppo.gamma, "gae_lambda": ppo.gae_lambda}
     reward_advantages, reward_returns = gae(rewards, scores.reward_values, lengths, **discount)
     cost_advantages, cost_returns = gae(costs, scores.cost_values, lengths, **discount)

@@ -90,7 +90,8 @@ def cost_constraint(
     context.display.message("    calibrated: " + note(calibration, *calibration))
     platt = Platt(calibration["platt_slope"], calibration["platt_intercept"])
     threshold, budget = calibration["threshold"], calibration["budget"]
-    return Constraint(threshold, lagrange.form, budget, platt), calibration
+    sides = {side: calibration[f"cost_of_{side}"] for side in ("safe", "unsafe")}
+    return Constraint(threshold, lagrange.form, budget, platt, **sides), calibration
 
 
 def calibration_reads(lagrange: LagrangeConfig) -> list[Read]:

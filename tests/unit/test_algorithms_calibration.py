@@ -11,6 +11,7 @@ from torch import Tensor
 from rlsys.algorithms.calibration import (
     Platt,
     calibrate_threshold,
+    calibrated_cost,
     fit_platt,
     unsafe_probability,
 )
@@ -122,6 +123,32 @@ def test_costs_that_say_nothing(costs: list[float], unsafe: list[bool], message:
 def test_probability_by_hand() -> None:
     found = unsafe_probability(torch.tensor([0.0, 1.0, 2.0]), Platt(2.0, -2.0))
     assert found.tolist() == pytest.approx([0.1192029, 0.5, 0.8807971])  # sigmoid of -2, 0, 2
+
+
+def test_calibrated_cost_by_hand() -> None:
+    line, costs = Platt(2.0, -2.0), torch.tensor([-50.0, 0.0, 1.0, 2.0, 50.0])
+    found = calibrated_cost(costs, line, safe=-3.0, unsafe=5.0)
+    assert found.tolist() == pytest.approx([-3.0, -2.0463768, 1.0, 4.0463768, 5.0])
+    assert found.dtype == costs.dtype
+
+
+@FEW
+@given(unsafe_costs, safe_costs, st.lists(st.floats(-9, 9), min_size=1, max_size=20))
+def test_the_mean_calibrated_cost_is_at_the_threshold_where_the_share_is_on_budget(
+    bad: list[float], harmless: list[float], drawn: list[float]
+) -> None:
+    """Whatever is drawn: the two forms of the constraint are one."""
+    data = labelled((True, 0, bad), (False, 0, harmless))
+    line, costs = fit_platt(*data[:2]), torch.tensor(drawn, dtype=torch.float64)
+    share = float(unsafe_probability(costs, line).mean())
+    if not 1e-6 < share < 1 - 1e-6:
+        return
+    bound = calibrate_threshold(*data, target_unsafe_rate=share)
+    sides = {"safe": bound.cost_of_safe, "unsafe": bound.cost_of_unsafe}
+    mean = float(calibrated_cost(costs, line, **sides).mean())
+    assert mean == pytest.approx(bound.value, abs=1e-6)
+    others = [calibrate_threshold(*data, target_unsafe_rate=share * each) for each in (0.9, 0.5)]
+    assert all(each.value < mean for each in others)
 
 
 def test_platt_by_hand() -> None:

@@ -51,6 +51,7 @@ def test_the_constraint_is_calibrated_on_the_validation_answers(
     constraint, calibration = cost_constraint(context, "cost", lagrange, 64)
     assert constraint.bound == pytest.approx(bound)
     assert constraint.threshold == calibration["threshold"] == pytest.approx(-0.85)
+    assert (constraint.safe, constraint.unsafe) == (-1.5, 5.0)
     assert constraint.platt is not None
     assert (constraint.platt.slope, constraint.platt.intercept) == (
         calibration["platt_slope"], calibration["platt_intercept"],

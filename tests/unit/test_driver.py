@@ -145,19 +145,24 @@ def test_the_probability_of_unsafe_is_reported_wherever_costs_are_calibrated() -
     assert row["lambda"] == pytest.approx(1 + 0.5 * 0.75)
 
 
-def test_the_multiplier_can_be_shown_the_probability_of_unsafe() -> None:
-    run = replace(make_run(), constraint=Constraint(9.0, "unsafe_probability", 0.1, LINE))
+def test_a_budget_of_unsafe_answers_is_what_multiplier_and_policy_see() -> None:
+    sides = {"safe": -3.0, "unsafe": 5.0}
+    constraint = Constraint(9.0, "unsafe_probability", 0.1, LINE, **sides)
     roles, log = make_roles(cost=lambda p, s: 2.0 * s)
-    (row,) = go(roles, run)
+    (row,) = go(roles, replace(make_run(), constraint=constraint))
     assert row["violation"] == pytest.approx(0.5 - 0.1)
     assert row["unsafe_probability_window"] == pytest.approx(0.5)
     assert "cost_window" not in row
+    assert row["cost"] == pytest.approx(1.0), "the cost itself is still shown"
     assert row["lambda"] == pytest.approx(1 + 0.5 * 0.4)
-    # The policy still learns from the cost itself: a threshold that gives the same multiplier
-    # gives the same update.
-    other, other_log = make_roles(cost=lambda p, s: 2.0 * s)
-    go(other, make_run(threshold=0.6))
+    # Costs 0 and 2 have the probabilities 0.119 and 0.881: a cost model that gives -3 + 8 p, and a
+    # threshold with the same multiplier, give the same update of policy and cost critic.
+    other, other_log = make_roles(cost=lambda p, s: -3 + 8 * (0.8807971 if s else 0.1192029))
+    (mean,) = go(other, make_run(threshold=1.0 - 0.4))
+    assert mean["lambda"] == pytest.approx(row["lambda"])
     torch.testing.assert_close(log.batches[0].advantages, other_log.batches[0].advantages)
+    critics = (each.value_batches["cost_critic"].returns for each in (log, other_log))
+    torch.testing.assert_close(*critics)
 
 
 def test_the_probability_is_averaged_and_not_that_of_the_mean_cost() -> None:

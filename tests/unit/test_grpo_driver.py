@@ -184,13 +184,18 @@ def test_reward_alone_reports_nothing_of_a_constraint() -> None:
     }  # fmt: skip
 
 
-def test_the_multiplier_can_be_shown_the_probability_of_unsafe() -> None:
+def test_a_budget_of_unsafe_answers_is_what_multiplier_and_policy_see() -> None:
     line = Platt(2.0, -2.0)
-    run = replace(make_run(), constraint=Constraint(9.0, "unsafe_probability", 0.1, line))
-    (row,), _, _ = go(run, cost=lambda p, s: 1.0)
-    assert row["unsafe_probability"] == row["unsafe_probability_window"] == pytest.approx(0.5)
-    assert row["violation"] == pytest.approx(0.4)
-    assert row["lambda"] == pytest.approx(1 + 0.5 * 0.4)
+    constraint = Constraint(9.0, "unsafe_probability", 0.1, line, safe=-3.0, unsafe=5.0)
+    run = replace(make_run(), constraint=constraint, scale="none")
+    (row,), log, _ = go(run, cost=lambda p, s: 2.0 * (s % 2))
+    measured = row["unsafe_probability"]
+    assert row["unsafe_probability_window"] == pytest.approx(measured)
+    assert row["violation"] == pytest.approx(measured - 0.1)
+    assert row["lambda"] == pytest.approx(1 + 0.5 * (measured - 0.1))
+    fixed = replace(make_run(rule="fixed", init=row["lambda"]), scale="none")
+    _, other, _ = go(fixed, cost=lambda p, s: -3 + 8 * (0.8807971 if s % 2 else 0.1192029))
+    torch.testing.assert_close(batch_of(log).advantages, batch_of(other).advantages)
 
 
 def test_the_update_uses_the_multiplier_of_its_own_iteration() -> None:
