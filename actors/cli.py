@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -91,10 +92,16 @@ PromptThreshold = Annotated[
 def generate(
     model: Annotated[Path, typer.Argument(help="Folder of a policy.")],
     prompts: Annotated[
-        Path | None, typer.Option(help="JSON lines of {image, question, id}.")
+        Path | None, typer.Option(help="JSON lines of {question, image, id}; image and id if any.")
     ] = None,
     image: Annotated[Path | None, typer.Option(help="One picture, with --question.")] = None,
-    question: Annotated[str, typer.Option(help="The question about it.")] = "",
+    question: Annotated[str, typer.Option(help="The question about it, or without one.")] = "",
+    system_prompt: Annotated[
+        str, typer.Option(help="data.system_prompt of the policy's recipe, if it had one.")
+    ] = "",
+    max_pixels: Annotated[
+        int, typer.Option(help="data.max_pixels of the policy's recipe: larger images are reduced.")
+    ] = 0,
     disentangle: Disentangle = None,
     judge_prompts: Annotated[
         str, typer.Option(help="Folder of that judge's prompts, or a built-in world's name.")
@@ -134,10 +141,9 @@ def generate(
     check_values("", settings)
     _check_options(
         {
-            "give either --prompts FILE, or --image FILE and --question TEXT": (
-                (prompts is None) == (image is None)
+            "give either --prompts FILE, or --question TEXT and maybe --image FILE": (
+                bool(prompts) == bool(question or image)
             ),
-            "--question goes with --image": bool(question and prompts),
             "--judge-prompts goes with --disentangle JUDGE": bool(judge_prompts)
             and not disentangle,
             "--hint goes with --guard GUARD": bool(hint) and not guard,
@@ -148,9 +154,10 @@ def generate(
     )
     prompt_set = load_prompts(prompts_folder(judge_prompts))
     advisor = generation.Advisor(str(disentangle), prompt_set, joint) if disentangle else None
-    one = [] if prompts else [generation.prompt("prompt", question, image or Path())]
+    one = [] if prompts else [generation.prompt("prompt", question, image)]
     questions = generation.read_prompts(prompts) if prompts else one
-    answers = generation.generate(str(model), questions, str(guard or ""), settings, advisor, dtype)
+    asked = [replace(each, system=system_prompt, max_pixels=max_pixels) for each in questions]
+    answers = generation.generate(str(model), asked, str(guard or ""), settings, advisor, dtype)
     _write(generation.as_json(answers), out)
 
 

@@ -54,7 +54,7 @@ class Answer:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """JSON lines of {image, question, id?}, images relative to the file.
+    """JSON lines of {question, image?, id?}, images relative to the file.
 
     Raises: DataError naming the line.
     """
@@ -62,10 +62,12 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise DataError(f"{path}: no such file")
     prompts = []
     for where, row in json_rows(path):
-        if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-            raise DataError(f"{where}: needs an object with image, a path, and question")
+        image = row.get("image") if isinstance(row, dict) else 0
+        if not isinstance(image, str | None):
+            raise DataError(f"{where}: needs an object with question, and image, a path, if any")
         name = str(row.get("id", where.rpartition(", ")[2].replace(" ", "-")))
-        prompts.append(prompt(name, row.get("question"), path.parent / row["image"]))
+        picture = None if image is None else path.parent / image
+        prompts.append(prompt(name, row.get("question"), picture))
     if not prompts:
         raise DataError(f"{path}: no prompt in it")
     name, count = Counter(each.id for each in prompts).most_common(1)[0]
@@ -74,13 +76,13 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def prompt(name: str, question: object, image: Path) -> Prompt:
+def prompt(name: str, question: object, image: Path | None) -> Prompt:
     """Raises: DataError for an image that is not there or a question that is no text."""
-    if not image.is_file():
+    if image is not None and not image.is_file():
         raise DataError(f"{image}: no such image")
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"prompt {name}: the question is missing, empty or no text")
-    return Prompt(id=name, question=question, image=str(image))
+    return Prompt(id=name, question=question, image=None if image is None else str(image))
 
 
 @dataclass(frozen=True)

@@ -126,12 +126,12 @@ def test_generate_answers_plainly_and_behind_a_guard(
             assert (answer["action"], answer["answer"]) == ("refuse", "no .")
 
 
-@pytest.mark.parametrize("given", [[], ["--prompts", "p.jsonl", "--image", "a.png"]])
+@pytest.mark.parametrize("given", [[], ["--prompts", "p.jsonl", "--question", "w"]])
 def test_generate_wants_one_kind_of_prompt(given: list[str]) -> None:
     asked = [RLSYS, "generate", "model", *given]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "ConfigError give either --prompts FILE, or --image" in done.stderr
+    assert "ConfigError give either --prompts FILE, or --question" in done.stderr
 
 
 @pytest.mark.timeout(500)

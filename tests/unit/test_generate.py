@@ -25,14 +25,18 @@ def test_images_lie_beside_the_file(folder: Path) -> None:
     assert found[0].open_image().size == (4, 4)
 
 
+def test_a_prompt_may_have_no_image(folder: Path) -> None:
+    (folder / "p.jsonl").write_text('{"question": "w"}\n{"question": "v", "image": null}')
+    assert [record.images for record in read_prompts(folder / "p.jsonl")] == [(), ()]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (b"", "no prompt"),
         (b"{", "line 1: not JSON"),
         (b"\n\xff", "line 2: not UTF-8"),
-        (b"[]", "line 1: needs an object with image, a path, and question"),
-        (b'{"question": "w"}', "line 1: needs an object"),
+        (b"[]", "line 1: needs an object with question, and image, a path, if any"),
         (b'{"image": 3, "question": "w"}', "line 1: needs an object"),
         (b'{"image": "a.png"}', "line-1: the question is missing"),
         (b'{"image": "b.png", "question": "w"}', "b.png: no such image"),
