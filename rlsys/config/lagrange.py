@@ -22,12 +22,12 @@ class LagrangeConfig:
     init: float = key(0.8, "Initial value; pid: of the integral too.", ge=0)
     lr: float = key(0.1, "log_sgd and projected only: learning rate; 0: constant.", ge=0)
     kp: float = key(5.0, "pid only: gain of the smoothed violation.", ge=0)
-    ki: float = key(0.5, "pid only: gain of the violations' sum, kept within 0..cap.", ge=0)
+    ki: float = key(2.0, "pid only: gain of the violations' sum, kept within 0..cap.", ge=0)
     kd: float = key(0.0, "pid only: gain of a rise of the smoothed mean.", ge=0)
     ema: float = key(0.3, "pid only: share of the past in both smoothed values.", ge=0, lt=1)
     kd_delay: int = key(10, "pid only: iterations over which a rise is measured.", ge=1)
     floor: float = key(0.001, "Least value, save of fixed; log_sgd needs one above 0.", ge=0)
-    cap: float = key(2.0, "Largest value, save of fixed.", ge=0)
+    cap: float = key(4.0, "Largest value, save of fixed.", ge=0)
     window: int = key(
         128,
         "The mean over as many of the latest iterations as hold this many episodes drives "
