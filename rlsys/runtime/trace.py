@@ -17,17 +17,19 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 ROLE = "trace"
 """Name of the worker that every process has."""
-DRIVER = "driver"
+DRIVER, PROCESS = "driver", "process"
 LATEST = 100_000
 """Spans that a process keeps."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """track: a role, or ``driver``; start: nanoseconds since the epoch; duration: nanoseconds;
-    thread: identifier, within its process.
+    """track: a role, ``driver``, or ``process`` for what concerns all roles of one; start:
+    nanoseconds since the epoch; duration: nanoseconds; thread: identifier, within its process.
     """
 
     track: str
@@ -61,6 +63,13 @@ def span(name: str, track: str | None = None) -> Iterator[None]:
         duration = time.perf_counter_ns() - began
         _spans.append(Span(_track.get(), name, start, duration, threading.get_ident()))
         _track.reset(token)
+
+
+def record_start(track: str) -> None:
+    """Of this process: from its first instruction to now, mostly imports."""
+    created = int(psutil.Process().create_time() * 1e9)
+    taken = time.time_ns() - created
+    _spans.append(Span(track, "start", created, taken, threading.get_ident()))
 
 
 class Recorder:

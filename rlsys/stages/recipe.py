@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from rlsys.report.budget import budget_lines
 from rlsys.report.build import build_report
 from rlsys.report.load import load_run
 from rlsys.runtime.group import Runtime
+from rlsys.runtime.trace import DRIVER, record_start, span
 from rlsys.stages.abandoned import needed_by_runs, stage_settings
 from rlsys.stages.checkpoints import check_ranks
 from rlsys.stages.context import Context
@@ -54,6 +55,7 @@ def run_recipe(
     name; trace: write what ran when to ``trace.json``. Raises: ConfigError when there is no run to
     resume or it has another recipe.
     """
+    record_start(DRIVER)
     runs = Path(config.runs_dir).resolve()
     with open_run_dir(config, runs, resume=resume) as run:
         display.message(
@@ -65,8 +67,9 @@ def run_recipe(
         source = config.data.source
         if source not in WORLDS and not Path(source).exists():
             display.message(f"  data: {escape(source)} is not here; from the hub, or its cache")
-        data = prepare(config, store, reads)
-        check_data(data)
+        with span("data"):
+            data = prepare(config, store, reads)
+            check_data(data)
         if data.summary:
             display.message(f"  data: {data.summary}")
         metrics = MetricsLog(
@@ -79,7 +82,9 @@ def run_recipe(
         traced = TraceFile(run.path) if trace else None
 
         def attempt() -> None:
-            with open_runtime(config, run.path) as runtime:
+            with ExitStack() as stack:
+                with span("processes"):
+                    runtime = stack.enter_context(open_runtime(config, run.path))
                 run.describe(runtime)
                 context = Context(config, runtime, data, run.path, display, metrics)
                 _run_stages(context, store, run, traced)

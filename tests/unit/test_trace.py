@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
+import psutil
 import pytest
 
 from rlsys.drivers.timing import timed
 from rlsys.runtime.process import RankProcess
-from rlsys.runtime.trace import DRIVER, ROLE, Recorder, Span, Spans, chrome_trace, span
+from rlsys.runtime.trace import DRIVER, PROCESS, ROLE, Recorder, Span, Spans, chrome_trace, span
 
 
 class Sleeper:
@@ -23,8 +25,8 @@ def take() -> tuple[Span, ...]:
 
 
 def test_a_call_is_a_span_of_its_role_and_holds_those_inside_it() -> None:
-    take()
     process = RankProcess(0, {}, "token")
+    take()
     process.workers["reward"] = Sleeper()
     with timed({}, "score"):
         assert process.call("reward", "work") == 7
@@ -37,9 +39,19 @@ def test_a_call_is_a_span_of_its_role_and_holds_those_inside_it() -> None:
     assert take() == (), "what was handed out is gone"
 
 
-def test_a_failed_call_is_in_the_trace_too() -> None:
+def test_a_process_records_its_own_start() -> None:
     take()
+    RankProcess(0, {}, "token")
+    (start,) = take()
+    assert (start.track, start.name) == (PROCESS, "start")
+    created = psutil.Process().create_time()
+    assert start.start / 1e9 == pytest.approx(created)
+    assert (start.start + start.duration) / 1e9 == pytest.approx(time.time(), abs=5)
+
+
+def test_a_failed_call_is_in_the_trace_too() -> None:
     process = RankProcess(0, {}, "token")
+    take()
     process.workers["reward"] = object()
     with pytest.raises(AttributeError):
         process.call("reward", "missing")
