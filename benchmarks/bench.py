@@ -33,6 +33,8 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.roles import stage_times
+from benchmarks.roles import table as role_table
 from benchmarks.soak import machine
 from rlsys.report.drawing import BLUE, GREY
 
@@ -82,7 +84,7 @@ def run_rlsys(arms: Mapping[str, Arm], folder: Path, steps: int) -> None:
     sizes = [f"stages.{name}.iterations={steps}" for name in OURS if name != "dpo"]
     command = [str(Path(sys.executable).with_name("rlsys")), "run", str(RECIPE)]
     command += [f"runs_dir={folder}", f"stages.dpo.steps={5 * (steps // 5)}", *sizes]
-    subprocess.run([*command, "tracker.wandb=disabled"], check=True, cwd=ROOT)
+    subprocess.run([*command, "tracker.wandb=disabled", "--trace"], check=True, cwd=ROOT)
     run = folder / "throughput"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for name, arm in arms.items():
@@ -198,6 +200,8 @@ def main() -> None:
             for kind, arm in theirs.items():
                 run_trl(kind, arm, model, rows, chosen.steps)
                 print(f"{arm.name}: {arm.samples / statistics.median(arm.seconds):.1f} per second")
+        events = json.loads((runs / "throughput/trace.json").read_text())["traceEvents"]
+        roles = role_table(stage_times(events, "ppo"))
     arms = [*ours.values(), *theirs.values()]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
@@ -213,6 +217,8 @@ def main() -> None:
             "`python -m benchmarks.bench`. Phases are medians, seconds.\n\n"
         )
         Console(file=stream, width=200).print(table(arms))
+        stream.write("\nThe roles of rlsys PPO-Lagrangian in the last repeat:\n\n")
+        Console(file=stream, width=200).print(roles)
         stream.write(f"\n![samples per second]({PICTURE.name})\n")
     draw(arms, PICTURE)
     Console().print(table(arms))

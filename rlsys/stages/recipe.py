@@ -121,7 +121,8 @@ def _run_stage(
 
     def make(folder: Path) -> dict[str, Any]:
         check_ranks(context.runtime, folder)
-        metrics = kind.run(context, name, stage, folder)
+        with span(f"stage {name}"):
+            metrics = kind.run(context, name, stage, folder)
         (folder / "rows.json").write_text(json.dumps(context.rows))
         return metrics
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.roles import stage_times
 from tests.integration.helpers import RLSYS, artifact, rows_of, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,10 @@ def test_the_trace_shows_every_role_at_work(photos: Path) -> None:
         )
         for each in updates
     )
+    times = stage_times(events, "ppo")
+    assert times.iterations == 1
+    assert {each.role for each in times.work} >= {*TRAINED, "rollout"} - {"guard"}
+    assert all(0 < waiting < 1 for waiting in times.waiting.values())
 
 
 @pytest.mark.timeout(500)

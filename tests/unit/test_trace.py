@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.roles import stage_times
 from rlsys.drivers.timing import timed
 from rlsys.runtime.process import RankProcess
 from rlsys.runtime.trace import DRIVER, PROCESS, ROLE, Recorder, Span, Spans, chrome_trace, span
@@ -37,6 +38,32 @@ def test_a_call_is_a_span_of_its_role_and_holds_those_inside_it() -> None:
     assert score.duration >= work.duration >= forward.duration
     assert score.start <= work.start <= forward.start
     assert take() == (), "what was handed out is gone"
+
+
+def test_seconds_of_roles_and_waiting_by_hand() -> None:
+    """One whole iteration is counted: from the end of the first sync to that of the second."""
+
+    def at(track: str, name: str, start: float, end: float, thread: int = 1) -> Span:
+        return Span(track, name, int(start * 1e9), int((end - start) * 1e9), thread)
+
+    driver = [at(DRIVER, "stage ppo", 0, 20), at(DRIVER, "sync", 2, 4), at(DRIVER, "sync", 13, 14),
+              at(DRIVER, "sync", 21, 22)]  # fmt: skip
+    train = [at("policy", "update", 1, 3), at("policy", "update", 8, 12),
+             at("policy", "backward", 9, 11), at("reward", "score", 5, 6)]  # fmt: skip
+    rollout = [at("rollout", "draw", 5, 8, 1), at("rollout", "draw", 6, 9, 2)]
+    processes = [Spans("a", 1, tuple(driver)), Spans("a", 2, tuple(train)),
+                 Spans("a", 3, tuple(rollout))]  # fmt: skip
+    events = chrome_trace(processes)["traceEvents"]
+    times = stage_times(events, "ppo")
+    assert (times.seconds, times.iterations) == (10.0, 1)
+    assert {each.role: (each.calls, each.seconds) for each in times.work} == {
+        "policy": (1, 4.0),
+        "reward": (1, 1.0),
+        "rollout": (2, 6.0),
+    }
+    assert times.waiting == {"policy, reward (a, 2)": 0.5, "rollout (a, 3)": pytest.approx(0.6)}
+    with pytest.raises(ValueError, match="no stage 'dpo'"):
+        stage_times(events, "dpo")
 
 
 def test_a_process_records_its_own_start() -> None:
