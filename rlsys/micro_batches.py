@@ -68,7 +68,8 @@ def micro_batches(
     Ranks get equally many micro-batches, since collectives need that: where rows run out a
     micro-batch is empty, and the caller runs a zero-loss row in its place. A row longer than
     that gets a micro-batch of its own. Rows of one prompt stay together, or in as few parts as
-    let the most loaded rank have the least. Longest first, dealt to the least loaded rank.
+    let the most loaded rank have the least. Longest first, each to the rank where its prompt is at
+    home and may be encoded already, or to the least loaded one where home is ahead of it.
     """
     groups = _by_prompt(sorted(rows), tokens) if width else [[row] for row in sorted(rows)]
     most = [min(room(tokens[g[0]].start, width), token_budget - tokens[g[0]].start) for g in groups]
@@ -80,7 +81,8 @@ def micro_batches(
             for group, limit in zip(groups, most, strict=True)
             for part in _cut(group, tokens, limit, parts)
         ]
-        dealt, load = _deal(cut, [_load(part, tokens, width) for part in cut], world)
+        homes = [tokens[part[0]].prompt % world for part in cut]
+        dealt, load = _deal(cut, [_load(part, tokens, width) for part in cut], homes, world)
         if load < least:
             shares, least = dealt, load
     bins = [_bins(share, tokens, token_budget, width) for share in shares]
@@ -108,13 +110,16 @@ def _cut(group: Sequence[int], tokens: Sequence[Tokens], most: int, parts: int) 
 
 
 def _deal(
-    parts: Sequence[list[int]], loads: Sequence[int], world: int
+    parts: Sequence[list[int]], loads: Sequence[int], homes: Sequence[int], world: int
 ) -> tuple[list[list[list[int]]], int]:
-    """Parts by rank, longest first, and the load of the most loaded rank."""
+    """Parts by rank, longest first, and the load of the most loaded rank. Args: homes: rank that a
+    part goes to, unless that is ahead of another one by as much.
+    """
     shares: list[list[list[int]]] = [[] for _ in range(world)]
     load = [0] * world
     for number in sorted(range(len(parts)), key=lambda n: (-loads[n], parts[n][0])):
-        rank = min(range(world), key=lambda k: (load[k], k))
+        least, home = min(range(world), key=lambda k: (load[k], k)), homes[number]
+        rank = home if load[home] < load[least] + loads[number] else least
         shares[rank].append(parts[number])
         load[rank] += loads[number]
     return shares, max(load)

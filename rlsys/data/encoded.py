@@ -26,8 +26,6 @@ class EncodedPrompt:
 
 
 class EncodedCache(BoundedCache[EncodedPrompt]):
-    """The prompts of all encoders that share it.
-
-    A process has one: every stage has encoders of its own, and those of finished stages would keep
-    their pixels beside the next stage's.
+    """The prompts of all encoders that share it. A process has one: the stages of a run show the
+    same pictures again and again.
     """

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +22,6 @@ from rlsys.models.load import structure_tokens
 _Key = tuple[int, str]
 """Dataset row and hint."""
 
-_NUMBERS = itertools.count()
-"""Of encoders: each has prompts of its own in a shared cache."""
-
 # What image processors raise for a picture that they cannot cut or scale.
 _UNFIT = (ValueError, TypeError, IndexError, RuntimeError, ZeroDivisionError, OverflowError)
 
@@ -34,7 +30,8 @@ class PromptEncoder:
     """Renders the chat template, expands placeholders and processes pixels; keeps what it encoded.
 
     Args: processor of the model; records of one split; max_prompt_tokens after expansion; cache:
-    shared with other encoders (default: one of its own).
+    shared with other encoders (default: one of its own); kind: of the processor, the same for those
+    that do the same: the same prompt, in whichever split, is encoded once.
     """
 
     def __init__(
@@ -43,6 +40,7 @@ class PromptEncoder:
         records: Rows[Prompt],
         max_prompt_tokens: int,
         cache: EncodedCache | None = None,
+        kind: str = "",
     ) -> None:
         self.processor, self.records = processor, records
         self.tokenizer = processor.tokenizer
@@ -54,7 +52,7 @@ class PromptEncoder:
         self.image_token_id: int = vocabulary.get(self.family.visual_token(processor), -1)
         self._placeholder_id: int = vocabulary.get(self.family.placeholder(processor), -1)
         self._bos = _leading_token(self.tokenizer)
-        self._cache, self._number = cache or EncodedCache(), next(_NUMBERS)
+        self._cache, self._kind = cache or EncodedCache(), kind
         self._blank = Pixels()
         # Tokens by which images make a prompt grow: by their sizes, and by row.
         self._growth: dict[tuple[tuple[int, int], ...], int] = {(): 0}
@@ -93,11 +91,19 @@ class PromptEncoder:
     def _prompts(self, keys: list[_Key]) -> list[EncodedPrompt]:
         found: dict[_Key, EncodedPrompt] = {}
         for key in sorted(set(keys)):
-            kept = self._cache.get((self._number, key))
+            shown = self._shown(key)
+            kept = self._cache.get(shown)
             found[key] = kept or self._encode(key)
+            self._check_length(key[0], len(found[key].expanded))
             if kept is None:
-                self._cache.put((self._number, key), found[key], found[key].nbytes)
+                self._cache.put(shown, found[key], found[key].nbytes)
         return [found[key] for key in keys]
+
+    def _shown(self, key: _Key) -> Hashable:
+        """All that decides what a prompt is encoded to."""
+        record = self.records[key[0]]
+        text = (record.question, key[1], record.history, record.system)
+        return (self._kind, *text, record.images, record.blank, record.max_pixels)
 
     def render(self, record: Prompt, hint: str = "") -> str:
         """The conversation as text, with one placeholder per image, and with the token that the
@@ -197,7 +203,6 @@ class PromptEncoder:
             )
         batch = self._process(record, text)
         expanded = batch["input_ids"][0].clone()
-        self._check_length(key[0], len(expanded))
         pixels = Pixels(self.family.pixels(batch, self.processor) if count else {})
         return EncodedPrompt(expanded, collapsed, pixels)
 

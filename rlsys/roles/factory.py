@@ -108,10 +108,11 @@ class WorkerFactory:
         """Shared by all roles whose tokenizers and processors do the same."""
         if data not in self._rows:
             self._rows[data] = data.load()
-        key = (processor_hash(model), data)
+        kind = processor_hash(model)
+        key = (kind, data)
         if key not in self._encoders:
             self._encoders[key] = PromptEncoder(
-                load_processor(model), self._rows[data], data.max_prompt_tokens, self._encoded
+                load_processor(model), self._rows[data], data.max_prompt_tokens, self._encoded, kind
             )
         return self._encoders[key]
 

@@ -138,14 +138,43 @@ def test_a_full_cache_drops_what_was_used_longest_ago(encoder: PromptEncoder) ->
     assert mine.prompts([2])[0] is not kept[1]
 
 
-def test_encoders_that_share_a_cache_share_its_bound_and_no_prompts(encoder: PromptEncoder) -> None:
+def test_encoders_that_share_a_cache_encode_the_same_prompt_once(encoder: PromptEncoder) -> None:
+    cache = EncodedCache()
+    one, other = sharing(encoder, cache), sharing(encoder, cache)
+    first = one.prompts([0])[0]
+    assert other.prompts([0])[0] is first
+    assert other.prompts([0], ["a hint"])[0] is not first
+    assert other.prompts([1])[0] is not first
+    row = encoder.records[0]
+    changed = [
+        replace(row, question="what else ?"), replace(row, system="be brief"),
+        replace(row, history=(("a", "b"),)), replace(row, blank=True),
+        replace(row, max_pixels=28 * 28), replace(row, image=encoder.records[1].image),
+    ]  # fmt: skip
+    others = PromptEncoder(encoder.processor, Rows([row, *changed]), 128, cache)
+    assert others.prompts([0])[0] is first, "in another split"
+    assert all(each is not first for each in others.prompts(range(1, len(changed) + 1)))
+    kind = PromptEncoder(encoder.processor, encoder.records, 128, cache, "another processor")
+    assert kind.prompts([0])[0] is not first
+
+
+def test_encoders_that_share_a_cache_share_its_bound(encoder: PromptEncoder) -> None:
     cache = EncodedCache(2 * max(prompt.nbytes for prompt in fresh(encoder).prompts(ROWS)))
     one, other = sharing(encoder, cache), sharing(encoder, cache)
     first = one.prompts([0])[0]
-    assert other.prompts([0])[0] is not first
     other.prompts([1, 2, 3])
     assert cache.nbytes <= cache.limit
     assert one.prompts([0])[0] is not first
+
+
+def test_a_prompt_that_another_encoder_takes_is_too_long_for_this_one(
+    encoder: PromptEncoder,
+) -> None:
+    cache = EncodedCache()
+    (prompt,) = sharing(encoder, cache).prompts([0])
+    short = len(prompt.expanded) - 1
+    with pytest.raises(DataError, match=f"max_prompt_tokens is {short}"):
+        PromptEncoder(encoder.processor, encoder.records, short, cache).prompts([0])
 
 
 def test_an_over_long_prompt_names_its_row(encoder: PromptEncoder) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -172,3 +175,18 @@ def test_both_answers_of_a_pair_are_in_one_micro_batch() -> None:
         [[0, 1], [2]]
     ]
     assert micro_batches([0, 1, 2], pairs, token_budget=2 * 48, world=1) == [[[0], [1], [2]]]
+
+
+@FEW
+@given(st.integers(0, 2**16), st.integers(2, 4))
+def test_most_prompts_stay_with_a_rank_whatever_they_are_drawn_with(seed: int, world: int) -> None:
+    """What a rank has encoded is of use again, in another batch."""
+    draw = random.Random(seed)
+    home: Counter[bool] = Counter()
+    for _ in range(20):
+        prompts = draw.sample(range(400), 32)
+        tokens = [Tokens(prompt, 20, (draw.randint(1, 12),)) for prompt in prompts]
+        plan = micro_batches(range(32), tokens, token_budget=10_000, world=world)
+        for rank, share in enumerate(plan):
+            home.update(prompts[row] % world == rank for micro in share for row in micro)
+    assert home[True] / home.total() > 1.3 / world
