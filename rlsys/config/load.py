@@ -104,6 +104,14 @@ def _read(path: str) -> Any:
 
 
 def _override(path: str, recipe: Any, override: str) -> Any:
+    """The recipe with it; ``stages.NAME=null`` removes that stage, as in a recipe with a base."""
+    key, _, value = override.partition("=")
+    stages, _, name = key.partition(".")
+    if stages == "stages" and value == "null" and "." not in name:
+        if name not in _stages_of(recipe):
+            raise ConfigError(f"{path}: {override}: there is no such stage")
+        _stages_of(recipe).pop(name)
+        return recipe
     try:
         return OmegaConf.merge(recipe, OmegaConf.from_dotlist([override]))
     except OmegaConfBaseException as error:

@@ -783,6 +783,13 @@ def test_a_stage_with_kind_replaces_that_of_the_base_and_comes_last(tmp_path: Pa
     assert config.stages["b"].init == "c"
 
 
+def test_a_stage_that_is_null_on_the_command_line_is_removed() -> None:
+    config = load_config(DEMO, ["stages.evaluation=null", "stages.ppo=null"])
+    assert list(config.stages) == ["pretrain", "start", "reward", "cost"]
+    with pytest.raises(ConfigError, match=r"stages\.x=null: there is no such stage"):
+        load_config(DEMO, ["stages.x=null"])
+
+
 def test_a_stage_that_is_null_is_removed(tmp_path: Path) -> None:
     assert list(based(tmp_path, "stages: {b: null}").stages) == ["a"]
     with pytest.raises(ConfigError, match=r"stages\.x: null, but base\.yaml has no such stage"):
