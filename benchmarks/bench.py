@@ -33,10 +33,10 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.roles import stage_times
-from benchmarks.roles import table as role_table
 from benchmarks.soak import machine
 from rlsys.report.drawing import BLUE, GREY
+from rlsys.report.role_times import stage_times
+from rlsys.report.role_times import table as role_table
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = Path(__file__).with_suffix(".md"), Path(__file__).with_suffix(".png")

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.roles import stage_times
+from rlsys.report.role_times import stage_times
 from tests.integration.helpers import RLSYS, artifact, rows_of, wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,11 @@ import rlsys
 ROOT = Path(rlsys.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OWN = {"rlsys", "actors", "tests"}
+OWN = {"rlsys", "actors", "tests", "benchmarks"}
 DISTRIBUTIONS = packages_distributions()
+
+
+ELSEWHERE = {"trl"}  # benchmarks/bench_trl.py runs in an environment of its own
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -31,7 +34,7 @@ def roots(file: Path) -> set[str]:
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found.add(str(node.module).partition(".")[0])
-    return found - set(sys.stdlib_module_names) - OWN
+    return found - set(sys.stdlib_module_names) - OWN - ELSEWHERE
 
 
 def undeclared(folder: str, declared: set[str]) -> dict[str, list[str]]:

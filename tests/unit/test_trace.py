@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.roles import stage_times
 from rlsys.drivers.timing import timed
+from rlsys.report.role_times import stage_times
 from rlsys.runtime.process import RankProcess
 from rlsys.runtime.trace import DRIVER, PROCESS, ROLE, Recorder, Span, Spans, chrome_trace, span
 

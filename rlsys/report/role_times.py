@@ -1,6 +1,6 @@
 """Seconds of every role in a stage, and how long each process waited, from a run's trace.
 
-python -m benchmarks.roles RUN_DIR STAGE        of a run with --trace
+python -m rlsys.report.role_times RUN_DIR STAGE        of a run with --trace
 """
 
 from __future__ import annotations
