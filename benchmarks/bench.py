@@ -10,7 +10,8 @@ steps. Nothing else should run meanwhile.
 
 What they do is not the same: PPO-Lagrangian scores with four models and trains three,
 GRPO-Lagrangian scores with three and trains one, GRPO, as TRL's, scores with a reference and trains
-one. TRL's rewards are a Python function, those of rlsys a model.
+one. TRL's rewards are a Python function, those of rlsys a model. TRL's DPO computes its reference's
+log-probabilities in every step, that of rlsys before the first, which is not counted.
 """
 
 from __future__ import annotations

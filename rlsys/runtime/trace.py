@@ -96,7 +96,7 @@ def chrome_trace(processes: Sequence[Spans]) -> Mapping[str, Any]:
             event = {"ph": "X", "name": one.name, "cat": one.track, "pid": process, "tid": track}
             events.append(event | {"ts": one.start / 1e3, "dur": one.duration / 1e3})
     for (host, pid), process in numbers.items():
-        roles = sorted({role for number, role, _ in tracks if number == process})
+        roles = sorted({role for number, role, _ in tracks if number == process} - {PROCESS, ROLE})
         name = f"{', '.join(roles)} ({host}, {pid})"
         events.append({"ph": "M", "name": "process_name", "pid": process, "args": {"name": name}})
     for (process, role, _), number in tracks.items():
