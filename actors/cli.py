@@ -58,8 +58,10 @@ def run(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from rlsys.config.load import load_config
+    from rlsys.runtime.trace import DRIVER, record_start
 
     loaded = load_config(config, overrides or [])
+    record_start(DRIVER)
     end_in_order()
     if in_process:
         print(

@@ -13,6 +13,7 @@ import ray
 
 from rlsys.leftovers import hold, shared_folder, sweep_shared
 from rlsys.runtime.process import RankProcess
+from rlsys.runtime.trace import PROCESS, record_start
 
 
 def make_process(name: str, log_file: str, seed: int, token: str) -> Any:
@@ -44,6 +45,7 @@ class ProcessActor:
         sweep_shared()
         self.held = hold(shared_folder(token))  # until this process ends
         self.process = make_process(name, log_file, seed, token)
+        record_start(PROCESS)
 
     def run(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the process by name."""

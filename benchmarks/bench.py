@@ -6,7 +6,8 @@ rlsys runs configs/throughput.yaml; TRL its GRPO, Online DPO and DPO on the same
 questions, at the same lengths and in float32, from an environment of its own (.venv-trl, made at
 the first run). The arms take turns, a process each; of an arm's steps the first quarter is left
 out, and what counts is the median over all others of all repeats, with the quartiles of single
-steps. Nothing else should run meanwhile.
+steps (of rlsys DPO those of the repeats). Nothing else should run meanwhile. TRL's answers are held
+to 16 tokens, those of rlsys may end before.
 
 What they do is not the same: PPO-Lagrangian scores with four models and trains three,
 GRPO-Lagrangian scores with three and trains one, GRPO, as TRL's, scores with a reference and trains
@@ -36,7 +37,7 @@ from rich.table import Table
 
 from benchmarks.soak import machine
 from rlsys.report.drawing import BLUE, GREY
-from rlsys.report.role_times import stage_times
+from rlsys.report.role_times import read_events, stage_times
 from rlsys.report.role_times import table as role_table
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ class Arm:
         """First quartile, median, third quartile, samples/s."""
         if len(self.seconds) == 1:
             return [self.samples / self.seconds[0]] * 3
-        low, middle, high = statistics.quantiles(self.seconds, n=4)
+        low, middle, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return [self.samples / each for each in (high, middle, low)]
 
     def add(self, seconds: Sequence[float]) -> None:
@@ -201,8 +202,7 @@ def main() -> None:
             for kind, arm in theirs.items():
                 run_trl(kind, arm, model, rows, chosen.steps)
                 print(f"{arm.name}: {arm.samples / statistics.median(arm.seconds):.1f} per second")
-        events = json.loads((runs / "throughput/trace.json").read_text())["traceEvents"]
-        roles = role_table(stage_times(events, "ppo"))
+        roles = role_table(stage_times(read_events(runs / "throughput"), "ppo"))
     arms = [*ours.values(), *theirs.values()]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
@@ -213,7 +213,7 @@ def main() -> None:
     ).stdout.strip()
     with PAGE.open("w") as stream:
         stream.write(
-            f"# Speed beside other trainers\n\n{date.today()}, commit {commit.strip()}, "
+            f"# Speed beside other trainers\n\n{date.today()}, commit {commit}, "
             f"{machine()}, {chosen.repeats} repeats of {chosen.steps} steps: "
             "`python -m benchmarks.bench`. Phases are medians, seconds.\n\n"
         )

@@ -8,22 +8,20 @@ the end of the first sample is drawn, a bar for each process.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
+
+from rlsys.report.role_times import Event, outermost, read_events
 
 ROOT = Path(__file__).parents[1]
 PICTURE = Path(__file__).with_suffix(".png")
 RECIPE = ROOT / "configs/throughput.yaml"
 OTHERS = ("grpo-lagrangian", "grpo", "dpo")
-
-Event = dict[str, Any]
 
 
 def trace_of_run(runs: Path, overrides: Sequence[str]) -> list[Event]:
@@ -31,8 +29,7 @@ def trace_of_run(runs: Path, overrides: Sequence[str]) -> list[Event]:
     command += [f"runs_dir={runs}", "stages.ppo.iterations=1", "tracker.wandb=disabled"]
     command += [*(f"stages.{name}=null" for name in OTHERS), *overrides]
     subprocess.run(command, check=True, cwd=ROOT)
-    events: list[Event] = json.loads((runs / "throughput/trace.json").read_text())["traceEvents"]
-    return events
+    return read_events(runs / "throughput")
 
 
 def until_first_sample(events: Sequence[Event]) -> tuple[list[Event], float]:
@@ -40,12 +37,7 @@ def until_first_sample(events: Sequence[Event]) -> tuple[list[Event], float]:
     spans = [each for each in events if each["ph"] == "X"]
     begin = min(each["ts"] for each in spans if each["cat"] == "driver")
     end = min(each["ts"] + each["dur"] for each in spans if each["name"] == "draw")
-    shown: list[Event] = []
-    for each in sorted(spans, key=lambda each: (each["pid"], each["ts"], -each["dur"])):
-        last = shown[-1] if shown and shown[-1]["pid"] == each["pid"] else None
-        inside = last is not None and each["ts"] < last["ts"] + last["dur"]
-        if each["ts"] < end and not inside:
-            shown.append(each)
+    shown = [each for each in outermost(spans) if each["ts"] < end]
     moved = [
         each
         | {

@@ -16,7 +16,8 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-DRIVER = "driver"
+from rlsys.runtime.trace import DRIVER, FILE
+
 Event = dict[str, Any]
 
 
@@ -42,6 +43,15 @@ class StageTimes:
     waiting: dict[str, float]
 
 
+def read_events(run: Path) -> list[Event]:
+    """The events of a run's trace. Raises: ValueError where some are not in it."""
+    trace = json.loads((run / FILE).read_text())
+    if lost := trace["otherData"]["lost"]:
+        raise ValueError(f"{run / FILE}: {lost} spans are not in it; trace fewer iterations")
+    events: list[Event] = trace["traceEvents"]
+    return events
+
+
 def stage_times(events: Sequence[Event], stage: str) -> StageTimes:
     """Raises: ValueError for a stage that is not in the trace, or has fewer than two iterations."""
     spans = [each for each in events if each["ph"] == "X"]
@@ -56,7 +66,7 @@ def stage_times(events: Sequence[Event], stage: str) -> StageTimes:
     ends = sorted(each["ts"] + each["dur"] for each in syncs)
     window = {"ts": ends[0], "dur": ends[-1] - ends[0]}
     calls = [each for each in spans if each["cat"] != DRIVER and _within(each, window)]
-    calls = _outermost(calls)
+    calls = outermost(calls)
     keys = sorted({(each["pid"], each["cat"]) for each in calls})
     work = []
     for pid, role in keys:
@@ -74,7 +84,7 @@ def _within(each: Event, window: Event) -> bool:
     return bool(starts and ends <= window["ts"] + window["dur"])
 
 
-def _outermost(calls: Sequence[Event]) -> list[Event]:
+def outermost(calls: Sequence[Event]) -> list[Event]:
     """Without those inside another one of the same thread."""
     kept: list[Event] = []
     reached: dict[tuple[int, int], float] = {}
@@ -110,8 +120,7 @@ def table(times: StageTimes) -> Table:
 
 def main() -> None:
     run, stage = sys.argv[1:]
-    events = json.loads((Path(run) / "trace.json").read_text())["traceEvents"]
-    Console(width=160).print(table(stage_times(events, stage)))
+    Console(width=160).print(table(stage_times(read_events(Path(run)), stage)))
 
 
 if __name__ == "__main__":

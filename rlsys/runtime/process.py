@@ -30,7 +30,6 @@ class RankProcess:
         self.workers: dict[str, Any] = {trace.ROLE: trace.Recorder()}
         self._factory: WorkerFactory | None = None
         self._store: TCPStore | None = None
-        trace.record_start(trace.PROCESS)
 
     @property
     def factory(self) -> WorkerFactory:

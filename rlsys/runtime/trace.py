@@ -19,6 +19,8 @@ from typing import Any
 
 import psutil
 
+FILE = "trace.json"
+"""In the run directory."""
 ROLE = "trace"
 """Name of the worker that every process has."""
 DRIVER, PROCESS = "driver", "process"
@@ -41,15 +43,25 @@ class Span:
 
 @dataclass(frozen=True)
 class Spans:
-    """Of one process."""
+    """Of one process. lost: how many it no longer had."""
 
     host: str
     pid: int
     spans: tuple[Span, ...]
+    lost: int = 0
 
 
 _track: ContextVar[str] = ContextVar("track", default=DRIVER)
-_spans: deque[Span] = deque(maxlen=LATEST)
+_spans: deque[Span] = deque()
+_lost = 0
+
+
+def _keep(one: Span) -> None:
+    global _lost
+    _spans.append(one)
+    if len(_spans) > LATEST:
+        _spans.popleft()
+        _lost += 1
 
 
 @contextmanager
@@ -61,7 +73,7 @@ def span(name: str, track: str | None = None) -> Iterator[None]:
         yield
     finally:
         duration = time.perf_counter_ns() - began
-        _spans.append(Span(_track.get(), name, start, duration, threading.get_ident()))
+        _keep(Span(_track.get(), name, start, duration, threading.get_ident()))
         _track.reset(token)
 
 
@@ -69,7 +81,7 @@ def record_start(track: str) -> None:
     """Of this process: from its first instruction to now, mostly imports."""
     created = int(psutil.Process().create_time() * 1e9)
     taken = time.time_ns() - created
-    _spans.append(Span(track, "start", created, taken, threading.get_ident()))
+    _keep(Span(track, "start", created, taken, threading.get_ident()))
 
 
 class Recorder:
@@ -77,13 +89,16 @@ class Recorder:
 
     def take(self) -> Spans:
         """Those since the last call."""
+        global _lost
         taken = tuple(_spans.popleft() for _ in range(len(_spans)))
-        return Spans(socket.gethostname(), os.getpid(), taken)
+        lost, _lost = _lost, 0
+        return Spans(socket.gethostname(), os.getpid(), taken, lost)
 
 
 def chrome_trace(processes: Sequence[Spans]) -> Mapping[str, Any]:
     """In Chrome's trace event format, which Perfetto opens: a process for each process of the run,
-    in it a track for each role and thread. Times are in microseconds.
+    in it a track for each role and thread. Times are in microseconds; ``lost``: spans that are not
+    in it, because their process kept only the latest.
     """
     events: list[dict[str, Any]] = []
     numbers: dict[tuple[str, int], int] = {}
@@ -102,4 +117,5 @@ def chrome_trace(processes: Sequence[Spans]) -> Mapping[str, Any]:
     for (process, role, _), number in tracks.items():
         named = {"ph": "M", "name": "thread_name", "pid": process, "tid": number}
         events.append(named | {"args": {"name": role}})
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    lost = sum(each.lost for each in processes)
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"lost": lost}}

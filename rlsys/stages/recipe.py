@@ -26,7 +26,7 @@ from rlsys.report.budget import budget_lines
 from rlsys.report.build import build_report
 from rlsys.report.load import load_run
 from rlsys.runtime.group import Runtime
-from rlsys.runtime.trace import DRIVER, record_start, span
+from rlsys.runtime.trace import span
 from rlsys.stages.abandoned import needed_by_runs, stage_settings
 from rlsys.stages.checkpoints import check_ranks
 from rlsys.stages.context import Context
@@ -55,7 +55,6 @@ def run_recipe(
     name; trace: write what ran when to ``trace.json``. Raises: ConfigError when there is no run to
     resume or it has another recipe.
     """
-    record_start(DRIVER)
     runs = Path(config.runs_dir).resolve()
     with open_run_dir(config, runs, resume=resume) as run:
         display.message(
@@ -96,7 +95,7 @@ def run_recipe(
     for line in budget_lines(load_run(run.path)):
         display.message(escape(line.text))
     if traced:
-        display.message(f"trace: {escape(str(traced.path))} (opens in Perfetto)")
+        display.message(f"trace: {escape(str(traced.path))} (opens in Perfetto)" + traced.lost)
     display.message(f"report: {escape(str(report))}")
     return run.path
 

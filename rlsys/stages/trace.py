@@ -11,8 +11,6 @@ from rlsys.config.schema import RunConfig
 from rlsys.runtime import trace
 from rlsys.runtime.group import Runtime
 
-FILE = "trace.json"
-
 
 @dataclass
 class TraceFile:
@@ -23,7 +21,13 @@ class TraceFile:
 
     @property
     def path(self) -> Path:
-        return self.folder / FILE
+        return self.folder / trace.FILE
+
+    @property
+    def lost(self) -> str:
+        """What is not in it, as text."""
+        count = sum(each.lost for each in self.taken)
+        return f"; the earliest {count} spans of long stages are not in it" if count else ""
 
     def collect(self, config: RunConfig, runtime: Runtime) -> None:
         """Add the latest spans of every process and of this one, and write the file."""
@@ -32,6 +36,6 @@ class TraceFile:
         for each in pending:
             self.taken += each.result(config.timeouts.call)
         self.taken.append(trace.Recorder().take())
-        partial = self.path.with_name(f".{FILE}.partial")
+        partial = self.path.with_name(f".{trace.FILE}.partial")
         partial.write_text(json.dumps(trace.chrome_trace(self.taken)))
         os.replace(partial, self.path)

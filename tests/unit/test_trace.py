@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from rlsys.drivers.timing import timed
-from rlsys.report.role_times import stage_times
+from rlsys.report.role_times import read_events, stage_times
+from rlsys.runtime import trace
 from rlsys.runtime.process import RankProcess
-from rlsys.runtime.trace import DRIVER, PROCESS, ROLE, Recorder, Span, Spans, chrome_trace, span
+from rlsys.runtime.trace import (
+    DRIVER,
+    PROCESS,
+    ROLE,
+    Recorder,
+    Span,
+    Spans,
+    chrome_trace,
+    record_start,
+    span,
+)
 
 
 class Sleeper:
@@ -68,12 +81,28 @@ def test_seconds_of_roles_and_waiting_by_hand() -> None:
 
 def test_a_process_records_its_own_start() -> None:
     take()
-    RankProcess(0, {}, "token")
+    record_start(PROCESS)
     (start,) = take()
     assert (start.track, start.name) == (PROCESS, "start")
     created = psutil.Process().create_time()
     assert start.start / 1e9 == pytest.approx(created)
     assert (start.start + start.duration) / 1e9 == pytest.approx(time.time(), abs=5)
+
+
+def test_spans_that_a_process_no_longer_has_are_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    take()
+    monkeypatch.setattr(trace, "LATEST", 3)
+    for name in "abcde":
+        with span(name):
+            pass
+    taken = Recorder().take()
+    assert ([each.name for each in taken.spans], taken.lost) == (["c", "d", "e"], 2)
+    assert Recorder().take().lost == 0
+    (tmp_path / trace.FILE).write_text(json.dumps(chrome_trace([taken])))
+    with pytest.raises(ValueError, match="2 spans are not in it"):
+        read_events(tmp_path)
 
 
 def test_a_failed_call_is_in_the_trace_too() -> None:
