@@ -43,6 +43,7 @@ from rlsys.models import heads
 from rlsys.models.heads import PolicyModule
 from rlsys.models.packing import shared_width
 from rlsys.models.tiny import SPECIAL_TOKENS, tiny_configuration, tiny_processor
+from rlsys.models.vision import speed_up_vision
 from rlsys.plan.compute import DEVICES, Device, forward_flops, measured_cpu, training_flops
 from rlsys.plan.model import describe
 from rlsys.roles.factory import WorkerContext
@@ -122,10 +123,15 @@ class Bench:
         dtype = torch.float32 if tiny else torch.bfloat16
         with torch.device(device):
             vlm = Qwen2_5_VLForConditionalGeneration._from_config(self.config, dtype=dtype)
+        speed_up_vision(vlm, packs_images=True)
         train = TrainConfig(engine=TORCH, micro_batch_tokens=size.tokens)
         self.model = describe(self.config, scorer=False, train=train)
         rows = [
-            Prompt(id=str(n), question=SEED_TEXT, image=picture(size.visual, n))
+            Prompt(
+                id=str(n),
+                question=SEED_TEXT,
+                image=picture(size.visual, n) if size.visual else None,
+            )
             for n in range(size.prompts)
         ]
         self.encoder = PromptEncoder(processor, Rows(rows), 8192)

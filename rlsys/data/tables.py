@@ -9,6 +9,7 @@ in the cache of ``datasets`` (``HF_DATASETS_CACHE``) once per node; images stay 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -115,11 +116,12 @@ def _files(folder: Path, configs: Sequence[str]) -> list[_File]:
     """In the folder itself or ``data/``, else those of every configuration; in the order of
     ``SUFFIXES``. Raises: DataError for a configuration without a file.
     """
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in SUFFIXES and path.name not in _ABOUT and not path.name.startswith(".")
-    ]
+    paths = sorted(  # names before paths: there may be very many images
+        Path(above, name)
+        for above, _, names in os.walk(folder)
+        for name in names
+        if name.endswith(SUFFIXES) and name not in _ABOUT and not name.startswith(".")
+    )
     files = [_placed(path, path.relative_to(folder)) for path in paths]
     for config in configs:
         if not any(file.config == config for file in files):

@@ -25,7 +25,8 @@ class Family:
     model_types: ``model_type`` of its configurations; layout: keys of a prompt's pixels that
     ``inputs`` and ``positions`` read; processor: name of its processor class;
     vision, projector: components of the names of their weights, all others are the language
-    model's; max_images: most images of a prompt, None for any number.
+    model's; max_images: most images of a prompt, None for any number; packs_images: whether the
+    tower gives attention the patches of all images behind each other, with ``cu_seq_lens_q``.
     """
 
     name: ClassVar[str]
@@ -36,6 +37,7 @@ class Family:
     auto_class: ClassVar[str] = "AutoModelForImageTextToText"
     max_images: ClassVar[int | None] = None
     layout: ClassVar[tuple[str, ...]] = ()
+    packs_images: ClassVar[bool] = False
 
     def placeholder(self, processor: Any) -> str:
         """The token of an image in a rendered conversation, one per image."""

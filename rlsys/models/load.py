@@ -15,6 +15,7 @@ from rlsys.errors import ModelError
 from rlsys.models.families.registry import family_of_processor, family_of_type
 from rlsys.models.families.text import TextProcessor
 from rlsys.models.family import Family
+from rlsys.models.vision import speed_up_vision
 
 HEAD_FILE = "score_head.safetensors"
 _TORCH_DTYPES = {name: getattr(torch, name) for name in DTYPES}
@@ -202,6 +203,7 @@ def _checked(auto: Any, folder: str, dtype: str, *, allow_head_missing: bool) ->
         unknown = [name for name in unknown if "lm_head" not in name.split(".")]
     if unknown:
         raise ModelError(f"{folder}: unknown weights, first: {unknown[0]}")
+    speed_up_vision(model, packs_images=checkpoint_family(folder).packs_images)
     return model
 
 

@@ -32,7 +32,7 @@ def check_data(data: Datasets) -> None:
         data.leave_out(split, special_rows(rows, _special_tokens(model)))
     limit = data.config.data.max_prompt_tokens
     read = _rows_of_models(data)
-    processors = {model: _processor(model, data) for model, _ in read}
+    processors = {model: _processor(model, data) for model in {model for model, _ in read}}
     for (model, split), rows in read.items():
         data.leave_out(split, unfit_rows(processors[model], rows, limit))
     for name, stage in data.config.stages.items():

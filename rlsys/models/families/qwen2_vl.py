@@ -23,6 +23,7 @@ class Qwen2VL(Family):
     vision: ClassVar[tuple[str, ...]] = ("blocks", "patch_embed")
     projector: ClassVar[tuple[str, ...]] = ("merger",)
     layout: ClassVar[tuple[str, ...]] = (GRID,)
+    packs_images: ClassVar[bool] = True
 
     def pixels(self, batch: Any, processor: Any) -> dict[str, Tensor]:
         return {
