@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import sem, t
 
 from rlsys.runtime.pending import Metrics
 
@@ -22,6 +21,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean with its 95 % t interval (Student 1908), which takes iterations for independent; one
     value is its own interval. Args: at least one value. Returns: (mean, low, high).
     """
+    from scipy.stats import sem, t  # here: it takes a second to import
+
     mean = float(np.mean(values))
     error = float(sem(values)) if len(values) > 1 else 0.0
     half = float(t.ppf(0.975, len(values) - 1)) * error if error > 0 else 0.0

@@ -1,4 +1,7 @@
-"""Rates of judged answers with 95 % Wilson intervals."""
+"""Rates of judged answers with 95 % Wilson intervals.
+
+scipy takes a second to import, so functions that need it do.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from scipy.stats import binomtest, norm
+from statistics import NormalDist
 
 from rlsys.errors import DataError
 
@@ -35,6 +37,8 @@ def wilson(hits: int, n: int) -> Rate:
 
     Raises ValueError for `n` <= 0 or `hits` outside 0..n.
     """
+    from scipy.stats import binomtest
+
     if n <= 0:
         raise ValueError(f"a rate needs at least one trial, got n = {n}")
     if not 0 <= hits <= n:
@@ -55,7 +59,7 @@ def wilson_mean(mean: float, n: int) -> Rate:
     """
     if n <= 0 or not 0 <= mean <= 1:
         raise ValueError(f"a mean in 0..1 of at least one trial is needed, got {mean} of {n}")
-    z = float(norm.ppf(0.975))
+    z = NormalDist().inv_cdf(0.975)
     centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
     return Rate(mean, n, max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean)))

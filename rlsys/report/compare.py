@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from matplotlib.axes import Axes
 
 from rlsys.evaluation.stats import Cell, Table
 from rlsys.report.drawing import (
@@ -23,6 +24,9 @@ from rlsys.report.pareto import PolicyRank
 from rlsys.report.section import INK
 from rlsys.report.sections import SECTIONS, kind_report
 from rlsys.report.text import shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FEW_COLOURS = (ORANGE, GREEN, PURPLE, SKY, RED)
 

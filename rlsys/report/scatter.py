@@ -5,18 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from rlsys.report.compare import kind_colour, kind_legend
 from rlsys.report.drawing import GREY, styled, uri
 from rlsys.report.pareto import Point, PolicyRank, pareto_front
 from rlsys.report.section import INK
 from rlsys.report.text import shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WIDTH, LINE = 11.4, 0.19  # of the picture, and from name to name; inches
 CROWD = 0.5  # the share of points that the second panel shows
@@ -50,6 +50,9 @@ def safe_against_helpful(rows: list[PolicyRank]) -> str | None:
     """Every policy with both rates as a numbered point with its two 95 % intervals, the Pareto
     front as a step line, names beside it; None where no policy has both.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
     ranked = [row for row in rows if row.point]
     if not ranked:
         return None
@@ -112,6 +115,8 @@ def _limits(values: list[float], margin: float) -> tuple[float, float]:
 def _panel(
     axes: Axes, view: View, rows: list[PolicyRank], line: list[Point], numbered: list[PolicyRank]
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_xlim(view.left, view.right)
     axes.set_ylim(view.bottom, view.top)
     axes.set_xlabel("helpful: harmless prompts answered correctly")
