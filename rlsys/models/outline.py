@@ -22,15 +22,11 @@ def check_trained(train: TrainConfig, model: str | TinyConfig, *, scorer: bool) 
     """
     if not (train.lora_rank or train.freeze):
         return
-    config = configuration(model)
-    key = (
-        config.to_json_string(),
-        scorer,
-        repr((train.lora_rank, train.lora_targets, train.freeze)),
-    )
+    written = repr(model) if isinstance(model, TinyConfig) else model_config(model).read_text()
+    key = (written, scorer, repr((train.lora_rank, train.lora_targets, train.freeze)))
     if key in _checked:  # a recipe's stages often train the same model in the same way
         return
-    module = outline(config, scorer=scorer)
+    module = outline(configuration(model), scorer=scorer)
     if train.lora_rank:
         trunk = module.trunk if isinstance(module, ScorerModule) else module.vlm
         check_targets(trunk, train.lora_targets)
