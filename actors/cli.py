@@ -88,6 +88,18 @@ ModeratePrompts = Annotated[
 PromptThreshold = Annotated[
     float, typer.Option(help="Probability from which a prompt counts as unsafe.")
 ]
+SystemPrompt = Annotated[
+    str, typer.Option(help="data.system_prompt of the policy's recipe, if it had one.")
+]
+MaxPixels = Annotated[
+    int, typer.Option(help="data.max_pixels of the policy's recipe: larger images are reduced.")
+]
+JudgePrompts = Annotated[
+    str, typer.Option(help="Folder of that judge's prompts, or a built-in world's name.")
+]
+Dtype = Annotated[
+    str, typer.Option(help="float32 or bfloat16, of all models; without it each model's own.")
+]
 
 
 @app.command()
@@ -98,16 +110,10 @@ def generate(
     ] = None,
     image: Annotated[Path | None, typer.Option(help="One picture, with --question.")] = None,
     question: Annotated[str, typer.Option(help="The question about it, or without one.")] = "",
-    system_prompt: Annotated[
-        str, typer.Option(help="data.system_prompt of the policy's recipe, if it had one.")
-    ] = "",
-    max_pixels: Annotated[
-        int, typer.Option(help="data.max_pixels of the policy's recipe: larger images are reduced.")
-    ] = 0,
+    system_prompt: SystemPrompt = "",
+    max_pixels: MaxPixels = 0,
     disentangle: Disentangle = None,
-    judge_prompts: Annotated[
-        str, typer.Option(help="Folder of that judge's prompts, or a built-in world's name.")
-    ] = "",
+    judge_prompts: JudgePrompts = "",
     joint: Annotated[bool, typer.Option(help="The judge observes image and text together.")] = True,
     guard: Annotated[Path | None, typer.Option(help="Folder of a guard.")] = None,
     rounds: Annotated[int, typer.Option(help="With a guard: most rounds of regeneration.")] = 5,
@@ -118,9 +124,7 @@ def generate(
     prompt_threshold: PromptThreshold = 0.5,
     refusal: Annotated[str, typer.Option(help="Answer where none passed the guard.")] = REFUSAL,
     max_new_tokens: int = 64,
-    dtype: Annotated[
-        str, typer.Option(help="float32 or bfloat16, of all models; without it each model's own.")
-    ] = "",
+    dtype: Dtype = "",
     out: Annotated[Path | None, typer.Option(help="Write JSON lines here.")] = None,
 ) -> None:
     """Answers of a policy: plain, given a judge's observations, or behind a guard. Needs no Ray."""

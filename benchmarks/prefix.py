@@ -96,7 +96,7 @@ def main() -> None:
         page.print("# Prompts computed once\n")
         page.print(f"{date.today()}, commit {commit()}, {machine()}; {vars(given)}\n")
         page.print(table)
-        page.print(f"\n![samples per second]({PICTURE.name})")
+        page.print(f"\n![samples per second]({PICTURE.name})", markup=False)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from rlsys.data.collate import collate
-from rlsys.models.families.registry import family_of
 from rlsys.models.load import load_policy
 from rlsys.models.vision import PACKED, PatchProduct, packed_attention
 from rlsys.roles.reference import sampled_policy
@@ -58,7 +57,6 @@ def test_towers_with_packed_images_run_both_faster_forms(
 ) -> None:
     model = load_policy(checkpoint(model_type).folder, "float32")
 
-    assert family_of(model.config).name.startswith("Qwen")
     assert sum(map(is_packed, model.modules())) == len(model.model.visual.blocks)
     assert isinstance(model.model.visual.patch_embed.proj, PatchProduct)
     assert type(model)(model.config).config.vision_config._attn_implementation == "sdpa"
