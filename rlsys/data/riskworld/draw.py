@@ -1,11 +1,8 @@
-"""Pictures of scenes: an icon above a written word, with random variation."""
+"""Draws a scene as an icon above a written word, with random variation."""
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from math import cos, pi, sin
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -122,34 +119,6 @@ SHAPES: dict[str, list[tuple[str, Points]]] = {
         ("white", _round(0.7, -0.8, 0.2, 0.2)),
     ],
 }
-
-
-class Pictures:
-    """Draws and saves pictures under ``folder`` in threads; errors appear at the end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._threads = ThreadPoolExecutor(os.cpu_count())
-        self._saved: list[Future[None]] = []
-
-    def __enter__(self) -> Pictures:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._threads.shutdown(cancel_futures=kind is not None)
-        if kind is None:
-            for saved in self._saved:
-                saved.result()
-
-    def add(self, name: str, scene: Scene, rng: Random) -> str:
-        """Returns: the picture's path relative to the folder."""
-        image, seed = f"images/{name}.png", rng.getrandbits(32)
-        self._saved.append(self._threads.submit(self._save, scene, seed, self.folder / image))
-        return image
-
-    @staticmethod
-    def _save(scene: Scene, seed: int, path: Path) -> None:
-        draw(scene, seed).save(path, compress_level=1)
 
 
 def draw(scene: Scene, seed: int) -> Image.Image:

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from rlsys.data.riskworld.draw import Pictures
+from rlsys.data.riskworld.draw import draw
 from rlsys.data.riskworld.judge_sft_data import PER_PICTURE, judge_sft_row, risk_hint_row
 from rlsys.data.riskworld.judgements import PROMPTS
 from rlsys.data.riskworld.language import (
@@ -101,41 +101,43 @@ def write(folder: Path, *, sizes: dict[str, int], seed: int) -> None:
         if size < 20:
             raise ConfigError(f"sizes.{split}: at least 20 rows, got {size}")
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    with Pictures(folder) as pictures:
-        for split, size in sizes.items():
-            rng = Random(f"riskworld/{seed}/{SEED_NAMES.get(split, split)}")
-            rows = {"judge_sft": _judge_sft_rows, "risk_hint": _risk_hint_rows}.get(split, _rows)
-            with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-                for row in rows(pictures, split, size, rng):
-                    file.write(json.dumps(row) + "\n")
+    for split, size in sizes.items():
+        rng = Random(f"riskworld/{seed}/{SEED_NAMES.get(split, split)}")
+        rows = {"judge_sft": _judge_sft_rows, "risk_hint": _risk_hint_rows}.get(split, _rows)
+        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            for row in rows(folder, split, size, rng):
+                file.write(json.dumps(row) + "\n")
 
 
-def _rows(pictures: Pictures, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
+def _rows(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
     for number, drawn in enumerate(_scenes(split, size, rng)):
         name = f"{split}-{number:05d}"
-        pictures.add(name, drawn.scene, rng)
+        _picture(folder, name, drawn.scene, rng)
         pairs = PRETRAIN_PAIRS if split == "pretrain" else _pairs(drawn.scene)
         yield _row(drawn, name, pairs, rng)
 
 
-def _judge_sft_rows(
-    pictures: Pictures, split: str, size: int, rng: Random
-) -> Iterator[dict[str, Any]]:
+def _judge_sft_rows(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
     prompts = load_prompts(PROMPTS)
     for number, (scene, *_) in enumerate(_scenes(split, -(-size // PER_PICTURE), rng)):
         name = f"{split}-{number:05d}"
-        image = pictures.add(name, scene, rng)
+        image = _picture(folder, name, scene, rng)
         for part in range(min(PER_PICTURE, size - number * PER_PICTURE)):
             yield judge_sft_row(scene, image, f"{name}-{part}", prompts, rng)
 
 
-def _risk_hint_rows(
-    pictures: Pictures, split: str, size: int, rng: Random
-) -> Iterator[dict[str, Any]]:
+def _risk_hint_rows(folder: Path, split: str, size: int, rng: Random) -> Iterator[dict[str, Any]]:
     prompts = load_prompts(PROMPTS)
     for number, (scene, *_) in enumerate(_scenes(split, size, rng)):
         name = f"{split}-{number:05d}"
-        yield risk_hint_row(scene, pictures.add(name, scene, rng), name, prompts, rng)
+        yield risk_hint_row(scene, _picture(folder, name, scene, rng), name, prompts, rng)
+
+
+def _picture(folder: Path, name: str, scene: Scene, rng: Random) -> str:
+    """Draw and save the picture. Returns: its path relative to ``folder``."""
+    image = f"images/{name}.png"
+    draw(scene, rng.getrandbits(32)).save(folder / image, compress_level=1)
+    return image
 
 
 def _row(drawn: Drawn, name: str, pairs: Pairs, rng: Random) -> dict[str, Any]:
@@ -277,8 +279,8 @@ def _twin(scene: Scene, harmless: Pool, rng: Random) -> Scene:
     same = [s for s in harmless[(scene.family,)] if s.paraphrase == scene.paraphrase]
 
     def changes(other: Scene) -> int:
-        same_shape = (other.icon == scene.icon) + (other.word == scene.word)
-        return 3 - same_shape - (other.colour == scene.colour)
+        equal = (other.icon == scene.icon) + (other.word == scene.word)
+        return 3 - equal - (other.colour == scene.colour)
 
     least = min(map(changes, same))
     return rng.choice([other for other in same if changes(other) == least])
